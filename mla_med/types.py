@@ -1,0 +1,242 @@
+"""The nouns. Frozen, valid once constructed, units in the names, no I/O, no patient names.
+
+Names, patient IDs and birth dates never enter a noun: the document writers read them from the
+source headers at the moment of writing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+
+
+class Modality(StrEnum):
+    """Imaging modalities that mla_med reads (DICOM PS3.3 C.7.3.1.1.1, the two of them we take)."""
+
+    CT = "CT"
+    MR = "MR"
+
+
+class Presence(StrEnum):
+    PRESENT = "present"
+    ABSENT = "absent"
+    CANNOT_SAY = "cannot say"
+
+
+class Side(StrEnum):
+    RIGHT = "right"
+    LEFT = "left"
+    BILATERAL = "bilateral"
+
+
+class Sex(StrEnum):
+    FEMALE = "F"
+    MALE = "M"
+    OTHER = "O"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why not: a code for machines, words for people."""
+
+    code: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One stored object, or one frame of it. `frame` counts from 0, None in a single-frame object."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    path: Path
+    frame: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The instances of one series that share a geometry and an acquisition, in stored order."""
+
+    series_uid: str
+    modality: str
+    description: str
+    body_part: str
+    image_type: tuple[str, ...]
+    instances: tuple[Instance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClinicalContext:
+    """What the request said. Never a name, an ID or a birth date."""
+
+    age_years: float | None = None
+    sex: Sex | None = None
+    indication: str = ""
+    prior: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    study_uid: str
+    study_date: str
+    description: str
+    context: ClinicalContext
+    series: tuple[Series, ...]
+    problems: tuple[Reason, ...] = ()
+    """Files under the folder that are not part of any series, each with its reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What was measured on a series before it was trusted."""
+
+    shape: tuple[int, int, int]
+    """Columns I, rows J, slices K."""
+    spacing_mm: tuple[float, float, float]
+    affine: tuple[tuple[float, float, float, float], ...]
+    """4 x 4, voxel index (I, J, K) -> patient RAS in mm."""
+    orientation: str
+    """axial, coronal, sagittal or oblique."""
+    tilt_deg: float
+    """Gantry tilt: angle between the slice normal and the line through the slice positions."""
+    largest_spacing_error: float
+    """Largest deviation of a slice step from the median step, as a fraction of the median."""
+    duplicates_dropped: int
+    rescale: str
+    """How stored values became HU or MR units, in words."""
+    transfer_syntax_uid: str
+    lossy: bool
+    air_hu: float | None = None
+    """CT, once pixels were read: median HU of the darkest 1 % of voxels; air is near -1000."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesVerdict:
+    """What became of one series: accepted with a certificate, or refused with a reason;
+    chosen or not, with a reason too."""
+
+    series: Series
+    certificate: Certificate | None
+    reason: Reason | None
+    """Why it was refused, or, when accepted and not chosen, why not chosen."""
+    chosen: bool = False
+
+    @property
+    def accepted(self) -> bool:
+        return self.certificate is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """Voxels float32 (I, J, K), read-only, HU for CT; affine (4, 4) voxel index -> patient RAS mm."""
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    series: Series
+    """Instances in slice order: instance k is slice k."""
+    certificate: Certificate
+
+    def __post_init__(self):
+        assert self.voxels.ndim == 3 and self.voxels.dtype == np.float32
+        assert self.affine.shape == (4, 4)
+        self.voxels.setflags(write=False)
+        self.affine.setflags(write=False)
+
+
+Box = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Where in the images a finding was seen."""
+
+    sop_instance_uids: tuple[str, ...]
+    """The cited slices, the most important first."""
+    box_mm: Box
+    """Lower and upper corner in patient RAS mm."""
+    faithfulness: float | None = None
+    """Fall of the finding's logit when the box is masked, None where it was not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One statement about one finding code. Compares without confidence and evidence, so that a
+    parsed report equals the findings it was rendered from."""
+
+    code: str
+    """A key of report.schema.CHEST_CT (or of another examination's schema)."""
+    presence: Presence = Presence.PRESENT
+    site: str | None = None
+    side: Side | None = None
+    size_mm: float | None = None
+    confidence: float | None = field(default=None, compare=False)
+    evidence: Evidence | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    text: str
+    codes: tuple[str, ...] = ()
+    """The finding codes that this sentence states."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a radiologist wrote, or what the model drafted."""
+
+    findings: tuple[Finding, ...]
+    sentences: tuple[Sentence, ...]
+    """The findings section, in order."""
+    impression: tuple[Sentence, ...]
+    technique: str
+    language: str = "en"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """May this model draft this study? Refused with reasons, or accepted; the scores either way."""
+
+    accepted: bool
+    reasons: tuple[Reason, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    model_name: str
+    model_version: str
+    weights_sha256: str
+    study_uid: str
+    series_uids: tuple[str, ...]
+    created_utc: str
+    """ISO 8601 with seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """One thing that a check found wrong with a report."""
+
+    rule: str
+    words: str
+    sentence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What the model did with one study. A draft is never final; no writer can make it so."""
+
+    report: Report | None
+    """None when the gate refused."""
+    gate: Gate
+    verdicts: tuple[SeriesVerdict, ...]
+    modal_weights: Mapping[str, float]
+    provenance: Provenance
+    complaints: tuple[Complaint, ...] = ()
+
+    def __post_init__(self):
+        assert (self.report is not None) == self.gate.accepted

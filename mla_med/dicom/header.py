@@ -1,0 +1,391 @@
+"""DICOM file -> Headers: what one image says of its geometry and acquisition, one per frame.
+
+Reads a file once and keeps what it found until the file changes. Knows pydicom, classic and
+enhanced objects, and files that lie; knows nothing of series, volumes or people.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+# What pydicom raises on files that are damaged or hostile; found by fuzzing, none of it documented.
+MALFORMED = (
+    InvalidDicomError,
+    BytesLengthException,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+)
+MAX_INFLATED_BYTES = 256 * 2**20
+"""A deflated file may not grow beyond this: 1 MB can inflate to 1 GB."""
+
+MAX_TEXT = 256
+UID_FORM = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]{0,63}")
+IMAGE_CLASSES = frozenset(
+    f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4")
+)
+DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
+LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91, 93, 203, 112))
+_DELIMITER = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
+
+_SIEMENS_B_VALUE = 0x0019100C
+_GE_B_VALUE = 0x00431039
+_PHILIPS_B_VALUE = 0x20011003
+_TAGS: list[Any] = [
+    *("SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality"),
+    *("PatientID", "IssuerOfPatientID", "SeriesNumber", "SeriesDescription", "BodyPartExamined"),
+    *("ImageType", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
+    *("BitsAllocated", "PixelRepresentation", "ImageOrientationPatient", "ImagePositionPatient"),
+    *("PixelSpacing", "SliceThickness", "RescaleSlope", "RescaleIntercept", "PixelPaddingValue"),
+    *("PixelPaddingRangeLimit", "ConvolutionKernel", "EchoTime", "EchoNumbers", "DiffusionBValue"),
+    *("DiffusionGradientOrientation", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime"),
+    *("NominalPercentageOfCardiacPhase", "KVP", "FrameOfReferenceUID", "LossyImageCompression"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *(0x00190010, _SIEMENS_B_VALUE, 0x00430010, _GE_B_VALUE, 0x20010010, _PHILIPS_B_VALUE),
+]
+
+
+class NotDicomError(Exception):
+    """The file is something else; the message says what was seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """One image. None where the file does not say, or says nonsense."""
+
+    path: Path
+    frame: int | None
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_uid: str
+    study_uid: str
+    patient_hash: int | None
+    """To tell patients apart without keeping who they are; changes with every process."""
+    series_number: int
+    modality: str
+    description: str
+    body_part: str
+    image_type: tuple[str, ...]
+    transfer_syntax_uid: str
+    lossy: bool
+    rows: int
+    columns: int
+    samples: int
+    photometric: str
+    frames: int
+    bits_allocated: int
+    signed: bool
+    orientation: tuple[float, ...] | None
+    position_mm: tuple[float, ...] | None
+    """Patient coordinates as DICOM has them: left, posterior, superior."""
+    row_column_spacing_mm: tuple[float, ...] | None
+    thickness_mm: float | None
+    slope: float | None
+    intercept: float | None
+    padding: tuple[int, int] | None
+    """Lowest and highest stored value that means: nothing was measured here."""
+    kernel: str
+    echo: tuple[float | None, str]
+    b_value: float | None
+    gradient: tuple[float, ...] | None
+    temporal_position: int | None
+    acquisition_number: int | None
+    trigger_ms: float | None
+    cardiac_phase: float | None
+    kvp: float | None
+    frame_of_reference_uid: str
+    pixels_complete: bool
+    """False: the file ends before its pixel data do."""
+
+
+def read_headers(path: Path) -> tuple[Header, ...]:
+    """One header, or one per frame of an enhanced object. Raises NotDicomError, one of MALFORMED,
+    or OSError."""
+    status = path.stat()
+    return _read_headers(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=8192)
+def _read_headers(path: Path, _mtime_ns: int, size: int) -> tuple[Header, ...]:
+    with quiet_pydicom(), path.open("rb") as file:
+        bare = _is_bare(file)
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=bare)
+        common = _common(path, dataset)
+        if _lacks_pixels(file, size, common):
+            raise EOFError("no pixel data")
+        common["pixels_complete"] = _has_all_pixels(file, size, common)
+        if common["sop_class_uid"] == DICOMDIR_CLASS:
+            return ()
+        return tuple(_frames(dataset, common))
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """pydicom prints bad values, which may be names; what matters of them becomes a Reason here."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "openjpeg", "libjpeg")]
+    levels = [logger.level for logger in loggers]
+    with pydicom.config.disable_value_validation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _is_bare(file: BinaryIO) -> bool:
+    """True for a data set without preamble, as some scanners export; leaves the file at its start."""
+    head = file.read(2048)
+    file.seek(0)
+    if head[128:132] == b"DICM":
+        if DeflatedExplicitVRLittleEndian.encode() + b"\0" in head:
+            _check_inflated_size(file)
+        return False
+    if not head:
+        raise NotDicomError("is empty")
+    # Group 0008, an element up to 0018, as every image starts; big endian never came without preamble.
+    if len(head) > 132 and head[:2] == b"\x08\x00" and head[3] == 0 and head[2] <= 0x18:
+        return True
+    raise NotDicomError("is not a DICOM file")
+
+
+def _check_inflated_size(file: BinaryIO) -> None:
+    pydicom.filereader.read_preamble(file, force=False)
+    pydicom.filereader._read_file_meta_info(file)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    size = 0
+    while chunk := inflater.unconsumed_tail or file.read(2**16):
+        size += len(inflater.decompress(chunk, 2**20))
+        if size > MAX_INFLATED_BYTES:
+            raise ValueError(f"inflates to more than {MAX_INFLATED_BYTES // 2**20} MiB")
+    file.seek(0)
+
+
+def _common(path: Path, dataset: Dataset) -> dict[str, Any]:
+    """What all frames of a file share."""
+    meta = getattr(dataset, "file_meta", Dataset())
+    syntax = _uid(_text(meta, "TransferSyntaxUID")) or str(ImplicitVRLittleEndian)
+    patient = (_text(dataset, "PatientID"), _text(dataset, "IssuerOfPatientID"))
+    signed = _whole(dataset, "PixelRepresentation") == 1
+    return {
+        "path": path,
+        "sop_instance_uid": _uid(_text(dataset, "SOPInstanceUID"), _text(meta, "MediaStorageSOPInstanceUID")),
+        "sop_class_uid": _uid(_text(dataset, "SOPClassUID"), _text(meta, "MediaStorageSOPClassUID")),
+        "series_uid": _uid(_text(dataset, "SeriesInstanceUID")),
+        "study_uid": _uid(_text(dataset, "StudyInstanceUID")),
+        "patient_hash": hash(patient) if patient[0] else None,
+        "series_number": _whole(dataset, "SeriesNumber") or 0,
+        "modality": _text(dataset, "Modality").upper(),
+        "description": _text(dataset, "SeriesDescription"),
+        "body_part": _text(dataset, "BodyPartExamined").upper(),
+        "transfer_syntax_uid": syntax,
+        "lossy": _text(dataset, "LossyImageCompression") == "01" or syntax in LOSSY_SYNTAXES,
+        "rows": _whole(dataset, "Rows") or 0,
+        "columns": _whole(dataset, "Columns") or 0,
+        "samples": _whole(dataset, "SamplesPerPixel") or 1,
+        "photometric": _text(dataset, "PhotometricInterpretation").upper(),
+        "frames": max(1, _whole(dataset, "NumberOfFrames") or 1),
+        "bits_allocated": _whole(dataset, "BitsAllocated") or 0,
+        "signed": signed,
+        "padding": _padding(dataset, signed),
+        "kernel": "/".join(_texts(dataset, "ConvolutionKernel")),
+        "acquisition_number": _whole(dataset, "AcquisitionNumber"),
+        "kvp": _number(dataset, "KVP"),
+        "frame_of_reference_uid": _uid(_text(dataset, "FrameOfReferenceUID")),
+    }
+
+
+def _padding(dataset: Dataset, signed: bool) -> tuple[int, int] | None:
+    first = _whole(dataset, "PixelPaddingValue")
+    if first is None:
+        return None
+    last = _whole(dataset, "PixelPaddingRangeLimit")
+    ends = sorted((first, first if last is None else last))
+    if signed:
+        # Some writers store a negative padding value under VR US.
+        ends = sorted(end - 2**16 if end >= 2**15 else end for end in ends)
+    return ends[0], ends[1]
+
+
+def _lacks_pixels(file: BinaryIO, size: int, common: dict[str, Any]) -> bool:
+    """An image whose file is over before its pixel data begin; pydicom takes that for a short header."""
+    deflated = common["transfer_syntax_uid"] == DeflatedExplicitVRLittleEndian
+    return common["sop_class_uid"] in IMAGE_CLASSES and not deflated and file.tell() >= size
+
+
+def _has_all_pixels(file: BinaryIO, size: int, common: dict[str, Any]) -> bool:
+    """Compare what the file holds after its header with what the header promises."""
+    if not common["rows"]:
+        return True
+    syntax = pydicom.uid.UID(common["transfer_syntax_uid"])
+    if syntax == DeflatedExplicitVRLittleEndian:
+        return True
+    if syntax.is_transfer_syntax and syntax.is_encapsulated:
+        return _has_delimiter(file, size)
+    bits = common["rows"] * common["columns"] * common["samples"] * common["frames"]
+    promised = bits * common["bits_allocated"] // 8
+    return size - file.tell() - (8 if syntax.is_implicit_VR else 12) >= promised
+
+
+def _has_delimiter(file: BinaryIO, size: int) -> bool:
+    """Compressed pixel data end with a delimiter, nearly always the last bytes of the file."""
+    start = file.tell()
+    file.seek(max(start, size - 1024))
+    if _DELIMITER in file.read():
+        return True
+    file.seek(start)
+    return _DELIMITER in file.read()
+
+
+def _frames(dataset: Dataset, common: dict[str, Any]) -> Iterator[Header]:
+    groups = dataset.get("PerFrameFunctionalGroupsSequence")
+    if not groups:
+        yield Header(frame=None, **common, **_classic(dataset))
+        return
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    if len(groups) != common["frames"]:
+        raise ValueError(f"has {common['frames']} frames but describes {len(groups)}")
+    for index, group in enumerate(groups):
+        yield Header(frame=index, **common, **_enhanced(dataset, group, shared[0]))
+
+
+def _classic(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "image_type": _texts(dataset, "ImageType"),
+        "orientation": _numbers(dataset, "ImageOrientationPatient", 6),
+        "position_mm": _numbers(dataset, "ImagePositionPatient", 3),
+        "row_column_spacing_mm": _numbers(dataset, "PixelSpacing", 2),
+        "thickness_mm": _number(dataset, "SliceThickness"),
+        "slope": _number(dataset, "RescaleSlope"),
+        "intercept": _number(dataset, "RescaleIntercept"),
+        "echo": (_rounded(_number(dataset, "EchoTime")), "/".join(_texts(dataset, "EchoNumbers"))),
+        "b_value": _b_value(dataset),
+        "gradient": _numbers(dataset, "DiffusionGradientOrientation", 3),
+        "temporal_position": _whole(dataset, "TemporalPositionIdentifier"),
+        "trigger_ms": _number(dataset, "TriggerTime"),
+        "cardiac_phase": _number(dataset, "NominalPercentageOfCardiacPhase"),
+    }
+
+
+def _b_value(dataset: Dataset) -> float | None:
+    """The standard attribute, else the private one of Siemens, GE (1e9 marks a scaled one) or Philips."""
+    standard = _number(dataset, "DiffusionBValue")
+    if standard is not None:
+        return standard
+    for tag in (_SIEMENS_B_VALUE, _GE_B_VALUE, _PHILIPS_B_VALUE):
+        values = _texts(dataset, tag)
+        if values and (number := _to_float(values[0])) is not None:
+            return number % 1e9
+    return None
+
+
+def _enhanced(dataset: Dataset, group: Dataset, shared: Dataset) -> dict[str, Any]:
+    def macro(*keywords: str) -> Dataset:
+        for place in (group, shared):
+            for keyword in keywords:
+                if items := place.get(keyword):
+                    return items[0]
+        return Dataset()
+
+    content, diffusion = macro("FrameContentSequence"), macro("MRDiffusionSequence")
+    rescale, measures = macro("PixelValueTransformationSequence"), macro("PixelMeasuresSequence")
+    kind = macro("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "FrameTypeSequence")
+    directions = diffusion.get("DiffusionGradientDirectionSequence") or [Dataset()]
+    timing = macro("CardiacSynchronizationSequence")
+    echo_ms = _rounded(_number(macro("MREchoSequence"), "EffectiveEchoTime"))
+    return {
+        "image_type": _texts(kind, "FrameType") or _texts(dataset, "ImageType"),
+        "orientation": _numbers(macro("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
+        "position_mm": _numbers(macro("PlanePositionSequence"), "ImagePositionPatient", 3),
+        "row_column_spacing_mm": _numbers(measures, "PixelSpacing", 2),
+        "thickness_mm": _number(measures, "SliceThickness"),
+        "slope": _number(rescale, "RescaleSlope"),
+        "intercept": _number(rescale, "RescaleIntercept"),
+        "echo": (echo_ms, _text(content, "StackID")),
+        "b_value": _number(diffusion, "DiffusionBValue"),
+        "gradient": _numbers(directions[0], "DiffusionGradientOrientation", 3),
+        "temporal_position": _whole(content, "TemporalPositionIndex"),
+        "trigger_ms": _number(timing, "NominalCardiacTriggerDelayTime"),
+        "cardiac_phase": _number(timing, "NominalPercentageOfCardiacPhase"),
+    }
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return "/".join(_texts(dataset, keyword))
+
+
+def _texts(dataset: Dataset, key: Any) -> tuple[str, ...]:
+    try:
+        value = dataset[key].value if key in dataset else None
+    except MALFORMED:
+        return ()
+    if value is None:
+        return ()
+    values = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value]
+    cleaned = (_clean(str(v)) for v in values if v is not None)
+    return tuple(text for text in cleaned if text)
+
+
+def _clean(text: str) -> str:
+    """One line of sane length: damaged headers hold binary where a word should be."""
+    return "".join(c if c.isprintable() else " " for c in text[:MAX_TEXT]).strip()
+
+
+def _uid(*candidates: str) -> str:
+    """The first that may pass for a UID; strict on what could be a path, lenient on digits."""
+    return next((text for text in candidates if UID_FORM.fullmatch(text)), "")
+
+
+def _number(dataset: Dataset, keyword: str) -> float | None:
+    values = _texts(dataset, keyword)
+    return _to_float(values[0]) if values else None
+
+
+def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+    numbers = [_to_float(text) for text in _texts(dataset, keyword)]
+    known = tuple(n for n in numbers if n is not None)
+    return known if len(known) == len(numbers) == count else None
+
+
+def _whole(dataset: Dataset, keyword: str) -> int | None:
+    number = _number(dataset, keyword)
+    return None if number is None else int(number)
+
+
+def _to_float(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, 2)

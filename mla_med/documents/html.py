@@ -1,0 +1,322 @@
+"""Draft and Volume -> one HTML page that a radiologist opens beside the images.
+
+The page asks nothing of any network and runs no script: links, :target and :has() do the
+highlighting, pictures are data: URIs, and its own Content-Security-Policy forbids the rest.
+Pictures follow the radiological convention: patient right at image left, anterior and head up.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from mla_med.documents.text import HASH_DIGITS, NOTICE, sentence_findings
+from mla_med.report.schema import CHEST_CT
+from mla_med.types import Box, Draft, Evidence, Finding, Modality, Presence, Report, Sentence, Side, Volume
+
+LARGEST_PAGE_BYTES = 2_500_000
+
+PICTURE_EDGES_PX = (512, 384, 256, 160)
+"""Longest edge of a key picture; the next one is tried where the page would grow too large."""
+
+WINDOWS_HU = {"lung": (-600.0, 1500.0), "soft tissue": (40.0, 400.0)}
+"""Level and width."""
+
+LUNG_FINDINGS = {
+    "lung_nodule",
+    "lung_mass",
+    "consolidation",
+    "ground_glass_opacity",
+    "emphysema",
+    "pneumothorax",
+}
+"""Shown in the lung window; every other finding in the soft tissue window."""
+
+AXES = {"axial": 2, "coronal": 1, "sagittal": 0}
+"""The patient axis (x right, y anterior, z superior) along which the slices of a view are stacked."""
+
+LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
+
+EDGES = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
+"""What is at the left, right, top and bottom of a picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One slice as the page shows it; lengths in pixels of the PNG."""
+
+    png_uri: str
+    width: int
+    height: int
+    box: tuple[float, float, float, float]
+    """Left, top, width, height of the evidence box."""
+    edges: str
+    view: str
+    window: str
+    place: str
+    scale_bar: float
+    """50 mm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One finding as the page shows it."""
+
+    number: int
+    title: str
+    finding: Finding
+    facts: tuple[tuple[str, str], ...]
+    critical: bool
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One sentence and the numbers of the cards that it links to."""
+
+    text: str
+    cards: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Canonical:
+    """A volume turned so that its axes run to the patient's right, front and head."""
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    slice_axis: int
+    """The patient axis along which the images were acquired."""
+
+
+def draft_to_html(draft: Draft, volume: Volume | None) -> str:
+    """The page; with a volume, the largest pictures that keep it within LARGEST_PAGE_BYTES."""
+    page = ""
+    for edge_px in PICTURE_EDGES_PX if volume is not None and draft.report is not None else (0,):
+        page = _page(draft, volume, edge_px)
+        if len(page.encode()) <= LARGEST_PAGE_BYTES:
+            break
+    return page
+
+
+def _page(draft: Draft, volume: Volume | None, edge_px: int) -> str:
+    cards = _cards(draft.report, volume, edge_px) if draft.report else ()
+    numbers = {id(card.finding): card.number for card in cards}
+    return _template().render(
+        notice=NOTICE,
+        draft=draft,
+        cards=cards,
+        shown=[c for c in cards if c.finding.presence is not Presence.ABSENT],
+        absent=[c for c in cards if c.finding.presence is Presence.ABSENT],
+        findings=_lines(draft.report.sentences, draft.report, numbers) if draft.report else [],
+        impression=_lines(draft.report.impression, draft.report, numbers) if draft.report else [],
+        weights=_shares(draft.modal_weights),
+        chosen=[v for v in draft.verdicts if v.chosen],
+        others=[v for v in draft.verdicts if not v.chosen],
+        hash=draft.provenance.weights_sha256[:HASH_DIGITS],
+        has_images=volume is not None,
+    )
+
+
+def _template():
+    folder = FileSystemLoader(Path(__file__).parent / "templates")
+    environment = Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("draft.html.jinja")
+
+
+def _cards(report: Report, volume: Volume | None, edge_px: int) -> tuple[Card, ...]:
+    canonical = None if volume is None else _canonical(volume)
+    return tuple(
+        Card(
+            number=n,
+            title=_title(finding),
+            finding=finding,
+            facts=_facts(finding),
+            critical=_is_critical(finding),
+            pictures=_pictures(finding, volume, canonical, edge_px) if volume and canonical else (),
+        )
+        for n, finding in enumerate(report.findings, start=1)
+    )
+
+
+def _title(finding: Finding) -> str:
+    kind = CHEST_CT.get(finding.code)
+    term = kind.term if kind else finding.code.replace("_", " ")
+    return term[:1].upper() + term[1:]
+
+
+def _is_critical(finding: Finding) -> bool:
+    kind = CHEST_CT.get(finding.code)
+    return kind is not None and kind.critical and finding.presence is Presence.PRESENT
+
+
+def _facts(finding: Finding) -> tuple[tuple[str, str], ...]:
+    facts = {
+        "Side": "both sides" if finding.side is Side.BILATERAL else finding.side,
+        "Site": finding.site and finding.site.replace("_", " "),
+        "Size": finding.size_mm is not None and f"{finding.size_mm:.4g} mm",
+        "Centre": finding.evidence and _place(_centre(finding.evidence.box_mm)),
+    }
+    return tuple((name, str(value)) for name, value in facts.items() if value)
+
+
+def _centre(box_mm: Box) -> np.ndarray:
+    return np.mean(box_mm, axis=0)
+
+
+def _place(point_mm: np.ndarray) -> str:
+    """Letters instead of signs: DICOM and NIfTI disagree on the signs."""
+    return " · ".join(_coordinate(axis, value) for axis, value in enumerate(point_mm)) + " mm"
+
+
+def _coordinate(axis: int, value_mm: float) -> str:
+    return f"{LETTERS[axis][int(value_mm >= 0)]} {abs(value_mm):.1f}"
+
+
+def _lines(sentences: tuple[Sentence, ...], report: Report, numbers: Mapping[int, int]) -> list[Line]:
+    stated = sentence_findings(sentences, report)
+    return [
+        Line(sentence.text, tuple(sorted({numbers[id(f)] for f in findings})))
+        for sentence, findings in zip(sentences, stated, strict=True)
+    ]
+
+
+def _shares(weights: Mapping[str, float]) -> list[tuple[str, float, float]]:
+    """Name, weight as the model gave it, and width in per cent of the bar."""
+    total = sum(weights.values()) or 1.0
+    return [(name, weight, 100 * weight / total) for name, weight in weights.items()]
+
+
+def _canonical(volume: Volume) -> Canonical:
+    image = nibabel.as_closest_canonical(nibabel.Nifti1Image(volume.voxels, volume.affine))
+    turned = nibabel.orientations.io_orientation(volume.affine)
+    return Canonical(np.asanyarray(image.dataobj), image.affine, int(turned[2, 0]))
+
+
+def _pictures(finding: Finding, volume: Volume, canonical: Canonical, edge_px: int) -> tuple[Picture, ...]:
+    """The key slice as acquired, and a second plane across the box to show at what height it lies."""
+    if finding.evidence is None:
+        return ()
+    lower, upper = _box_voxels(finding.evidence.box_mm, canonical)
+    point = np.clip(np.rint((lower + upper - 1) / 2), 0, np.array(canonical.voxels.shape) - 1).astype(int)
+    key_view, other_view = _views(canonical.slice_axis)
+    key_point = point.copy()
+    key_point[canonical.slice_axis], number = _key_slice(finding.evidence, volume, canonical, point)
+    window, low, high = _window(finding.code, volume)
+    drawn = [(key_view, key_point, edge_px, f"Slice {number} of {volume.voxels.shape[2]}, ")]
+    drawn.append((other_view, point, edge_px * 5 // 8, ""))
+    return tuple(
+        Picture(
+            *_drawing(view, canonical, at, (lower, upper), (low, high), edge),
+            edges=EDGES[view],
+            view=view,
+            window=window,
+            place=words + _slice_place(AXES[view], at, canonical),
+            scale_bar=_scale(view, canonical, edge) * 50,
+        )
+        for view, at, edge, words in drawn
+    )
+
+
+def _box_voxels(box_mm: Box, canonical: Canonical) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper edge in voxels of `canonical`; voxel n reaches from n to n + 1."""
+    corners = np.array(list(itertools.product(*zip(*box_mm, strict=True))))
+    voxels = nibabel.affines.apply_affine(np.linalg.inv(canonical.affine), corners) + 0.5
+    shape = np.array(canonical.voxels.shape)
+    return np.clip(voxels.min(axis=0), 0, shape), np.clip(voxels.max(axis=0), 0, shape)
+
+
+def _views(slice_axis: int) -> tuple[str, str]:
+    key = next(view for view, axis in AXES.items() if axis == slice_axis)
+    return key, "axial" if key == "coronal" else "coronal"
+
+
+def _key_slice(
+    evidence: Evidence, volume: Volume, canonical: Canonical, point: np.ndarray
+) -> tuple[int, int]:
+    """Index in `canonical` and number, from 1, in the series, of the slice that is cited first."""
+    slices = canonical.voxels.shape[canonical.slice_axis]
+    runs_up = nibabel.orientations.io_orientation(volume.affine)[2, 1] > 0
+    middle = int(point[canonical.slice_axis])
+    near = middle if runs_up else slices - 1 - middle
+    cited = [
+        k
+        for k, instance in enumerate(volume.series.instances)
+        if instance.sop_instance_uid in evidence.sop_instance_uids[:1]
+    ]
+    # The frames of a multi-frame object share one UID: of those the one in the middle of the box.
+    k = min(cited, key=lambda k: abs(k - near), default=near)
+    return (k if runs_up else slices - 1 - k), k + 1
+
+
+def _window(code: str, volume: Volume) -> tuple[str, float, float]:
+    if volume.series.modality != Modality.CT:
+        low, high = np.percentile(volume.voxels[::2, ::2], (1, 99))
+        return "Window: 1st to 99th percentile", float(low), float(high)
+    name = "lung" if code in LUNG_FINDINGS else "soft tissue"
+    level, width = WINDOWS_HU[name]
+    words = f"{name.capitalize()} window, L {level:.0f} W {width:.0f}".replace("-", "−")
+    return words, level - width / 2, level + width / 2
+
+
+def _slice_place(axis: int, point: np.ndarray, canonical: Canonical) -> str:
+    return _coordinate(axis, float(nibabel.affines.apply_affine(canonical.affine, point)[axis])) + " mm"
+
+
+def _drawing(
+    view: str,
+    canonical: Canonical,
+    point: np.ndarray,
+    box: tuple[np.ndarray, np.ndarray],
+    range_: tuple[float, float],
+    edge_px: int,
+) -> tuple[str, int, int, tuple[float, float, float, float]]:
+    """PNG, its width and height, and the box in it."""
+    across, up = (axis for axis in range(3) if axis != AXES[view])
+    plane = np.take(canonical.voxels, int(point[AXES[view]]), axis=AXES[view])[::-1, ::-1].T
+    low, high = range_
+    grey = np.clip((np.nan_to_num(plane, nan=low) - low) / max(high - low, 1e-6), 0, 1)
+    size_mm = _spacing_mm(canonical) * canonical.voxels.shape
+    scale = _scale(view, canonical, edge_px)
+    width, height = (max(1, round(size_mm[axis] * scale)) for axis in (across, up))
+    picture = Image.fromarray((grey * 255).astype(np.uint8))
+    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return _png_uri(resized), width, height, _box_px(canonical, box, (across, up), (width, height))
+
+
+def _box_px(
+    canonical: Canonical, box: tuple[np.ndarray, np.ndarray], axes: tuple[int, int], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Both axes of every view run against the picture's, so the upper edge is the one at left and top."""
+    lower, upper = box
+    px = np.array(size) / np.array(canonical.voxels.shape)[list(axes)]
+    start = (np.array(canonical.voxels.shape) - upper)[list(axes)] * px
+    extent = (upper - lower)[list(axes)] * px
+    left, top, width, height = (round(float(v), 1) for v in (*start, *extent))
+    return left, top, width, height
+
+
+def _spacing_mm(canonical: Canonical) -> np.ndarray:
+    return nibabel.affines.voxel_sizes(canonical.affine)
+
+
+def _scale(view: str, canonical: Canonical, edge_px: int) -> float:
+    """Pixels per mm."""
+    size_mm = _spacing_mm(canonical) * canonical.voxels.shape
+    return edge_px / float(max(size_mm[axis] for axis in range(3) if axis != AXES[view]))
+
+
+def _png_uri(picture: Image.Image) -> str:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,103 @@
+"""Draft -> JSON-ready dict -> Draft: everything a draft holds, and no folder of anybody's disk.
+
+Written from the types of the nouns, so that a field added there is never forgotten here. Of an
+instance's path only the file name is kept: folders are often named after patients. A draft read
+back therefore equals the draft written, but for the folders.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from mla_med.documents.text import NOTICE
+from mla_med.errors import ReportError
+from mla_med.types import Draft
+
+FORMAT = "mla_med.draft/1"
+
+
+def draft_to_json(draft: Draft) -> dict[str, Any]:
+    return {"format": FORMAT, "notice": NOTICE, "draft": _to_json(draft)}
+
+
+def draft_from_json(data: dict[str, Any]) -> Draft:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ReportError(f"This is not a draft in the format {FORMAT}; was it written by draft_to_json?")
+    return _from_json(Draft, data.get("draft"), "draft")
+
+
+def _to_json(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _to_json(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_to_json(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        # A file name need not be UTF-8 on disk; JSON must be.
+        return value.name.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # strict JSON has no NaN and no infinity
+    return value
+
+
+def _from_json(hint: Any, data: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        kind = next(a for a in arguments if a is not type(None))
+        return None if data is None else _from_json(kind, data, where)
+    if origin is tuple:
+        return _tuple_from_json(arguments, data, where)
+    if origin is not None:  # Mapping[str, float]
+        _expect(dict, data, where)
+        return {key: _from_json(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
+    if is_dataclass(hint):
+        return _noun_from_json(hint, data, where)
+    return _scalar_from_json(hint, data, where)
+
+
+def _tuple_from_json(arguments: tuple[Any, ...], data: Any, where: str) -> tuple:
+    _expect(list, data, where)
+    hints = arguments[:1] * len(data) if arguments[-1] is Ellipsis else arguments
+    if len(hints) != len(data):
+        raise ReportError(f"{where} has {len(data)} items where a draft has {len(hints)}.")
+    return tuple(
+        _from_json(h, item, f"{where}[{n}]") for n, (h, item) in enumerate(zip(hints, data, strict=True))
+    )
+
+
+def _noun_from_json(kind: Any, data: Any, where: str) -> Any:
+    _expect(dict, data, where)
+    hints = get_type_hints(kind)
+    if set(data) != set(hints):
+        odd = ", ".join(sorted(set(data) ^ set(hints)))
+        raise ReportError(f"{where} has unknown or missing keys: {odd}. Is it from another version?")
+    return kind(**{key: _from_json(hint, data[key], f"{where}.{key}") for key, hint in hints.items()})
+
+
+def _scalar_from_json(kind: Any, data: Any, where: str) -> Any:
+    if issubclass(kind, Enum):
+        if data not in [member.value for member in kind]:
+            raise ReportError(f"{where} is {data!r}, which is no {kind.__name__}.")
+        return kind(data)
+    if kind is Path:
+        _expect(str, data, where)
+        return Path(data)
+    if kind is float and data in ("nan", "inf", "-inf"):
+        return float(data)
+    _expect((int, float) if kind is float else kind, data, where)
+    return data
+
+
+def _expect(kind: Any, data: Any, where: str) -> None:
+    wrong_bool = isinstance(data, bool) and kind is not bool
+    if wrong_bool or not isinstance(data, kind):
+        raise ReportError(f"{where} is {type(data).__name__} in this file, which no draft has there.")

@@ -1,0 +1,63 @@
+"""Draft -> plain text for people, and which sentence of a report states which of its findings.
+
+Knows no DICOM, no layout and no patient.
+"""
+
+from __future__ import annotations
+
+from mla_med.types import Draft, Finding, Provenance, Report, Sentence
+
+NOTICE = "AI DRAFT - NOT FOR DIAGNOSIS"
+"""First on every page, first in every file."""
+
+HASH_DIGITS = 16
+"""How much of the weights' sha256 people see; the whole of it is in draft.json."""
+
+
+def draft_to_text(draft: Draft) -> str:
+    """The report under its notice; of a refusal, the reasons and nothing else."""
+    body = _refusal_blocks(draft) if draft.report is None else _report_blocks(draft)
+    return "\n\n".join((NOTICE, *body, _origin(draft.provenance))) + "\n"
+
+
+def sentence_findings(sentences: tuple[Sentence, ...], report: Report) -> list[tuple[Finding, ...]]:
+    """For each sentence the findings it states.
+
+    A sentence names codes. Where a code has as many sentences as findings, they pair in order, so
+    that each of two nodules gets its own sentence; else the sentence is given all of that code.
+    """
+    return [
+        tuple(finding for code in s.codes for finding in _stated(code, n, sentences, report.findings))
+        for n, s in enumerate(sentences)
+    ]
+
+
+def _stated(
+    code: str, n: int, sentences: tuple[Sentence, ...], findings: tuple[Finding, ...]
+) -> tuple[Finding, ...]:
+    of_code = tuple(f for f in findings if f.code == code)
+    stating = [k for k, s in enumerate(sentences) if code in s.codes]
+    return (of_code[stating.index(n)],) if len(stating) == len(of_code) else of_code
+
+
+def _report_blocks(draft: Draft) -> list[str]:
+    assert draft.report is not None
+    sections = (
+        ("TECHNIQUE", [draft.report.technique]),
+        ("FINDINGS", [s.text for s in draft.report.sentences]),
+        ("IMPRESSION", [s.text for s in draft.report.impression]),
+        ("CHECKS THAT FAILED", [f"{c.rule}: {c.words}" for c in draft.complaints]),
+    )
+    return ["\n".join((heading, *lines)) for heading, lines in sections if any(lines)]
+
+
+def _refusal_blocks(draft: Draft) -> list[str]:
+    return ["No draft.", "\n".join(f"{r.code}: {r.words}" for r in draft.gate.reasons)]
+
+
+def _origin(provenance: Provenance) -> str:
+    return (
+        f"Written by {provenance.model_name} {provenance.model_version} "
+        f"(weights {provenance.weights_sha256[:HASH_DIGITS]}) at {provenance.created_utc}; "
+        f"unverified and preliminary. Study {provenance.study_uid}."
+    )

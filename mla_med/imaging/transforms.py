@@ -1,0 +1,152 @@
+"""Volume -> tensor: orientation, spacing, crop and intensity channels, as MONAI transforms.
+
+The settings belong to the model and travel in its checkpoint. Knows nothing of networks or reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import (
+    Compose,
+    ConcatItemsd,
+    CopyItemsd,
+    CropForegroundd,
+    EnsureTyped,
+    MapTransform,
+    NormalizeIntensityd,
+    Orientationd,
+    ResizeWithPadOrCropd,
+    ScaleIntensityRanged,
+    Spacingd,
+)
+from scipy import ndimage
+from torch import Tensor
+from torch.nn.functional import avg_pool3d
+
+from mla_med.types import Modality, Volume
+
+AIR_HU = -1024.0
+BODY_HU = -500.0
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What a model's input is: the default is chest CT at 3 mm."""
+
+    modality: str = Modality.CT
+    shape: tuple[int, int, int] = (128, 96, 112)
+    """Voxels to the right, to the front, up (RAS)."""
+    spacing_mm: float = 3.0
+    windows_hu: tuple[tuple[float, float], ...] = ((-1350.0, 150.0), (-160.0, 240.0), (-500.0, 1300.0))
+    """CT: lower and upper HU of each channel (lung, soft tissue, bone)."""
+
+    @property
+    def channels(self) -> int:
+        return len(self.windows_hu) if self.modality == Modality.CT else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        windows = tuple((float(low), float(high)) for low, high in values["windows_hu"])
+        shape = tuple(int(n) for n in values["shape"])
+        assert len(shape) == 3
+        return cls(str(values["modality"]), shape, float(values["spacing_mm"]), windows)
+
+
+class SlabAveraged(MapTransform):
+    """Averages whole voxels until the spacing is within a factor of two of the target.
+
+    `Spacingd` interpolates between neighbours: from 1 mm to 3 mm it would never look at two of
+    three slices. Averaging uses them all, and lowers the noise as it should.
+    """
+
+    def __init__(self, keys, spacing_mm: float):
+        super().__init__(keys)
+        self.spacing_mm = spacing_mm
+
+    def __call__(self, data):
+        data = dict(data)
+        for key in self.keys:
+            image = data[key]
+            factors = [max(1, int(self.spacing_mm / s + 1e-3)) for s in image.pixdim.tolist()]
+            factors = [min(f, n) for f, n in zip(factors, image.shape[1:], strict=True)]
+            if max(factors) > 1:
+                pooled = avg_pool3d(image.as_tensor()[None], factors, factors)[0]
+                data[key] = MetaTensor(pooled, affine=image.affine @ _pooled_affine(factors))
+        return data
+
+
+def place_transform(settings: Preprocessing) -> Compose:
+    """-> a MONAI transform of {"image": MetaTensor (1, I, J, K)} to the model's grid, intensities kept."""
+    place = [
+        EnsureTyped("image", dtype=torch.float32),
+        Orientationd("image", axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S"))),
+        SlabAveraged("image", settings.spacing_mm),
+        Spacingd(
+            "image", (settings.spacing_mm,) * 3, mode="bilinear", padding_mode="border", dtype=torch.float32
+        ),
+    ]
+    if settings.modality == Modality.MR:
+        return Compose([*place, ResizeWithPadOrCropd("image", settings.shape)])
+    return Compose(
+        [
+            *place,
+            CropForegroundd("image", source_key="image", select_fn=body_mask, allow_smaller=True),
+            ResizeWithPadOrCropd("image", settings.shape, mode="constant", value=AIR_HU),
+        ]
+    )
+
+
+def image_transform(settings: Preprocessing) -> Compose:
+    """-> a MONAI transform of {"image": MetaTensor (1, I, J, K)} to {"image": (C, I, J, K)}."""
+    if settings.modality == Modality.MR:
+        channels = [NormalizeIntensityd("image", nonzero=True)]
+    else:
+        channels = _windows(settings.windows_hu)
+    return Compose([place_transform(settings), *channels])
+
+
+def to_tensor(volume: Volume, settings: Preprocessing) -> tuple[Tensor, Tensor]:
+    """-> image_CIJK float32, and its affine (4, 4): voxel index of the result -> patient RAS mm."""
+    # the copy is MONAI's to change: a Volume is read-only
+    image = MetaTensor(torch.tensor(volume.voxels)[None], affine=torch.tensor(volume.affine))
+    image = image_transform(settings)({"image": image})["image"]
+    return image.as_tensor().contiguous(), image.affine.to(torch.float32)
+
+
+def window_channels(hu: Tensor, windows_hu: tuple[tuple[float, float], ...]) -> Tensor:
+    """HU (..., I, J, K) -> channels (..., C, I, J, K) in 0 to 1, as `_windows` does in the chain."""
+    return torch.stack([((hu - low) / (high - low)).clamp(0, 1) for low, high in windows_hu], dim=-4)
+
+
+def body_mask(image: Tensor) -> Tensor:
+    """The largest piece of tissue of (1, I, J, K) HU: the patient without the table."""
+    tissue = ndimage.binary_erosion(np.asarray(image)[0] > BODY_HU)
+    pieces, count = ndimage.label(tissue)
+    if count == 0:
+        return torch.ones(image.shape, dtype=torch.bool)
+    largest = 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+    return torch.from_numpy(pieces == largest)[None]
+
+
+def _windows(windows_hu) -> list:
+    names = [f"window_{n}" for n in range(len(windows_hu))]
+    scale = [
+        ScaleIntensityRanged(name, low, high, 0.0, 1.0, clip=True)
+        for name, (low, high) in zip(names, windows_hu, strict=True)
+    ]
+    return [CopyItemsd("image", times=len(names), names=names), *scale, ConcatItemsd(names, name="image")]
+
+
+def _pooled_affine(factors: list[int]) -> Tensor:
+    """Index of a pooled voxel -> index, at its centre, in the voxels that it averages."""
+    matrix = torch.diag(torch.tensor([*map(float, factors), 1.0], dtype=torch.float64))
+    matrix[:3, 3] = (torch.tensor(factors, dtype=torch.float64) - 1) / 2
+    return matrix

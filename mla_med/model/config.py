@@ -1,0 +1,157 @@
+"""Sizes and constants -> ModalConfig, the config.json of a checkpoint.
+
+Knows the finding schema as plain JSON and how large each part is. Builds no network.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from transformers import GPT2Config, PreTrainedConfig
+
+from mla_med.errors import ConfigError
+from mla_med.report.schema import CHEST_CT, FindingType
+from mla_med.types import Side
+
+FUSION_TYPES = ("bridge", "dma", "hffn", "concat", "full")
+SIDES = tuple(side.value for side in Side)
+LOSS_WEIGHTS = {
+    "presence": 1.0,
+    "side": 0.5,
+    "site": 0.5,
+    "size": 0.5,
+    "evidence": 0.3,
+    "coverage": 0.1,
+    "keep_ratio": 0.1,
+    "lm": 1.0,
+}
+
+
+class ModalConfig(PreTrainedConfig):
+    """What MLAModel is made of. Every field is JSON; the defaults are `default()`."""
+
+    model_type = "mla_med"
+    sub_configs_defaults = {"decoder": GPT2Config}
+
+    fusion_type: str = "full"
+    """bridge, dma, hffn, concat or full."""
+    image_dim: int | tuple[int, ...] | list[int] = (128, 96, 112)
+    """Voxels I, J, K the model was trained on (an int: a square picture). Informative: any size runs."""
+    text_dim: int = 128
+    """Width of the text encoder."""
+    channels: int = 3
+    """CT windows or MR sequences."""
+    widths: tuple[int, ...] | list[int] = (16, 32, 64, 96)
+    """Channels of the encoder stages at strides 2, 4, 8, 16; multiples of 8."""
+    units: tuple[int, ...] | list[int] = (1, 3, 2, 1)
+    """3 x 3 x 3 convolutions in each stage."""
+    width: int = 128
+    """Width D of the fused tokens."""
+    heads: int = 4
+    depth: int = 2
+    """Transformer blocks over the selected tokens (full)."""
+    text_depth: int = 1
+    text_positions: int = 128
+    """Longest clinical context, in tokens; the rest is cut off."""
+    keep_ratio: float = 0.5
+    """Share of the valid stride-8 tokens that is kept, at most `token_budget`."""
+    token_budget: int = 256
+    coarse_budget: int = 384
+    """Most tokens of the stride-16 level, and of the pooled one; a larger grid is averaged until it fits."""
+    masked_training: bool = False
+    """Train with every token inside masked attention; False: gather while training too, which is as
+    much faster as at inference, and lets only kept tokens and the fused rest teach the scorer."""
+    modality_dropout: tuple[float, ...] | list[float] = (0.0, 0.2)
+    """Chance per sample that image, text is hidden in training."""
+    findings: list[dict[str, Any]] | None = None
+    """One {"key", "sides", "sites", "has_size"} per code; None: the chest CT schema."""
+    size_scale_mm: float = 20.0
+    loss_weights: dict[str, float] | None = None
+    vocab_size: int = 1024
+    byte_offset: int = 4
+    """Without a tokenizer, byte b of the text is token b + byte_offset."""
+    pad_token_id: int = 0
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    decoder: dict[str, Any] | PreTrainedConfig | None = None
+    """Arguments of GPT2Config."""
+    preprocessing: dict[str, Any] | None = None
+    """What was done to the images. Not read here; it only travels with the weights."""
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        check_fusion_type(self.fusion_type)
+        self.findings = findings_of(CHEST_CT) if self.findings is None else self.findings
+        self.loss_weights = {**LOSS_WEIGHTS, **(self.loss_weights or {})}
+        self.preprocessing = self.preprocessing or {}
+        if not isinstance(self.decoder, PreTrainedConfig):
+            self.decoder = {**self._decoder_defaults(), **(self.decoder or {})}
+        super().__post_init__(**kwargs)
+
+    def _decoder_defaults(self) -> dict[str, Any]:
+        return {
+            "vocab_size": self.vocab_size,
+            "n_layer": 3,
+            "n_embd": 128,
+            "n_head": 4,
+            "n_inner": 256,
+            "n_positions": 384,
+            "add_cross_attention": True,
+            "pad_token_id": self.pad_token_id,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": self.eos_token_id,
+        }
+
+    @property
+    def finding_keys(self) -> tuple[str, ...]:
+        assert self.findings is not None
+        return tuple(finding["key"] for finding in self.findings)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Every site of any finding, in order of first mention: the classes of the site head."""
+        assert self.findings is not None
+        return tuple(dict.fromkeys(site for finding in self.findings for site in finding["sites"]))
+
+
+def findings_of(schema: dict[str, FindingType]) -> list[dict[str, Any]]:
+    return [
+        {
+            "key": finding.key,
+            "sides": [side.value for side in finding.sides],
+            "sites": list(finding.sites),
+            "has_size": finding.has_size,
+        }
+        for finding in schema.values()
+    ]
+
+
+def check_fusion_type(fusion_type: str) -> None:
+    if fusion_type in FUSION_TYPES:
+        return
+    near = difflib.get_close_matches(fusion_type, FUSION_TYPES, n=1, cutoff=0.0)[0]
+    raise ConfigError(
+        f"fusion_type {fusion_type!r} is none of {', '.join(FUSION_TYPES)}. Did you mean {near!r}?"
+    )
+
+
+def tiny(**changes: Any) -> ModalConfig:
+    """For tests: a fraction of a second a step, ids of bytes only."""
+    sizes: dict[str, Any] = {
+        "text_dim": 16,
+        "image_dim": (32, 32, 32),
+        "widths": (8, 8, 16, 16),
+        "units": (1, 1, 1, 1),
+        "width": 32,
+        "depth": 1,
+        "text_positions": 48,
+        "vocab_size": 264,
+        "decoder": {"n_layer": 2, "n_embd": 32, "n_inner": 64, "n_head": 4, "n_positions": 64},
+    }
+    return ModalConfig(**{**sizes, **changes})
+
+
+def default(**changes: Any) -> ModalConfig:
+    """What ships: under 2.7 M parameters, trained on a laptop CPU."""
+    return ModalConfig(**changes)

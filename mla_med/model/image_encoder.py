@@ -1,0 +1,148 @@
+"""Image -> three levels of features (strides 4, 8, 16), and where in mm each cell of a level lies.
+
+Knows voxel grids and their affine. Knows nothing of text, findings or how voxels became numbers.
+"""
+
+# B batch, C channels (windows or sequences), I J K voxel axes, D features, N cells of a level
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import Convolution, ResidualUnit
+from torch import Tensor, nn
+
+from mla_med.errors import ConfigError
+from mla_med.model.attention import ChannelGate
+
+STRIDES = (4, 8, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where the voxels of a batch lie: their number along I, J, K and voxel index -> patient mm."""
+
+    size: tuple[int, int, int]
+    affine_B44: Tensor
+
+    def centre_B3(self) -> Tensor:
+        return self.to_mm(self._size_13() / 2 - 0.5).squeeze(1)
+
+    def half_extent_B3(self) -> Tensor:
+        """Half the length of the image along the patient axes; never 0, a voxel has a thickness."""
+        return self.half_length(self._size_13()).squeeze(1)
+
+    def to_mm(self, index_N3: Tensor) -> Tensor:
+        return index_N3 @ self.affine_B44[:, :3, :3].transpose(1, 2) + self.affine_B44[:, None, :3, 3]
+
+    def half_length(self, voxels_N3: Tensor) -> Tensor:
+        return voxels_N3 @ self.affine_B44[:, :3, :3].abs().transpose(1, 2) / 2
+
+    def _size_13(self) -> Tensor:
+        return torch.tensor([self.size], dtype=self.affine_B44.dtype, device=self.affine_B44.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Features of one stride; cell (i, j, k) covers voxels stride * i to stride * (i + 1) - 1."""
+
+    features_BDIJK: Tensor
+    stride: int
+
+
+def frame_of(image_BCIJK: Tensor, affine_B44: Tensor | None) -> Frame:
+    """The frame of an image; without an affine, a voxel is a mm."""
+    if affine_B44 is None:
+        affine_B44 = torch.eye(4, device=image_BCIJK.device).expand(image_BCIJK.shape[0], 4, 4)
+    i, j, k = image_BCIJK.shape[2:]
+    return Frame((i, j, k), affine_B44.to(image_BCIJK.device, torch.float32))
+
+
+def cell_positions(level: Level, frame: Frame) -> tuple[Tensor, Tensor]:
+    """Centre and half length in patient mm of every cell, as positions_BN3 and half_BN3."""
+    device = frame.affine_B44.device
+    axes = [
+        cell_axis(cells, voxels, level.stride, device)
+        for cells, voxels in zip(level.features_BDIJK.shape[2:], frame.size, strict=True)
+    ]
+    centres_N3 = torch.cartesian_prod(*(centre for centre, _ in axes))
+    lengths_N3 = torch.cartesian_prod(*(length for _, length in axes))
+    return frame.to_mm(centres_N3), frame.half_length(lengths_N3)
+
+
+def cell_axis(cells: int, voxels: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Centre and length in voxels of the cells along one axis; the last may be cut by the border."""
+    first = torch.arange(cells, device=device, dtype=torch.float32) * stride
+    after = (first + stride).clamp(max=voxels)
+    return (first + after - 1) / 2, after - first
+
+
+class ImageEncoder(nn.Module):
+    """Four residual stages at strides 2, 4, 8, 16, a channel gate after each. Statistics are taken per
+    sample, so a patient never changes another's features."""
+
+    def __init__(self, channels: int, widths: tuple[int, ...], units: tuple[int, ...]):
+        super().__init__()
+        self.channels = channels
+        self.presence = nn.Linear(channels, widths[0])
+        self.stages = nn.ModuleList(
+            EncoderStage(before, after, unit)
+            for before, after, unit in zip((channels, *widths), widths, units, strict=False)
+        )
+
+    def forward(self, image_BCIJK: Tensor, present_BC: Tensor) -> list[Level]:
+        x = blank_absent(image_BCIJK, present_BC)
+        # Zero is also a grey value: without this the first stage cannot tell absent from dark.
+        bias_BD = self.presence(present_BC.to(x.dtype))
+        features = []
+        for stage in self.stages:
+            x = stage(x, bias_BD)
+            bias_BD = None
+            features.append(x)
+        return [Level(x, stride) for x, stride in zip(features[1:], STRIDES, strict=True)]
+
+
+def to_volume(image: Tensor, channels: int) -> Tensor:
+    """A picture (B, C, I, J) becomes a volume of depth 1."""
+    volume = image.unsqueeze(-1) if image.ndim == 4 else image
+    if volume.ndim != 5 or volume.shape[1] != channels:
+        raise ConfigError(
+            f"The image has shape {tuple(image.shape)}; the model wants (batch, {channels}, I, J, K) or "
+            f"(batch, {channels}, I, J). Does the preprocessing make {channels} channels?"
+        )
+    return volume.float()
+
+
+def blank_absent(image_BCIJK: Tensor, present_BC: Tensor) -> Tensor:
+    present = present_BC.bool()[:, :, None, None, None]
+    return torch.where(present, image_BCIJK, torch.zeros_like(image_BCIJK))
+
+
+class EncoderStage(nn.Module):
+    """Halve the grid, then refine it."""
+
+    def __init__(self, before: int, after: int, units: int):
+        super().__init__()
+        norm = ("GROUP", {"num_groups": after // 8})
+        act = ("LEAKYRELU", {"negative_slope": 0.1})
+        # A 2-voxel kernel keeps the centre of a cell where `cell_positions` says it is.
+        self.halve = Convolution(3, before, after, strides=2, kernel_size=2, padding=0, conv_only=True)
+        self.refine = ResidualUnit(
+            3, after, after, kernel_size=3, subunits=units, adn_ordering="NA", act=act, norm=norm
+        )
+        self.norm = nn.GroupNorm(after // 8, after)
+        self.gate = ChannelGate(after)
+
+    def forward(self, x_BCIJK: Tensor, bias_BD: Tensor | None) -> Tensor:
+        x_BDIJK = self.norm(self.halve(pad_to_multiple(x_BCIJK, 2)))
+        if bias_BD is not None:
+            x_BDIJK = x_BDIJK + bias_BD[:, :, None, None, None]
+        return self.gate(self.refine(x_BDIJK))
+
+
+def pad_to_multiple(x_BCIJK: Tensor, of: int) -> Tensor:
+    """Repeat the last voxels until every axis is a multiple; a depth of 1 becomes `of` equal slices."""
+    i, j, k = (-size % of for size in x_BCIJK.shape[2:])
+    return F.pad(x_BCIJK, (0, k, 0, j, 0, i), mode="replicate") if i or j or k else x_BCIJK

@@ -1,0 +1,319 @@
+"""Corpus -> trained MLAModel: a short domain-adaptive stage on report text, then the report task.
+
+    S1  the decoder alone, a causal LM on the corpus' report texts
+    S3  the whole model: findings with evidence from the image, and the report from both
+
+One process on CPU or GPU; resumable: after a kill it goes on from the last saved epoch, with the
+same batches in the same order. (The alignment stage S2 of the specification is not built yet.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from dapt.corpus import Example, read_examples
+from dapt.tokenizer import train_tokenizer
+from mla_med.errors import CheckpointError
+from mla_med.imaging.transforms import Preprocessing, window_channels
+from mla_med.model.config import SIDES, ModalConfig, default
+from mla_med.model.findings import FindingTargets
+from mla_med.model.mla import MLAModel
+
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    text_epochs: int = 3
+    """S1: passes over the report texts."""
+    epochs: int = 12
+    """S3: passes over the images."""
+    batch: int = 4
+    lr: float = 1.5e-3
+    """Peak learning rate of AdamW, after warm-up."""
+    weight_decay: float = 0.02
+    warmup: float = 0.06
+    """Share of the steps in which the learning rate rises."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    ema: float = 0.995
+    """Decay of the running mean of the weights, which is what is saved."""
+    shift: int = 4
+    """Images are moved by up to so many voxels along each axis."""
+    noise_hu: float = 8.0
+    """Most noise that is added to an image."""
+    seed: int = 0
+    device: str = "cpu"
+
+
+def pretrain(
+    corpus: Path,
+    out: Path,
+    config: TrainConfig | None = None,
+    model_config: ModalConfig | None = None,
+    log: Log | None = None,
+    validate: Callable[[MLAModel, tuple[Example, ...]], dict[str, float]] | None = None,
+) -> MLAModel:
+    """Trains on `corpus` and returns the model with averaged weights, on the CPU, in eval mode.
+
+    out: state to resume from and log.jsonl. `validate` scores the model on the validation
+    split after each epoch; its numbers go to the log.
+    """
+    config = config or TrainConfig()
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    train, held_out = read_examples(corpus, "train"), read_examples(corpus, "validation")
+    settings = Preprocessing.from_dict(json.loads((corpus / "corpus.json").read_text())["preprocessing"])
+    tokenizer = train_tokenizer([e.report for e in train] + [e.context for e in train])
+    model_config = model_config or default()
+    model_config.preprocessing = settings.to_dict()
+    assert len(tokenizer) <= model_config.vocab_size
+    model = MLAModel(model_config)
+    model.tokenizer = tokenizer
+    trainer = Trainer(model, config, out, log or (lambda row: None))
+    trainer.adapt_text(train)
+    trainer.learn(train, held_out, settings, validate)
+    model.load_state_dict(trainer.average)
+    return model.cpu().eval()
+
+
+class Trainer:
+    """Holds what has to survive a kill: weights, their mean, the optimizer, where we are."""
+
+    def __init__(self, model: MLAModel, config: TrainConfig, out: Path, log: Log):
+        self.model, self.config, self.out, self.log = model.to(config.device), config, out, log
+        self.optimizer = torch.optim.AdamW(_decay_groups(model, config.weight_decay), lr=config.lr)
+        self.average = _copy(model)
+        self.done = {"text_epochs": 0, "epochs": 0, "seconds": 0.0}
+        self._resume()
+
+    def adapt_text(self, train: tuple[Example, ...]) -> None:
+        """S1: the decoder reads the corpus' reports, without images."""
+        for epoch in range(self.done["text_epochs"], self.config.text_epochs):
+            began, losses = time.perf_counter(), []
+            self.model.train()
+            for batch in _shuffled(train, 16, self.config.seed, 1000 + epoch):
+                ids, labels = report_ids([e.report for e in batch], self.model.tokenizer)
+                loss = self.model(
+                    input_ids=ids.to(self.config.device), labels=labels.to(self.config.device)
+                ).loss
+                self._step(loss, self.config.lr * 0.7)
+                losses.append(loss.item())
+            self.done["text_epochs"] = epoch + 1
+            self._finish("S1 text", epoch, began, {"perplexity": math.exp(float(np.mean(losses)))})
+
+    def learn(self, train, held_out, settings: Preprocessing, validate) -> None:
+        """S3: findings and report from image and context."""
+        steps = math.ceil(len(train) / self.config.batch)
+        for epoch in range(self.done["epochs"], self.config.epochs):
+            began, sums = time.perf_counter(), {}
+            self.model.train()
+            for n, batch in enumerate(_shuffled(train, self.config.batch, self.config.seed, epoch)):
+                rng = np.random.default_rng([self.config.seed, epoch, n])
+                inputs = collate(batch, self.model, settings, self.config, rng)
+                output = self.model(**_on(inputs, self.config.device))
+                self._step(output.loss, _lr(self.config, epoch * steps + n, self.config.epochs * steps))
+                for name, value in output.losses.items():
+                    sums[name] = sums.get(name, 0.0) + value.item()
+                if n % 50 == 49:
+                    means = {k: round(v / (n + 1), 4) for k, v in sums.items()}
+                    self.log(
+                        {"stage": "S3 report", "epoch": epoch + 1, "step": n + 1, "steps": steps, **means}
+                    )
+            self.done["epochs"] = epoch + 1
+            scores = {name: value / steps for name, value in sums.items()}
+            self._finish("S3 report", epoch, began, scores | self._validate(held_out, validate))
+
+    def _validate(self, held_out, validate) -> dict[str, float]:
+        if validate is None:
+            return {}
+        kept = _copy(self.model)
+        self.model.load_state_dict(self.average)
+        scores = validate(self.model.eval(), held_out)
+        self.model.load_state_dict(kept)
+        return {f"validation {name}": value for name, value in scores.items()}
+
+    def _step(self, loss: Tensor, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                mean = self.average[name]
+                mean.lerp_(value, 1 - self.config.ema) if mean.is_floating_point() else mean.copy_(value)
+
+    def _finish(self, stage: str, epoch: int, began: float, scores: dict[str, float]) -> None:
+        seconds = time.perf_counter() - began
+        self.done["seconds"] += seconds
+        row = {"stage": stage, "epoch": epoch + 1, "seconds": round(seconds, 1)}
+        row |= {name: round(value, 4) for name, value in scores.items()}
+        self._save()
+        with (self.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.log(row | {"finished": True})
+
+    def _save(self) -> None:
+        """Tensors as safetensors, counters as JSON: nothing here can run code when it is read."""
+        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average/{k}": v for k, v in self.average.items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{number}/{k}": torch.as_tensor(v) for k, v in state.items()}
+        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+        meta = {"done": json.dumps(self.done), "config": json.dumps(asdict(self.config), sort_keys=True)}
+        part = self.out / "state.safetensors.part"
+        save_file(tensors, part, metadata=meta)
+        part.replace(self.out / "state.safetensors")
+
+    def _resume(self) -> None:
+        path = self.out / "state.safetensors"
+        if not path.is_file():
+            return
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            meta = file.metadata()
+        same = json.loads(meta["config"]) | {"epochs": 0} == asdict(self.config) | {"epochs": 0}
+        if not same:
+            raise CheckpointError(
+                f"{path} was begun with other settings. Use another folder, or delete it to start again.",
+                code="TRAINING_DIFFERS",
+            )
+        tensors = load_file(path)
+        self.model.load_state_dict(_under(tensors, "model/"))
+        self.average = {k: v.to(self.config.device) for k, v in _under(tensors, "average/").items()}
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in _under(tensors, "optimizer/").items():
+            number, name = key.split("/")
+            state.setdefault(int(number), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.done = json.loads(meta["done"])
+        self.log({"stage": "resumed", **self.done})
+
+
+# Examples -> tensors
+
+
+def collate(
+    batch: tuple[Example, ...],
+    model: MLAModel,
+    settings: Preprocessing,
+    config: TrainConfig | None = None,
+    rng: np.random.Generator | None = None,
+) -> dict[str, Any]:
+    """The arguments of MLAModel.forward; augmented where `rng` is given."""
+    images, affines = [], []
+    for example in batch:
+        hu, affine = torch.from_numpy(np.load(example.image).astype(np.float32)), example.affine.copy()
+        if rng is not None and config is not None:
+            hu, affine = _augment(hu, affine, config, rng)
+        images.append(window_channels(hu, settings.windows_hu))
+        affines.append(torch.from_numpy(affine))
+    ids, labels = report_ids([e.report for e in batch], model.tokenizer)
+    return {
+        "text": [e.context for e in batch],
+        "image_BCIJK": torch.stack(images),
+        "affine_B44": torch.stack(affines),
+        "targets": targets_of(batch, model.config),
+        "input_ids": ids,
+        "labels": labels,
+    }
+
+
+def targets_of(batch: tuple[Example, ...], config: ModalConfig) -> FindingTargets:
+    """What is true of each example, as the heads are taught it."""
+    keys, sites = config.finding_keys, config.sites
+    shape = (len(batch), len(keys))
+    presence, size = torch.zeros(shape), torch.full(shape, torch.nan)
+    side, site = torch.full(shape, -1), torch.full(shape, -1)
+    box = torch.full((*shape, 2, 3), torch.nan)
+    for b, example in enumerate(batch):
+        for finding in example.findings:
+            f = keys.index(finding.code)
+            presence[b, f] = 1
+            box[b, f] = torch.tensor(example.boxes_mm[finding.code])
+            if finding.side is not None:
+                side[b, f] = SIDES.index(finding.side)
+            if finding.site is not None:
+                site[b, f] = sites.index(finding.site)
+            if finding.size_mm is not None:
+                size[b, f] = finding.size_mm
+    return FindingTargets(presence, side, site, size, box)
+
+
+def report_ids(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
+    """-> ids with start and end, and labels with the padding ignored."""
+    rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    labels = torch.full((len(rows), longest), -100)
+    for n, row in enumerate(rows):
+        ids[n, : len(row)] = labels[n, : len(row)] = torch.tensor(row)
+    return ids, labels
+
+
+def _augment(hu: Tensor, affine: np.ndarray, config: TrainConfig, rng) -> tuple[Tensor, np.ndarray]:
+    """Moves the image within its frame, and adds noise. Never mirrored: the heart is on the left."""
+    offset = rng.integers(-config.shift, config.shift + 1, 3)
+    hu = torch.roll(hu, tuple(int(o) for o in offset), (0, 1, 2))
+    affine[:3, 3] -= affine[:3, :3] @ offset.astype(np.float32)
+    for axis, o in enumerate(offset):
+        edge = slice(0, int(o)) if o > 0 else slice(hu.shape[axis] + int(o), None)
+        if o:
+            hu[tuple(edge if a == axis else slice(None) for a in range(3))] = -1024.0
+    hu = hu + float(rng.uniform(0, config.noise_hu)) * torch.from_numpy(
+        rng.standard_normal(hu.shape, dtype=np.float32)
+    )
+    return hu + float(rng.normal(0, 4)), affine
+
+
+def _shuffled(
+    examples: tuple[Example, ...], size: int, seed: int, epoch: int
+) -> Iterator[tuple[Example, ...]]:
+    order = np.random.default_rng([seed, epoch]).permutation(len(examples))
+    for start in range(0, len(order), size):
+        yield tuple(examples[i] for i in order[start : start + size])
+
+
+# Small parts of the trainer
+
+
+def _lr(config: TrainConfig, step: int, total: int) -> float:
+    """Linear warm-up, then a cosine down to a hundredth."""
+    warm = max(1, int(config.warmup * total))
+    if step < warm:
+        return config.lr * (step + 1) / warm
+    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm))))
+
+
+def _decay_groups(model: MLAModel, decay: float) -> list[dict[str, Any]]:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _copy(model: MLAModel) -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _on(inputs: dict[str, Any], device: str) -> dict[str, Any]:
+    return {k: v.to(device) if hasattr(v, "to") else v for k, v in inputs.items()}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 
 from mla_med.errors import StudyError
 from mla_med.imaging.transforms import Preprocessing
+from mla_med.report.context import context_text
 from mla_med.types import Finding, Presence, Side
 
 SPLITS = ("train", "validation", "test")
@@ -92,12 +93,6 @@ def read_examples(corpus: Path, split: str) -> tuple[Example, ...]:
     return tuple(_from_line(corpus, line) for line in path.read_text().splitlines())
 
 
-def context_text(age_years: float | None, sex: str | None, indication: str) -> str:
-    """Clinical context as the text encoder reads it, in training and in use."""
-    age = "" if age_years is None else f"{age_years:.0f} years"
-    return ", ".join(part for part in (age, sex or "", indication) if part)
-
-
 def _make_example(job: tuple[Path, int, Preprocessing]) -> str:
     """Renders one phantom onto the model's grid (unless its files are there); -> its JSON line."""
     out, seed, settings = job
@@ -121,7 +116,7 @@ def _make_example(job: tuple[Path, int, Preprocessing]) -> str:
     record = {
         "id": phantom.id,
         "affine": np.asarray(placed.affine, float).round(4).tolist(),
-        "context": context_text(phantom.context.age_years, phantom.context.sex, phantom.context.indication),
+        "context": context_text(phantom.context),
         "findings": [_finding_to_dict(lesion.finding) for lesion in phantom.lesions],
         "boxes_mm": {lesion.finding.code: lesion.box_mm for lesion in phantom.lesions},
         "report": _body_text(phantom),
@@ -177,8 +172,3 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def batches(examples: tuple[Example, ...], size: int) -> Iterator[tuple[Example, ...]]:
-    for start in range(0, len(examples), size):
-        yield examples[start : start + size]

@@ -38,7 +38,7 @@ Log = Callable[[dict[str, Any]], None]
 class TrainConfig:
     text_epochs: int = 3
     """S1: passes over the report texts."""
-    epochs: int = 12
+    epochs: int = 7
     """S3: passes over the images."""
     batch: int = 4
     lr: float = 1.5e-3
@@ -276,10 +276,11 @@ def _augment(hu: Tensor, affine: np.ndarray, config: TrainConfig, rng) -> tuple[
         edge = slice(0, int(o)) if o > 0 else slice(hu.shape[axis] + int(o), None)
         if o:
             hu[tuple(edge if a == axis else slice(None) for a in range(3))] = -1024.0
-    hu = hu + float(rng.uniform(0, config.noise_hu)) * torch.from_numpy(
-        rng.standard_normal(hu.shape, dtype=np.float32)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    noise = torch.empty_like(hu).normal_(
+        float(rng.normal(0, 4)), float(rng.uniform(0, config.noise_hu)), generator=generator
     )
-    return hu + float(rng.normal(0, 4)), affine
+    return hu + noise, affine
 
 
 def _shuffled(

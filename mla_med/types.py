@@ -142,7 +142,8 @@ class Volume:
     certificate: Certificate
 
     def __post_init__(self):
-        assert self.voxels.ndim == 3 and self.voxels.dtype == np.float32
+        assert self.voxels.ndim == 3
+        assert self.voxels.dtype == np.float32
         assert self.affine.shape == (4, 4)
         self.voxels.setflags(write=False)
         self.affine.setflags(write=False)

@@ -44,8 +44,8 @@ class ModalConfig(PreTrainedConfig):
     """CT windows or MR sequences."""
     widths: tuple[int, ...] | list[int] = (16, 32, 64, 96)
     """Channels of the encoder stages at strides 2, 4, 8, 16; multiples of 8."""
-    units: tuple[int, ...] | list[int] = (1, 3, 2, 1)
-    """3 x 3 x 3 convolutions in each stage."""
+    units: tuple[int, ...] | list[int] = (0, 3, 3, 2)
+    """3 x 3 x 3 convolutions in each stage; 0: the stage is a patch embedding."""
     width: int = 128
     """Width D of the fused tokens."""
     heads: int = 4

@@ -129,8 +129,13 @@ class EncoderStage(nn.Module):
         act = ("LEAKYRELU", {"negative_slope": 0.1})
         # A 2-voxel kernel keeps the centre of a cell where `cell_positions` says it is.
         self.halve = Convolution(3, before, after, strides=2, kernel_size=2, padding=0, conv_only=True)
-        self.refine = ResidualUnit(
-            3, after, after, kernel_size=3, subunits=units, adn_ordering="NA", act=act, norm=norm
+        # The finest stage costs more than all others together: without units it is a patch embedding.
+        self.refine = (
+            ResidualUnit(
+                3, after, after, kernel_size=3, subunits=units, adn_ordering="NA", act=act, norm=norm
+            )
+            if units
+            else nn.LeakyReLU(0.1)
         )
         self.norm = nn.GroupNorm(after // 8, after)
         self.gate = ChannelGate(after)

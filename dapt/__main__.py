@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 from dapt.corpus import CorpusConfig, prepare_corpus
-from dapt.finish import finish
-from dapt.receipts import score_findings
-from dapt.train import TrainConfig, pretrain
+from dapt.finish import train_checkpoint
+from dapt.train import TrainConfig
 from mla_med.errors import MlaMedError
 
 
@@ -21,16 +20,14 @@ def main() -> int:
     began = time.perf_counter()
     try:
         corpus = prepare_corpus(corpus_config, options.work / "corpus", _progress)
-        model = pretrain(
+        train_checkpoint(
             corpus,
             options.work / "training",
+            options.out,
             TrainConfig(epochs=options.epochs, device=options.device, seed=options.seed),
             log=lambda row: print(json.dumps(row), flush=True),
-            validate=score_findings,
+            command=" ".join(["python -m dapt", *sys.argv[1:]]),
         )
-        command = "python -m dapt " + " ".join(sys.argv[1:])
-        seconds = time.perf_counter() - began
-        finish(model, corpus, options.work / "training", options.out, seconds, command.strip())
     except MlaMedError as error:
         print(f"{error.code}: {error}")
         return 1
@@ -39,14 +36,15 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    corpus, training = CorpusConfig(), TrainConfig()
     parser = argparse.ArgumentParser(prog="python -m dapt", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/chest_ct"), help="corpus and training state")
     parser.add_argument("--out", type=Path, default=Path("runs/chest_ct/checkpoint"), help="the checkpoint")
-    parser.add_argument("--train", type=int, default=CorpusConfig.train, help="phantoms to train on")
-    parser.add_argument("--epochs", type=int, default=TrainConfig.epochs)
-    parser.add_argument("--seed", type=int, default=CorpusConfig.seed)
-    parser.add_argument("--workers", type=int, default=CorpusConfig.workers)
-    parser.add_argument("--device", default=TrainConfig.device, help="cpu or cuda")
+    parser.add_argument("--train", type=int, default=corpus.train, help="phantoms to train on")
+    parser.add_argument("--epochs", type=int, default=training.epochs)
+    parser.add_argument("--seed", type=int, default=corpus.seed)
+    parser.add_argument("--workers", type=int, default=corpus.workers)
+    parser.add_argument("--device", default=training.device, help="cpu or cuda")
     return parser
 
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from dapt.corpus import read_examples
-from dapt.receipts import predict, score_predictions
+from dapt.receipts import predict, score_findings, score_predictions
+from dapt.train import Log, TrainConfig, pretrain
 from mla_med.model.calibrate import calibrate
 from mla_med.model.checkpoint import save_checkpoint
 from mla_med.model.gate import Scope
@@ -27,7 +28,7 @@ gate is expected to refuse, and a draft that passes is of no clinical use.
 | findings | {findings} |
 | trained on | {train} phantoms, patients {first} to {last} |
 | command | `{command}` |
-| wall time | {minutes:.0f} minutes on {device} |
+| wall time of the training | {minutes:.0f} minutes on {device} |
 
 ## Training log
 One row an epoch; losses are unweighted means over the epoch, scores are of the averaged weights on
@@ -44,18 +45,26 @@ MODEL_CARD.md of the project.
 """
 
 
-def finish(model: MLAModel, corpus: Path, training: Path, out: Path, seconds: float, command: str) -> Path:
+def train_checkpoint(
+    corpus: Path, work: Path, out: Path, config: TrainConfig, log: Log | None = None, command: str = ""
+) -> Path:
+    """Corpus -> trained, calibrated checkpoint directory. Resumable through `work`."""
+    model = pretrain(corpus, work, config, log=log, validate=score_findings)
+    return finish(model, corpus, work, out, command)
+
+
+def finish(model: MLAModel, corpus: Path, training: Path, out: Path, command: str) -> Path:
     """Calibrates on the validation split and writes the checkpoint."""
     held_out = read_examples(corpus, "validation")
     said = predict(model, held_out)
     keys = model.config.finding_keys
     calibration = calibrate(keys, said.probability_NF, said.present_NF, said.feature_ND, said.lung_share_N)
     scores = score_predictions(said, held_out, keys, model.config.sites)
-    card = _card(model, corpus, training, scores, seconds, command)
+    card = _card(model, corpus, training, scores, command)
     return save_checkpoint(out, model, calibration, Scope(), NAME, VERSION, card)
 
 
-def _card(model: MLAModel, corpus: Path, training: Path, scores, seconds: float, command: str) -> str:
+def _card(model: MLAModel, corpus: Path, training: Path, scores, command: str) -> str:
     about = json.loads((corpus / "corpus.json").read_text())
     rows = [json.loads(line) for line in (training / "log.jsonl").read_text().splitlines()]
     trained = sum(row["seconds"] for row in rows)
@@ -72,7 +81,7 @@ def _card(model: MLAModel, corpus: Path, training: Path, scores, seconds: float,
         first=first,
         last=first + about["train"] - 1,
         command=command,
-        minutes=max(seconds, trained) / 60,
+        minutes=trained / 60,
         device="two cores" if model.device.type == "cpu" else str(model.device),
         validation=about["validation"],
         log=_table([r for r in rows if "presence" in r], ("epoch", "seconds", "presence", "evidence", "lm"))

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mla_med.dicom.select import choose_series
+from mla_med.dicom.study import read_study
 from mla_med.dicom.volume import read_volume
+from mla_med.documents.write import write_draft
 from mla_med.errors import SeriesError
 from mla_med.imaging.transforms import Preprocessing, to_tensor
 from mla_med.model.calibrate import Calibration
-from mla_med.model.checkpoint import Checkpoint
+from mla_med.model.checkpoint import Checkpoint, load_checkpoint
 from mla_med.model.evidence import evidence_box, slices_in_box
 from mla_med.model.findings import FindingOutputs
 from mla_med.model.fusion import Fused
@@ -52,6 +55,18 @@ class Seen:
 
     fused: Fused
     outputs: FindingOutputs
+
+
+def draft_folder(
+    folder: Path, out: Path, checkpoint: Path | None = None, progress: Progress = lambda step: None
+) -> tuple[Draft, list[Path]]:
+    """A study on disk -> its draft or refusal, and the files written: draft.json, .txt, .html, .dcm."""
+    progress("reading the headers")
+    study = read_study(folder)
+    progress("loading the model")
+    draft, volume = draft_study(study, load_checkpoint(checkpoint), progress)
+    progress("writing the documents")
+    return draft, write_draft(draft, volume, out)
 
 
 def draft_study(

@@ -14,12 +14,10 @@ from typing import Any
 import torch
 
 from mla_med.errors import CheckpointError
+from mla_med.model import DEFAULT_CHECKPOINT
 from mla_med.model.calibrate import Calibration
 from mla_med.model.gate import Scope
 from mla_med.model.mla import MLAModel
-
-DEFAULT = Path(__file__).parents[1] / "checkpoints" / "chest_ct"
-"""The checkpoint that ships with the package: trained on phantoms only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class Checkpoint:
 
 def load_checkpoint(folder: Path | None = None) -> Checkpoint:
     """Reads a checkpoint, the packaged one by default. CheckpointError says what is missing."""
-    folder = DEFAULT if folder is None else folder
+    folder = DEFAULT_CHECKPOINT if folder is None else folder
     for name in ("config.json", "model.safetensors", "tokenizer.json", "calibration.json", "checkpoint.json"):
         if not (folder / name).is_file():
             raise CheckpointError(

@@ -71,6 +71,23 @@ def scan_phantom(
     return hu, grid, scan
 
 
+def truth_of(phantom: Phantom) -> dict:
+    """What was planted, as JSON values: code, side, site, size, and the box in patient RAS mm."""
+    return {
+        "id": phantom.id,
+        "findings": [
+            {
+                "code": lesion.finding.code,
+                "side": lesion.finding.side,
+                "site": lesion.finding.site,
+                "size_mm": lesion.finding.size_mm,
+                "box_mm": lesion.box_mm,
+            }
+            for lesion in phantom.lesions
+        ],
+    }
+
+
 def write_phantom(phantom: Phantom, out: Path, spacing_mm=(1.5, 1.5, 3.0), matrix: int = 256) -> Path:
     """Writes the phantom's DICOM series into `out`."""
     hu, grid, scan = scan_phantom(phantom, spacing_mm, matrix)

@@ -22,6 +22,7 @@ LOSS_WEIGHTS = {
     "site": 0.5,
     "size": 0.5,
     "evidence": 0.3,
+    "map": 0.5,
     "coverage": 0.1,
     "keep_ratio": 0.1,
     "lm": 1.0,

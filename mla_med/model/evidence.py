@@ -32,8 +32,13 @@ def evidence_box(fused: Fused, outputs: FindingOutputs, finding: int, patient: i
         touches = ((lows <= high + 1.0) & (highs >= low - 1.0)).all(1)
         new_low, new_high = np.minimum(lows[touches].min(0), low), np.maximum(highs[touches].max(0), high)
         if (new_low == low).all() and (new_high == high).all():
-            return tuple(map(float, low)), tuple(map(float, high))
+            return _corner(low), _corner(high)
         low, high = new_low, new_high
+
+
+def _corner(values: np.ndarray) -> tuple[float, float, float]:
+    x, y, z = (float(v) for v in values)
+    return x, y, z
 
 
 def slices_in_box(

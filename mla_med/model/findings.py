@@ -77,6 +77,7 @@ class FindingHeads(nn.Module):
         self.hidden = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
         self.where = nn.Linear(6, width)
         self.presence = PerFinding(len(findings), width + 7, 1)
+        self.peak_gain_F = nn.Parameter(torch.ones(len(findings)))
         self.side = PerFinding(len(findings), width + 7, len(SIDES))
         self.site = PerFinding(len(findings), width + 7, max(1, len(sites)))
         self.size = PerFinding(len(findings), width + 7, 1)
@@ -90,9 +91,12 @@ class FindingHeads(nn.Module):
         )
         hidden_BFD = self.hidden(embeddings_BFD + self.where(place_BF6))
         seen = torch.cat([hidden_BFD, PLACE_SCALE * place_BF6, strength_BF.unsqueeze(-1)], -1)
+        presence_logits_BF = self.presence(seen).squeeze(-1)
+        if fused.selection is not None:
+            presence_logits_BF = presence_logits_BF + self.peak_gain_F * map_peak(fused.selection)
         log_size_BF = self.size(seen).squeeze(-1).clamp(-4.0, 4.0)
         return FindingOutputs(
-            presence_logits_BF=self.presence(seen).squeeze(-1),
+            presence_logits_BF=presence_logits_BF,
             side_logits_BF3=only_allowed(self.side(seen), self.allowed_sides),
             site_logits_BFT=only_allowed(self.site(seen), self.allowed_sites),
             size_mm_BF=log_size_BF.exp() * self.size_scale_mm,
@@ -156,6 +160,7 @@ def finding_loss(
     if targets.lesion_box_BF23 is not None:
         terms["evidence"] = evidence_loss(outputs.evidence_BFS, targets, fused)
         if fused.selection is not None:
+            terms["map"] = map_loss(fused.selection, targets)
             terms["coverage"] = coverage_loss(fused.selection, targets)
     return terms
 
@@ -196,6 +201,24 @@ def coverage_loss(selection: Selection, targets: FindingTargets) -> Tensor:
     missed_BN = F.softplus(-selection.scores_BN)
     missed_BF = (missed_BN[:, None] * overlaps_BFN).sum(-1) / overlaps_BFN.sum(-1).clamp(min=1)
     return mean_where(missed_BF, overlaps_BFN.any(-1))
+
+
+def map_loss(selection: Selection, targets: FindingTargets) -> Tensor:
+    """Every cell of the stride-8 grid says for each finding whether the lesion lies in it: the mean over
+    the lesion's cells, plus the mean over all others weighted towards those that are most mistaken."""
+    # A cell with a sliver of the lesion at its border is neither; 0.7 leaves every lesion a cell.
+    hit_BFN = in_box(selection.positions_BN3, 0.7 * selection.half_cells_BN3, targets)
+    other_BFN = ~in_box(selection.positions_BN3, selection.half_cells_BN3, targets)
+    hit_BFN, other_BFN = (cells & selection.mask_BN[:, None] for cells in (hit_BFN, other_BFN))
+    found_BF = (F.softplus(-selection.map_BFN) * hit_BFN).sum(-1) / hit_BFN.sum(-1).clamp(min=1)
+    hard_BFN = selection.map_BFN.detach().sigmoid() ** 2 * other_BFN
+    quiet_BF = (F.softplus(selection.map_BFN) * hard_BFN).sum(-1) / (hard_BFN.sum(-1) + 1.0)
+    return found_BF.sum() / hit_BFN.any(-1).sum().clamp(min=1) + quiet_BF.mean()
+
+
+def map_peak(selection: Selection) -> Tensor:
+    """The strongest cell of each finding's map (B, F)."""
+    return selection.map_BFN.masked_fill(~selection.mask_BN[:, None], NOT_ALLOWED).amax(-1)
 
 
 def in_box(positions_BS3: Tensor, half_BS3: Tensor, targets: FindingTargets) -> Tensor:

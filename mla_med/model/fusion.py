@@ -75,6 +75,8 @@ class Selection:
     positions_BN3: Tensor
     half_cells_BN3: Tensor
     keep_ratio_loss: Tensor
+    map_BFN: Tensor
+    """Logit of each finding in each cell: where it would be, before any attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +338,7 @@ class HierarchicalFeatureFusion(nn.Module):
         self.pyramid = Pyramid(tuple(config.widths[1:]), config.width)
         self.to_tokens = nn.ModuleList(LevelTokens(config.width) for _ in STRIDES)
         self.scorer = DynamicWeightGenerator(config.width)
+        self.lesion_map = nn.Linear(config.width, len(config.finding_keys))
         self.blocks = blocks
         self.bridges = nn.ModuleList(CrossModalAttentionBridge(config.width, config.heads) for _ in STRIDES)
         self.attention = attention
@@ -375,6 +378,7 @@ class HierarchicalFeatureFusion(nn.Module):
             grid.positions_BS3,
             grid.half_cells_BS3,
             keep_ratio_loss(scores_BN, mask_BN, keep_BN),
+            self.lesion_map(grid.tokens_BSD).transpose(1, 2),
         )
         return place_kept(kept, grid, token_weights(scores_BN, mask_BN & ~keep_BN)), selection
 

@@ -80,8 +80,9 @@ def cell_axis(cells: int, voxels: int, stride: int, device: torch.device) -> tup
 
 
 class ImageEncoder(nn.Module):
-    """Four residual stages at strides 2, 4, 8, 16, a channel gate after each. Statistics are taken per
-    sample, so a patient never changes another's features."""
+    """Four residual stages at strides 2, 4, 8, 16, a channel gate after each. Statistics are those
+    of the training set (HU are absolute: a patient's own statistics would wash them out), so at
+    inference a patient never changes another's features."""
 
     def __init__(self, channels: int, widths: tuple[int, ...], units: tuple[int, ...]):
         super().__init__()
@@ -125,7 +126,7 @@ class EncoderStage(nn.Module):
 
     def __init__(self, before: int, after: int, units: int):
         super().__init__()
-        norm = ("GROUP", {"num_groups": after // 8})
+        norm = "BATCH"
         act = ("LEAKYRELU", {"negative_slope": 0.1})
         # A 2-voxel kernel keeps the centre of a cell where `cell_positions` says it is.
         self.halve = Convolution(3, before, after, strides=2, kernel_size=2, padding=0, conv_only=True)
@@ -137,7 +138,7 @@ class EncoderStage(nn.Module):
             if units
             else nn.LeakyReLU(0.1)
         )
-        self.norm = nn.GroupNorm(after // 8, after)
+        self.norm = nn.BatchNorm3d(after)
         self.gate = ChannelGate(after)
 
     def forward(self, x_BCIJK: Tensor, bias_BD: Tensor | None) -> Tensor:

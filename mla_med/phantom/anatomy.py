@@ -30,8 +30,8 @@ class Grid:
 
     @classmethod
     def centred(cls, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Grid:
-        o = tuple(-(n - 1) * s / 2 for n, s in zip(shape, spacing_mm, strict=True))
-        return cls(shape, spacing_mm, o)
+        x, y, z = (-(n - 1) * s / 2 for n, s in zip(shape, spacing_mm, strict=True))
+        return cls(shape, spacing_mm, (x, y, z))
 
     @property
     def affine(self) -> np.ndarray:
@@ -60,7 +60,8 @@ class Grid:
         radius = np.broadcast_to(np.asarray(radius_mm, float), 3) + 2 * np.asarray(self.spacing_mm)
         lo = np.floor((np.asarray(centre_mm) - radius - self.origin_mm) / self.spacing_mm).astype(int)
         hi = np.ceil((np.asarray(centre_mm) + radius - self.origin_mm) / self.spacing_mm).astype(int) + 1
-        return tuple(slice(max(a, 0), max(min(b, n), 0)) for a, b, n in zip(lo, hi, self.shape, strict=True))
+        i, j, k = (slice(max(a, 0), max(min(b, n), 0)) for a, b, n in zip(lo, hi, self.shape, strict=True))
+        return i, j, k
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def make_person(seed: int) -> Person:
             14 + rng.normal(0, 3),
             dome_right + 22 + rng.normal(0, 4),
         ),
-        heart_radii=tuple(float(r) for r in heart),
+        heart_radii=point(heart),
         aorta_radius=float(np.clip(rng.normal(15.5 + 0.03 * (age - 50), 1.2), 12, 18.5)),
         fissure=(float(-22 + rng.normal(0, 6)), float(0.95 + rng.normal(0, 0.1))),
         horizontal_fissure=float(2 + rng.normal(0, 6)),
@@ -186,6 +187,12 @@ def fissure_distance_mm(person: Person, point_mm) -> float:
     oblique = abs(z - (a - b * y)) / np.hypot(1, b)
     horizontal = abs(z - person.horizontal_fissure) if x > 0 and z > a - b * y else np.inf
     return float(min(oblique, horizontal))
+
+
+def point(values) -> tuple[float, float, float]:
+    """Three numbers of any kind as a point in mm."""
+    x, y, z = (float(v) for v in values)
+    return x, y, z
 
 
 def soft(sdf: np.ndarray, edge_mm: float) -> np.ndarray:
@@ -365,7 +372,7 @@ def _grow_vessels(person: Person, rng: np.random.Generator) -> Iterator[Tube]:
                     break
             else:
                 continue
-            yield Tube(tuple(map(float, start)), tuple(map(float, end)), float(radius))
+            yield Tube(point(start), point(end), float(radius))
             if depth < 5:
                 for _ in range(2):
                     turn = direction + rng.normal(0, 0.42, 3)

@@ -23,6 +23,7 @@ from mla_med.phantom.anatomy import (
     heart_sdf,
     lobe_of,
     lung_sdf,
+    point,
     render_anatomy,
     soft,
 )
@@ -113,8 +114,8 @@ def _spot(person: Person, rng, taken, radius: float, clear_mm: float, depth_mm: 
             ]
         )
         side = Side.RIGHT if p[0] > 0 else Side.LEFT
-        at = tuple(np.float32(v) for v in p)
-        if lung_sdf(person, side, *at) > -depth_mm or heart_sdf(person, *at) < depth_mm + 3:
+        at = [np.float32(v) for v in p]
+        if lung_sdf(person, side, *at) > -depth_mm or heart_sdf(person, at[0], at[1], at[2]) < depth_mm + 3:
             continue
         if fissure_distance_mm(person, p) < clear_mm * ease:
             continue
@@ -127,7 +128,7 @@ def _spot(person: Person, rng, taken, radius: float, clear_mm: float, depth_mm: 
 
 def _ball_box(centre, radius) -> Box:
     c, r = np.asarray(centre, float), np.broadcast_to(np.asarray(radius, float), 3)
-    return tuple(map(float, c - r)), tuple(map(float, c + r))
+    return point(c - r), point(c + r)
 
 
 def _lumpy(person: Person, centre, radius: float, rng, rough: float) -> Callable:
@@ -292,7 +293,7 @@ def _pneumothorax(person: Person, rng, taken) -> Lesion:
 
 def _cardiomegaly(person: Person, rng, taken) -> Lesion:
     grow = float(rng.uniform(11, 20))
-    radii = tuple(r + grow for r in person.heart_radii)
+    radii = point(r + grow for r in person.heart_radii)
     return Lesion(
         Finding("cardiomegaly"),
         _ball_box(person.heart_centre, radii),
@@ -335,7 +336,7 @@ def _coronary_calcification(person: Person, rng, taken) -> Lesion:
             blend(hu[box], soft(d, grid.edge_mm), value)
 
     points = np.array([p for p, _, _ in spots])
-    box = (tuple(map(float, points.min(0) - 4)), tuple(map(float, points.max(0) + 4)))
+    box = (point(points.min(0) - 4), point(points.max(0) + 4))
     return Lesion(Finding("coronary_calcification"), box, paint)
 
 

@@ -20,7 +20,8 @@ def parse_report(text: str, style: str = "prose", language: str = "en") -> Repor
     """-> Report with one finding for each sentence that the style knows, the first if it says two
     things of one code. Codes that no sentence states are absent."""
     sections = _split_sections(text, load_style(style, language))
-    sentences, findings = [], {}
+    sentences: list[Sentence] = []
+    findings: dict[str, Finding] = {}
     for sentence in _split_sentences(sections["findings"]):
         finding = parse_sentence(sentence, style, language)
         sentences.append(Sentence(sentence, (finding.code,) if finding else ()))

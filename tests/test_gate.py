@@ -1,0 +1,85 @@
+"""The gate and the calibration: what is refused, with which code, and what is let through."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mla_med.model.calibrate import Calibration, calibrate
+from mla_med.model.gate import Scope, header_reasons, lung_share, pixel_reasons
+
+CHEST = dict(
+    modality="CT",
+    body_part="CHEST",
+    orientation="axial",
+    tilt_deg=0.0,
+    shape=(256, 256, 100),
+    spacing_mm=(1.5, 1.5, 3.0),
+)
+
+
+def _codes(**changes) -> list[str]:
+    return [reason.code for reason in header_reasons(Scope(), **{**CHEST, **changes})]
+
+
+def test_a_whole_chest_passes():
+    assert _codes() == []
+    assert _codes(body_part="") == []  # the pixels will tell
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"modality": "MR"}, "WRONG_MODALITY"),
+        ({"body_part": "BRAIN"}, "WRONG_BODY_PART"),
+        ({"orientation": "coronal"}, "WRONG_ORIENTATION"),
+        ({"tilt_deg": -16.5}, "GANTRY_TILT"),
+        ({"shape": (256, 256, 20)}, "COVERAGE_TOO_SMALL"),
+        ({"shape": (100, 256, 100)}, "FIELD_OF_VIEW_TOO_SMALL"),
+        ({"spacing_mm": (1.5, 1.5, 8.0)}, "SLICES_TOO_THICK"),
+    ],
+)
+def test_what_the_header_rules_out_is_refused_with_its_code(changes, code):
+    assert _codes(**changes) == [code]
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Calibration:
+    rng = np.random.default_rng(0)
+    present = rng.random((300, 2)) < 0.3
+    # the first finding separates at 0.7, the second at 0.3
+    centre = np.array([0.7, 0.3])
+    probability = np.clip(centre + np.where(present, 0.15, -0.15) + rng.normal(0, 0.03, (300, 2)), 0, 1)
+    features = rng.normal(size=(300, 8)) * np.linspace(0.2, 1, 8)
+    return calibrate(("a", "b"), probability, present, features, rng.uniform(0.2, 0.3, 300))
+
+
+def test_thresholds_lie_between_present_and_absent(calibration):
+    assert calibration.thresholds["a"] == pytest.approx(0.7, abs=0.06)
+    assert calibration.thresholds["b"] == pytest.approx(0.3, abs=0.06)
+
+
+def test_the_familiar_passes_and_the_far_away_is_refused(calibration):
+    near, far = np.zeros(8), np.full(8, 10.0)
+    assert pixel_reasons(calibration, 0.25, calibration.feature_distance(near)) == ()
+    (reason,) = pixel_reasons(calibration, 0.25, calibration.feature_distance(far))
+    assert reason.code == "FEATURES_UNFAMILIAR"
+
+
+def test_distance_counts_in_units_of_what_was_seen(calibration):
+    steady, varied = np.zeros(8), np.zeros(8)
+    steady[0] = varied[7] = 1.0  # the first feature hardly varies in training, the last one does
+    assert calibration.feature_distance(steady) > 1.5 * calibration.feature_distance(varied)
+
+
+def test_an_image_without_lungs_is_refused(calibration):
+    head = np.full((20, 20, 20), 40.0)
+    assert lung_share(head) == 0.0
+    assert [r.code for r in pixel_reasons(calibration, lung_share(head), None)] == ["HISTOGRAM_UNFAMILIAR"]
+
+
+def test_a_calibration_survives_json(calibration):
+    import json
+
+    again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
+    assert again == calibration

@@ -1,0 +1,201 @@
+"""Findings and words: every statement survives the way into text and back."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.sr._concepts_dict import concepts
+
+from mla_med.errors import ConfigError, ReportError
+from mla_med.report.check import check_report
+from mla_med.report.context import context_text
+from mla_med.report.parse import parse_report, parse_sentence
+from mla_med.report.render import complete_findings, render_report, report_text
+from mla_med.report.schema import CHEST_CT, SITES
+from mla_med.report.styles import load_style
+from mla_med.types import (
+    ClinicalContext,
+    Evidence,
+    Finding,
+    Presence,
+    Report,
+    Sentence,
+    Sex,
+    Side,
+)
+
+TWO_SOURCES = {"87433001", "84089009"}
+"""Codes that are not in pydicom's dictionary, on which two public sources agree."""
+
+
+@st.composite
+def findings(draw):
+    chosen = []
+    for code, kind in CHEST_CT.items():
+        presence = draw(st.sampled_from(list(Presence)))
+        if presence is not Presence.PRESENT:
+            chosen.append(Finding(code, presence))
+            continue
+        site = draw(st.sampled_from(kind.sites)) if kind.sites else None
+        sides = (Side.RIGHT,) if site == "middle_lobe" else kind.sides
+        side = draw(st.sampled_from(sides)) if sides else None
+        size = float(draw(st.integers(1, 150))) if kind.has_size else None
+        chosen.append(Finding(code, presence, site, side, size))
+    return tuple(chosen)
+
+
+@settings(max_examples=200, deadline=None)
+@given(findings(), st.integers(0, 1000))
+def test_a_report_survives_render_and_parse(chosen, seed):
+    report = render_report(chosen, rng=random.Random(seed))
+    parsed = parse_report(report_text(report))
+    assert parsed.findings == chosen
+    assert parsed.sentences == report.sentences
+    assert parsed.technique == report.technique
+
+
+def test_what_is_not_given_is_stated_as_absent():
+    report = render_report([Finding("emphysema")])
+    assert [f.code for f in report.findings] == list(CHEST_CT)
+    assert sum(f.presence is Presence.PRESENT for f in report.findings) == 1
+    assert len(report.sentences) == len(CHEST_CT)
+
+
+def test_the_text_of_a_report_is_what_a_radiologist_would_read():
+    nodule = Finding("lung_nodule", site="upper_lobe", side=Side.LEFT, size_mm=12.0)
+    text = report_text(render_report([nodule]))
+    assert "There is a 12 mm nodule in the left upper lobe. No pulmonary mass." in text
+    assert text.endswith("IMPRESSION: Nodule in the left upper lobe, 12 mm.")
+
+
+def test_critical_findings_lead_the_impression():
+    found = [Finding("emphysema"), Finding("pneumothorax", side=Side.RIGHT)]
+    assert [s.text for s in render_report(found).impression] == ["Pneumothorax, right.", "Emphysema."]
+
+
+@pytest.mark.parametrize(
+    ("finding", "words"),
+    [
+        (Finding("lung_nodule", site="upper_lobe", side=Side.LEFT), "needs a size"),
+        (
+            Finding("lung_nodule", site="middle_lobe", side=Side.LEFT, size_mm=5),
+            "only the right lung has one",
+        ),
+        (Finding("pneumothorax", side=Side.BILATERAL), "legal: right, left"),
+        (Finding("emphysema", side=Side.LEFT), "legal: none"),
+        (Finding("consolidation", side=Side.LEFT), "with site None"),
+    ],
+)
+def test_a_finding_that_no_sentence_can_state_is_refused(finding, words):
+    with pytest.raises(ReportError, match=words):
+        render_report([finding])
+
+
+def test_an_unknown_code_is_named():
+    with pytest.raises(ReportError, match="'hangnail'"):
+        complete_findings([Finding("hangnail")])
+
+
+def test_an_unknown_style_names_those_that_exist():
+    with pytest.raises(ConfigError, match="there are: prose"):
+        load_style("baroque")
+
+
+def test_no_wording_is_read_as_two_findings():
+    style = load_style()
+    for code in CHEST_CT:
+        for key in ("present", "absent", "cannot_say"):
+            for phrase in style[code][key]:
+                sentence = phrase.format(side="right", site="upper lobe", size="7")
+                stated = parse_sentence(sentence)
+                assert stated is not None, sentence
+                assert stated.code == code
+
+
+def test_a_sentence_of_another_style_is_kept_and_not_guessed():
+    report = parse_report("FINDINGS: The gallbladder sings. No emphysema.")
+    assert report.sentences[0] == Sentence("The gallbladder sings.", ())
+    assert all(f.presence is Presence.ABSENT for f in report.findings)
+
+
+def test_every_code_is_in_a_dictionary_or_has_two_sources():
+    codes = [kind.code for kind in CHEST_CT.values() if kind.code] + list(SITES.values())
+    for code in codes:
+        known = any(code.value in values for values in concepts[code.scheme].values())
+        assert known or code.value in TWO_SOURCES, code
+
+
+def test_context_text_leaves_out_what_is_unknown():
+    assert context_text(ClinicalContext(61.0, Sex.FEMALE, "fever")) == "61 years, F, fever"
+    assert context_text(ClinicalContext()) == ""
+
+
+# The linter
+
+
+@pytest.fixture()
+def clean() -> Report:
+    return render_report(
+        [
+            Finding("lung_nodule", site="upper_lobe", side=Side.LEFT, size_mm=12.0),
+            Finding("pleural_effusion", side=Side.RIGHT),
+        ]
+    )
+
+
+def _with_sentence(report: Report, before: str, after: str) -> Report:
+    sentences = tuple(Sentence(s.text.replace(before, after), s.codes) for s in report.sentences)
+    return Report(report.findings, sentences, report.impression, report.technique)
+
+
+def test_a_clean_report_has_no_complaint(clean):
+    assert check_report(clean, ClinicalContext()) == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "rule"),
+    [
+        ("left upper", "right upper", "SIDE"),
+        ("12 mm", "120 mm", "SIZE"),
+        ("No emphysema.", "There is emphysema, predominantly in the upper lobes.", "NEGATION"),
+        ("upper lobe", "lower lobe", "SITE"),
+        ("No pneumothorax.", "The pneumothorax is unchanged.", "COMPARISON_WITHOUT_PRIOR"),
+    ],
+)
+def test_an_injected_fault_is_named(clean, before, after, rule):
+    complaints = check_report(_with_sentence(clean, before, after), ClinicalContext())
+    assert rule in [c.rule for c in complaints]
+
+
+def test_comparison_is_allowed_where_there_is_a_prior(clean):
+    faulty = _with_sentence(clean, "No pneumothorax.", "The pneumothorax is unchanged.")
+    rules = [c.rule for c in check_report(faulty, ClinicalContext(prior="2025-01-01"))]
+    assert "COMPARISON_WITHOUT_PRIOR" not in rules
+
+
+def test_evidence_on_the_other_side_is_named(clean):
+    low, high = (40.0, 0.0, 0.0), (60.0, 10.0, 10.0)  # RAS: the right of the patient
+    nodule = Finding(
+        "lung_nodule",
+        site="upper_lobe",
+        side=Side.LEFT,
+        size_mm=12.0,
+        evidence=Evidence(("1.2.3",), (low, high)),
+    )
+    report = render_report([nodule])
+    assert [c.rule for c in check_report(report)] == ["SIDE_OF_EVIDENCE"]
+    assert check_report(report, midline_mm=50.0) == ()
+
+
+def test_an_impression_that_forgets_a_finding_is_named(clean):
+    short = Report(clean.findings, clean.sentences, clean.impression[:1], clean.technique)
+    assert [c.rule for c in check_report(short)] == ["IMPRESSION"]
+
+
+def test_contrast_in_the_text_and_not_in_the_header_is_named(clean):
+    said = Report(clean.findings, clean.sentences, clean.impression, "CT of the chest with contrast medium.")
+    assert [c.rule for c in check_report(said, contrast_given=False)] == ["CONTRAST"]
+    assert check_report(clean, contrast_given=False) == ()

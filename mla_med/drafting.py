@@ -15,7 +15,7 @@ from mla_med.dicom.select import choose_series
 from mla_med.dicom.study import read_study
 from mla_med.dicom.volume import read_volume
 from mla_med.documents.write import write_draft
-from mla_med.errors import SeriesError
+from mla_med.errors import StudyError
 from mla_med.imaging.transforms import Preprocessing, to_tensor
 from mla_med.model.calibrate import Calibration
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
@@ -40,13 +40,14 @@ from mla_med.types import (
     Provenance,
     Reason,
     Report,
-    SeriesVerdict,
     Side,
     Study,
     Volume,
 )
 
 Progress = Callable[[str], None]
+DAMAGE = ("TRUNCATED", "MALFORMED", "UNREADABLE")
+"""Problems of a study's files that mean that images are missing from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,11 @@ def draft_folder(
 def draft_study(
     study: Study, checkpoint: Checkpoint, progress: Progress = lambda step: None
 ) -> tuple[Draft, Volume | None]:
-    """-> the draft or the refusal, and the volume it was drafted from (None where none was read)."""
+    """-> the draft or the refusal, and the volume it was drafted from (None where none was read).
+
+    A refusal is for a sound study that this model must not draft. A damaged one raises StudyError or
+    SeriesError: half a study would give a confident report of half a patient."""
+    _check_whole(study)
     progress("choosing the series")
     verdicts = choose_series(study, checkpoint.scope.examination)
     chosen = next((v for v in verdicts if v.chosen), None)
@@ -94,12 +99,10 @@ def draft_study(
     if reasons:
         return _refuse(study, checkpoint, verdicts, reasons), None
     progress("reading the volume")
-    try:
-        volume = read_volume(chosen.series)
-    except SeriesError as error:
-        reasons = (Reason(error.code, str(error)),)
-        return _refuse(study, checkpoint, _with_chosen(verdicts, None, reasons[0]), reasons), None
-    verdicts = _with_chosen(verdicts, volume, None)
+    volume = read_volume(chosen.series)
+    verdicts = tuple(
+        replace(v, series=volume.series, certificate=volume.certificate) if v.chosen else v for v in verdicts
+    )
     return _draft_volume(study, checkpoint, verdicts, volume, progress), volume
 
 
@@ -227,16 +230,14 @@ def _refuse(study, checkpoint, verdicts, reasons: tuple[Reason, ...], scores=Non
     )
 
 
-def _with_chosen(verdicts, volume: Volume | None, reason: Reason | None) -> tuple[SeriesVerdict, ...]:
-    """The verdicts, the chosen one with what reading its pixels taught."""
-    return tuple(
-        v
-        if not v.chosen
-        else replace(v, series=volume.series, certificate=volume.certificate)
-        if volume
-        else replace(v, certificate=None, reason=reason, chosen=False)
-        for v in verdicts
-    )
+def _check_whole(study: Study) -> None:
+    damaged = [p for p in study.problems if p.code in DAMAGE]
+    if damaged:
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise StudyError(
+            f"A file of this study is damaged{more}: {damaged[0].words} Send or copy the study again.",
+            code="DAMAGED_FILE",
+        )
 
 
 def _provenance(study: Study, checkpoint: Checkpoint, verdicts) -> Provenance:

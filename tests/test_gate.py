@@ -8,14 +8,14 @@ import pytest
 from mla_med.model.calibrate import Calibration, calibrate
 from mla_med.model.gate import Scope, header_reasons, lung_share, pixel_reasons
 
-CHEST = dict(
-    modality="CT",
-    body_part="CHEST",
-    orientation="axial",
-    tilt_deg=0.0,
-    shape=(256, 256, 100),
-    spacing_mm=(1.5, 1.5, 3.0),
-)
+CHEST = {
+    "modality": "CT",
+    "body_part": "CHEST",
+    "orientation": "axial",
+    "tilt_deg": 0.0,
+    "shape": (256, 256, 100),
+    "spacing_mm": (1.5, 1.5, 3.0),
+}
 
 
 def _codes(**changes) -> list[str]:

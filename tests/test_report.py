@@ -136,7 +136,7 @@ def test_context_text_leaves_out_what_is_unknown():
 # The linter
 
 
-@pytest.fixture()
+@pytest.fixture
 def clean() -> Report:
     return render_report(
         [

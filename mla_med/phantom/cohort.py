@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from mla_med.errors import OutputError
 from mla_med.phantom.anatomy import Grid, Person, make_person
 from mla_med.phantom.lesions import Lesion, choose_codes, plant
 from mla_med.phantom.scanner import Scan, random_scan, scan_person, write_series
@@ -89,6 +91,17 @@ def truth_of(phantom: Phantom) -> dict:
 
 
 def write_phantom(phantom: Phantom, out: Path, spacing_mm=(1.5, 1.5, 3.0), matrix: int = 256) -> Path:
-    """Writes the phantom's DICOM series into `out`."""
+    """Writes the phantom's DICOM series into the folder `out`, whole or not at all."""
     hu, grid, scan = scan_phantom(phantom, spacing_mm, matrix)
-    return write_series(hu, grid, phantom.person, scan, out, phantom.context.indication)
+    part = out.with_name(f".{out.name}.writing")
+    shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
+    try:
+        write_series(hu, grid, phantom.person, scan, part, phantom.context.indication)
+        shutil.rmtree(out, ignore_errors=True)
+        return part.replace(out)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise OutputError(
+            f"Cannot write the phantom to {out}: {error.strerror}. "
+            "Free some space there or choose another folder."
+        ) from error

@@ -1,0 +1,75 @@
+"""What several test files need: the packaged model, real series, a folder on a full disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def checkpoint():
+    """The model that ships with the package."""
+    from mla_med.model.checkpoint import load_checkpoint
+
+    return load_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def phantom_series(tmp_path_factory) -> Path:
+    """A phantom with a mass, an effusion and a large heart, as DICOM at 3 mm."""
+    from mla_med.phantom.cohort import make_phantom, write_phantom
+
+    phantom = make_phantom(950_000, ("lung_mass", "pleural_effusion", "cardiomegaly"))
+    return write_phantom(phantom, tmp_path_factory.mktemp("phantom"), (3.0, 3.0, 3.0), 136)
+
+
+@pytest.fixture(scope="session")
+def packaged_head() -> Path:
+    """Four slices of a real head CT in pydicom's wheel, with a hole of 202.5 mm."""
+    from pydicom.data import get_testdata_file
+
+    return Path(str(get_testdata_file("dicomdirtests/77654033/CT2/17106"))).parent
+
+
+@pytest.fixture
+def real_series():
+    """real_series("ct_head_philips_study") -> its folder; skips where the data is not there."""
+
+    def find(name: str) -> Path:
+        folder = SHARED / "dicom" / name
+        if not folder.is_dir():
+            pytest.skip(f"development data is not here: {name}")
+        return folder
+
+    return find
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder on a disk of 64 kB."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def sr_errors(path: Path) -> list[str]:
+    """The errors that dciodvfy prints of a file."""
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy is not installed (Debian: dicom3tools)")
+    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert lines, "dciodvfy said nothing"
+    return [line for line in lines if line.startswith("Error")]

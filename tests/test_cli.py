@@ -1,0 +1,194 @@
+"""The front door: what a user can cause is one line, exit code 1, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pydicom
+import pytest
+
+from mla_med import cli
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run("draft", folder, ...) -> exit code, standard output, standard error."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mla-med", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(exit_.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from mla_med import cli; sys.argv = ['mla-med', '--help']\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'monai', 'transformers', 'pydicom', 'prefect', 'numpy'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert "HEAVY []" in printed
+    for verb in ("demo", "inspect", "draft", "phantom", "evaluate", "doctor"):
+        assert verb in printed
+
+
+def test_inspect_prints_one_object_with_every_series(run, phantom_series):
+    code, printed, _ = run("inspect", phantom_series, "--json")
+    assert code == 0
+    (series,) = json.loads(printed)["series"]
+    assert series["accepted"]
+    assert series["chosen"]
+    assert series["reason"] is None
+    assert series["shape"][:2] == [136, 136]
+    assert series["spacing_mm"] == pytest.approx([3, 3, 3])
+    assert len(series["affine"]) == 4
+
+
+def test_inspect_says_why_a_series_is_refused(run, packaged_head):
+    code, printed, _ = run("inspect", packaged_head, "--json")
+    assert code == 0
+    (series,) = json.loads(printed)["series"]
+    assert (series["accepted"], series["chosen"], series["shape"]) == (False, False, None)
+    assert series["reason"]["code"] == "MISSING_SLICE"
+    code, table, _ = run("inspect", packaged_head)
+    assert code == 0
+    assert "MISSING_SLICE" in table
+
+
+@pytest.mark.parametrize("verb", ["inspect", "draft"])
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (lambda folder: folder / "nowhere", "PATH_MISSING"),
+        (lambda folder: folder, "NO_DICOM"),
+        (lambda folder: _text_file(folder), "NO_DICOM"),
+    ],
+)
+def test_what_is_no_study_is_one_line(run, tmp_path, verb, make, code):
+    (tmp_path / "in").mkdir()
+    out = ["--out", tmp_path / "out"] if verb == "draft" else []
+    status, _, error = run(verb, make(tmp_path / "in"), *out)
+    assert status == 1
+    assert len(error.strip().splitlines()) == 1
+    assert error.startswith(code + ": ")
+    assert not (tmp_path / "out").exists()
+
+
+def _text_file(folder):
+    path = folder / "notes.txt"
+    path.write_text("not an image")
+    return path
+
+
+def test_a_missing_checkpoint_is_one_line(run, phantom_series, tmp_path):
+    status, _, error = run(
+        "draft", phantom_series, "--out", tmp_path / "out", "--checkpoint", tmp_path / "none"
+    )
+    assert status == 1
+    assert len(error.strip().splitlines()) == 1
+    assert error.startswith("CHECKPOINT_MISSING: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("share", "code"), [(0.5, "TRUNCATED_PIXELS"), (0.005, "DAMAGED_FILE")])
+def test_a_truncated_slice_is_one_line_with_its_file(run, phantom_series, tmp_path, share, code):
+    """Part of one file is gone, pixels or header: the study is not drafted from the rest of it."""
+    copy = tmp_path / "in"
+    copy.mkdir()
+    for path in phantom_series.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    victim = copy / "IM0040.dcm"
+    victim.write_bytes(victim.read_bytes()[: int(victim.stat().st_size * share)])
+    status, _, error = run("draft", copy, "--out", tmp_path / "out")
+    assert status == 1
+    assert len(error.strip().splitlines()) == 1
+    assert error.startswith(code + ": ")
+    assert "IM0040.dcm" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_nothing(run, phantom_series, full_disk):
+    status, _, error = run("draft", phantom_series, "--out", full_disk / "out")
+    assert status == 1
+    assert len(error.strip().splitlines()) == 1
+    assert error.startswith("OUTPUT_NOT_WRITTEN: ")
+    assert not list(full_disk.rglob("*.*"))
+
+
+def test_a_phantom_on_a_full_disk_is_one_line(run, full_disk):
+    status, _, error = run("phantom", "--out", full_disk / "p", "--matrix", "64")
+    assert status == 1
+    assert error.startswith("OUTPUT_NOT_WRITTEN: ")
+    assert not list(full_disk.rglob("*.*"))
+
+
+def test_a_phantom_has_a_series_a_report_and_a_truth(run, tmp_path):
+    status, printed, _ = run(
+        "phantom",
+        "--out",
+        tmp_path,
+        "--seed",
+        "3",
+        "--finding",
+        "lung_nodule",
+        "--matrix",
+        "64",
+        "--slice-mm",
+        "9",
+    )
+    assert status == 0
+    assert "nodule" in printed
+    (finding,) = json.loads((tmp_path / "truth.json").read_text())["findings"]
+    assert finding["code"] == "lung_nodule"
+    assert pydicom.dcmread(next((tmp_path / "dicom").iterdir())).Modality == "CT"
+
+
+def test_an_unknown_finding_names_those_that_exist(run, tmp_path):
+    status, _, error = run("phantom", "--out", tmp_path, "--finding", "hangnail")
+    assert status == 1
+    assert "lung_nodule" in error
+
+
+def test_evaluate_scores_and_says_where_the_page_is(run, tmp_path):
+    from mla_med.phantom.cohort import make_phantom
+    from mla_med.report.render import body_text
+
+    texts = [body_text(make_phantom(seed).report) for seed in range(12)]
+    for name in ("references", "drafts"):
+        lines = [json.dumps({"id": n, "report": text}) for n, text in enumerate(texts)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    status, printed, _ = run(
+        "evaluate", tmp_path / "references.jsonl", tmp_path / "drafts.jsonl", "--out", tmp_path / "scores"
+    )
+    assert status == 0
+    assert "BLEU-4 (0-100) | 100.0" in printed
+    assert (tmp_path / "scores" / "page.html").is_file()
+    metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert "tok:" in json.dumps(metrics)
+
+
+def test_no_patient_appears_in_output_or_errors(run, tmp_path, packaged_head):
+    """The name and the ID of the packaged real patient, in every verb that reads the study."""
+    header = pydicom.dcmread(next(packaged_head.iterdir()), stop_before_pixels=True)
+    names = [str(header.PatientName.family_name), str(header.PatientID)]
+    assert all(len(name) > 2 for name in names)
+    printed = "".join(run("inspect", packaged_head)[1:] + run("draft", packaged_head, "--out", tmp_path)[1:])
+    printed += (tmp_path / "draft.json").read_text() + (tmp_path / "draft.html").read_text()
+    # the folders of the package are named after the patient ID; only file names may be shown
+    assert not [name for name in names if name in printed.replace(str(tmp_path), "")]
+
+
+def test_doctor_finds_what_is_here(run):
+    status, printed, _ = run("doctor")
+    assert status == 0
+    assert "torch" in printed
+    assert "MISSING" not in printed

@@ -1,0 +1,174 @@
+"""A study goes in, a draft or a refusal comes out: the whole house with the packaged model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pydicom
+import pytest
+from conftest import sr_errors
+
+from mla_med.acceptance import draft_phantoms
+from mla_med.dicom.study import read_study
+from mla_med.documents.json import draft_from_json
+from mla_med.drafting import draft_folder, draft_study
+from mla_med.errors import CheckpointError
+from mla_med.model import DEFAULT_CHECKPOINT
+from mla_med.model.checkpoint import load_checkpoint
+from mla_med.report.parse import parse_report
+from mla_med.report.render import body_text
+from mla_med.types import Presence, Side
+
+FILES = ["draft.dcm", "draft.html", "draft.json", "draft.txt"]
+
+
+@pytest.fixture(scope="module")
+def drafted(phantom_series, checkpoint):
+    return draft_study(read_study(phantom_series), checkpoint)
+
+
+def test_a_phantom_is_drafted_with_what_was_planted(drafted):
+    draft, _ = drafted
+    assert draft.gate.accepted, draft.gate.reasons
+    present = {f.code for f in draft.report.findings if f.presence is Presence.PRESENT}
+    assert {"lung_mass", "pleural_effusion", "cardiomegaly"} <= present
+    assert draft.complaints == ()
+
+
+def test_the_text_states_exactly_the_findings(drafted):
+    draft, _ = drafted
+    assert parse_report(body_text(draft.report)).findings == draft.report.findings
+
+
+def test_every_present_finding_cites_slices_of_the_study(drafted):
+    draft, volume = drafted
+    known = {i.sop_instance_uid for i in volume.series.instances}
+    present = [f for f in draft.report.findings if f.presence is Presence.PRESENT]
+    for finding in present:
+        assert finding.evidence is not None
+        assert set(finding.evidence.sop_instance_uids) <= known
+        low, high = np.array(finding.evidence.box_mm)
+        assert (high > low).all()
+        assert 0.0 <= finding.confidence <= 1.0
+
+
+def test_evidence_lies_on_the_side_that_is_stated(drafted):
+    draft, volume = drafted
+    middle = (volume.affine @ [*(np.array(volume.voxels.shape) / 2), 1])[0]
+    mass = next(f for f in draft.report.findings if f.code == "lung_mass")
+    x = np.mean([corner[0] for corner in mass.evidence.box_mm])
+    assert (x > middle) == (mass.side is Side.RIGHT)
+
+
+def test_the_same_study_gives_the_same_draft(drafted, phantom_series, checkpoint):
+    again, _ = draft_study(read_study(phantom_series), checkpoint)
+    first = replace(drafted[0].provenance, created_utc="")
+    assert replace(again, provenance=first) == replace(drafted[0], provenance=first)
+
+
+def test_the_images_decide(drafted, phantom_series, checkpoint, tmp_path):
+    """Blank lungs in the same headers: the findings of the lungs are gone, or the gate refuses."""
+    for path in sorted(phantom_series.iterdir()):
+        ds = pydicom.dcmread(path)
+        pixels = ds.pixel_array.copy()
+        pixels[pixels > 200] = np.minimum(pixels[pixels > 200], 1064)  # nothing denser than water
+        pixels[(pixels > 250) & (pixels < 1000)] = 170  # and no partial volume
+        ds.PixelData = pixels.tobytes()
+        ds.save_as(tmp_path / path.name)
+    changed, _ = draft_study(read_study(tmp_path), checkpoint)
+    assert changed.report is None or changed.report.findings != drafted[0].report.findings
+
+
+def test_all_four_files_appear_and_the_sr_is_sound(phantom_series, tmp_path):
+    draft, files = draft_folder(phantom_series, tmp_path / "out")
+    assert (
+        sorted(path.name for path in files) == FILES == sorted(p.name for p in (tmp_path / "out").iterdir())
+    )
+    assert sr_errors(tmp_path / "out" / "draft.dcm") == []
+    sr = pydicom.dcmread(tmp_path / "out" / "draft.dcm")
+    assert (sr.VerificationFlag, sr.PreliminaryFlag) == ("UNVERIFIED", "PRELIMINARY")
+    assert sr.SpecificCharacterSet == "ISO_IR 192"
+    again = draft_from_json(json.loads((tmp_path / "out" / "draft.json").read_text()))
+    assert again.report == draft.report
+
+
+def test_a_head_with_a_hole_is_refused_by_name(packaged_head, tmp_path):
+    draft, _ = draft_folder(packaged_head, tmp_path)
+    assert draft.report is None
+    assert [r.code for r in draft.gate.reasons] == ["NO_SERIES"]
+    (verdict,) = draft.verdicts
+    assert verdict.reason.code == "MISSING_SLICE"
+    assert "202.50 mm after slice 1 of 4" in verdict.reason.words
+    text = (tmp_path / "draft.txt").read_text()
+    assert "MISSING_SLICE" in text
+    assert "nodule" not in text
+    assert sr_errors(tmp_path / "draft.dcm") == []
+
+
+def test_a_real_head_is_refused_by_a_chest_model(real_series, tmp_path):
+    draft, _ = draft_folder(real_series("ct_head_philips_study"), tmp_path)
+    assert [r.code for r in draft.gate.reasons][:1] == ["WRONG_BODY_PART"]
+    verdicts = {v.series.description: v for v in draft.verdicts}
+    assert verdicts["STD BRAIN 5MM"].chosen
+    refused = {v.reason.code for v in draft.verdicts if not v.accepted}
+    assert {"LOCALIZER", "SECONDARY_CAPTURE"} <= refused
+    assert sr_errors(tmp_path / "draft.dcm") == []
+
+
+def test_a_slab_of_a_real_chest_is_refused_for_its_coverage(real_series, tmp_path):
+    draft, _ = draft_folder(real_series("ct_chest_philips_32of275"), tmp_path)
+    assert "COVERAGE_TOO_SMALL" in [r.code for r in draft.gate.reasons]
+    assert sr_errors(tmp_path / "draft.dcm") == []
+
+
+def test_a_head_without_a_body_part_is_refused_by_its_pixels(phantom_series, checkpoint, tmp_path):
+    """The header says nothing; the image has no lungs."""
+    for path in sorted(phantom_series.iterdir()):
+        ds = pydicom.dcmread(path)
+        pixels = ds.pixel_array.copy()
+        pixels[(pixels > 20) & (pixels < 700)] = 1060
+        ds.PixelData, ds.BodyPartExamined = pixels.tobytes(), ""
+        ds.save_as(tmp_path / path.name)
+    draft, _ = draft_study(read_study(tmp_path), checkpoint)
+    assert [r.code for r in draft.gate.reasons] == ["HISTOGRAM_UNFAMILIAR"]
+
+
+# The checkpoint
+
+
+def test_the_packaged_checkpoint_is_small_and_holds_no_pickle():
+    files = [p for p in DEFAULT_CHECKPOINT.iterdir() if p.is_file()]
+    assert sum(p.stat().st_size for p in files) <= 12e6
+    assert {p.suffix for p in files} <= {".json", ".safetensors", ".md"}
+
+
+def test_a_missing_checkpoint_says_what_is_missing(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json is missing") as caught:
+        load_checkpoint(tmp_path)
+    assert caught.value.code == "CHECKPOINT_MISSING"
+
+
+def test_a_damaged_checkpoint_says_so(tmp_path):
+    for path in DEFAULT_CHECKPOINT.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        load_checkpoint(tmp_path)
+    assert caught.value.code == "CHECKPOINT_DAMAGED"
+
+
+# Phantoms through the house
+
+
+def test_an_acceptance_run_goes_on_where_it_was_killed(tmp_path):
+    draft_phantoms([900_000], tmp_path)
+    (first,) = (tmp_path / "cases").iterdir()
+    stamp = first.stat().st_mtime_ns
+    made = draft_phantoms([900_000, 900_001], tmp_path)
+    assert first.stat().st_mtime_ns == stamp
+    assert made.drafted + made.refused == 2
+    lines = [json.loads(line) for line in made.references.read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["phantom-900000", "phantom-900001"]

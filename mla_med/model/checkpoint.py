@@ -42,6 +42,9 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
             )
     from safetensors import SafetensorError
     from transformers import PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     try:
         about = json.loads((folder / "checkpoint.json").read_text())

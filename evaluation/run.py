@@ -257,6 +257,8 @@ def _read_line(text: str, place: str) -> tuple[str, Line]:
 def _text_of(row: dict, key: str, place: str) -> str:
     if key not in row:
         raise ReportError(f"{place}: no {key!r}; it holds {', '.join(map(repr, row)) or 'nothing'}.")
+    if key != "report" and type(row[key]) is int:
+        return str(row[key])  # many archives number their studies
     if not isinstance(row[key], str):
         raise ReportError(f"{place}: {key!r} must be a string, not {json.dumps(row[key])[:40]}.")
     if _SURROGATE.search(row[key]):

@@ -15,7 +15,7 @@ from mla_med.dicom.select import choose_series
 from mla_med.dicom.study import read_study
 from mla_med.dicom.volume import read_volume
 from mla_med.documents.write import write_draft
-from mla_med.errors import StudyError
+from mla_med.errors import SeriesError, StudyError
 from mla_med.imaging.transforms import Preprocessing, to_tensor
 from mla_med.model.calibrate import Calibration
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
@@ -40,6 +40,7 @@ from mla_med.types import (
     Provenance,
     Reason,
     Report,
+    SeriesVerdict,
     Side,
     Study,
     Volume,
@@ -48,6 +49,8 @@ from mla_med.types import (
 Progress = Callable[[str], None]
 DAMAGE = ("TRUNCATED", "MALFORMED", "UNREADABLE")
 """Problems of a study's files that mean that images are missing from it."""
+DAMAGED_SERIES = ("TRUNCATED_PIXELS", "UNREADABLE_PIXELS", "MALFORMED", "FILE_CHANGED")
+"""Reasons of a series that sending it again may cure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +85,8 @@ def draft_study(
     verdicts = choose_series(study, checkpoint.scope.examination)
     chosen = next((v for v in verdicts if v.chosen), None)
     if chosen is None or chosen.certificate is None:
-        reason = Reason(
-            "NO_SERIES", "No series of this study can be read as a volume; see each series' reason."
-        )
-        return _refuse(study, checkpoint, verdicts, (reason,)), None
+        _check_undamaged(verdicts)
+        return _refuse(study, checkpoint, verdicts, _no_series(verdicts)), None
     c = chosen.certificate
     reasons = header_reasons(
         checkpoint.scope,
@@ -238,6 +239,19 @@ def _check_whole(study: Study) -> None:
             f"A file of this study is damaged{more}: {damaged[0].words} Send or copy the study again.",
             code="DAMAGED_FILE",
         )
+
+
+def _no_series(verdicts: tuple[SeriesVerdict, ...]) -> tuple[Reason, ...]:
+    """That there is none to read, then why not, once for each code."""
+    why = {v.reason.code: v.reason for v in verdicts if v.reason is not None}
+    return (Reason("NO_SERIES", "No series of this study can be read as a volume."), *why.values())
+
+
+def _check_undamaged(verdicts: tuple[SeriesVerdict, ...]) -> None:
+    """Damage is an error, not a refusal: sent again, the same study may well be drafted."""
+    for verdict in verdicts:
+        if verdict.reason is not None and verdict.reason.code in DAMAGED_SERIES:
+            raise SeriesError(verdict.reason.words, code=verdict.reason.code)
 
 
 def _provenance(study: Study, checkpoint: Checkpoint, verdicts) -> Provenance:

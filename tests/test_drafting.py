@@ -97,7 +97,7 @@ def test_all_four_files_appear_and_the_sr_is_sound(phantom_series, tmp_path):
 def test_a_head_with_a_hole_is_refused_by_name(packaged_head, tmp_path):
     draft, _ = draft_folder(packaged_head, tmp_path)
     assert draft.report is None
-    assert [r.code for r in draft.gate.reasons] == ["NO_SERIES"]
+    assert [r.code for r in draft.gate.reasons] == ["NO_SERIES", "MISSING_SLICE"]
     (verdict,) = draft.verdicts
     assert verdict.reason.code == "MISSING_SLICE"
     assert "202.50 mm after slice 1 of 4" in verdict.reason.words

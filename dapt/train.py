@@ -103,7 +103,7 @@ class Trainer:
         """S1: the decoder reads the corpus' reports, without images."""
         for epoch in range(self.done["text_epochs"], self.config.text_epochs):
             began, losses = time.perf_counter(), []
-            self.model.train()
+            self._begin(1000 + epoch)
             for batch in _shuffled(train, 16, self.config.seed, 1000 + epoch):
                 ids, labels = report_ids([e.report for e in batch], self.model.tokenizer)
                 loss = self.model(
@@ -120,7 +120,7 @@ class Trainer:
         for epoch in range(self.done["epochs"], self.config.epochs):
             began = time.perf_counter()
             sums: dict[str, float] = {}
-            self.model.train()
+            self._begin(epoch)
             for n, batch in enumerate(_shuffled(train, self.config.batch, self.config.seed, epoch)):
                 rng = np.random.default_rng([self.config.seed, epoch, n])
                 inputs = collate(batch, self.model, settings, self.config, rng)
@@ -136,6 +136,11 @@ class Trainer:
             self.done["epochs"] = epoch + 1
             scores = {name: value / steps for name, value in sums.items()}
             self._finish("S3 report", epoch, began, scores | self._validate(held_out, validate))
+
+    def _begin(self, epoch: int) -> None:
+        """Every epoch has its own random numbers, so a resumed training draws what an unbroken one does."""
+        self.model.train()
+        torch.manual_seed(hash((self.config.seed, epoch)))
 
     def _validate(self, held_out, validate) -> dict[str, float]:
         if validate is None:

@@ -232,7 +232,7 @@ def test_drafts_in_another_order_score_the_same(tmp_path):
         ('{"id": "b"}', "line 2: no 'report'; it holds 'id'"),
         ('{"report": "b"}', "line 2: no 'id'"),
         ('{"id": "b", "report": null}', "line 2: 'report' must be a string, not null"),
-        ('{"id": 2, "report": "b"}', "line 2: 'id' must be a string, not 2"),
+        ('{"id": 2.5, "report": "b"}', "line 2: 'id' must be a string, not 2.5"),
         ('["b"]', "line 2: expected an object"),
         ('{"id": "a", "report": "again"}', "line 2: id 'a' stood there before"),
         ('{"id": "b", "report": "\\ud800"}', "line 2: 'report' holds half a character"),

@@ -68,7 +68,9 @@ class FindingHeads(nn.Module):
         width: int,
         heads: int,
         size_scale_mm: float,
+        has_map: bool,
     ):
+        """`has_map`: the fusion selects tokens, and so has a map of each finding to listen to."""
         super().__init__()
         self.allowed_sides = [[side in finding["sides"] for side in SIDES] for finding in findings]
         self.allowed_sites = [[site in finding["sites"] for site in sites] for finding in findings]
@@ -77,7 +79,7 @@ class FindingHeads(nn.Module):
         self.hidden = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
         self.where = nn.Linear(6, width)
         self.presence = PerFinding(len(findings), width + 7, 1)
-        self.peak_gain_F = nn.Parameter(torch.ones(len(findings)))
+        self.peak_gain_F = nn.Parameter(torch.ones(len(findings))) if has_map else None
         self.side = PerFinding(len(findings), width + 7, len(SIDES))
         self.site = PerFinding(len(findings), width + 7, max(1, len(sites)))
         self.size = PerFinding(len(findings), width + 7, 1)
@@ -92,7 +94,7 @@ class FindingHeads(nn.Module):
         hidden_BFD = self.hidden(embeddings_BFD + self.where(place_BF6))
         seen = torch.cat([hidden_BFD, PLACE_SCALE * place_BF6, strength_BF.unsqueeze(-1)], -1)
         presence_logits_BF = self.presence(seen).squeeze(-1)
-        if fused.selection is not None:
+        if self.peak_gain_F is not None and fused.selection is not None:
             presence_logits_BF = presence_logits_BF + self.peak_gain_F * map_peak(fused.selection)
         log_size_BF = self.size(seen).squeeze(-1).clamp(-4.0, 4.0)
         return FindingOutputs(

@@ -69,7 +69,12 @@ class MLAModel(PreTrainedModel, GenerationMixin):
         )
         self.fusion = fusion_of(config)
         self.heads = FindingHeads(
-            config.findings, config.sites, config.width, config.heads, config.size_scale_mm
+            config.findings,
+            config.sites,
+            config.width,
+            config.heads,
+            config.size_scale_mm,
+            has_map=config.fusion_type in ("hffn", "full"),
         )
         self.decoder = ReportDecoder(config.decoder, config.width)
         self.project_image = nn.Linear(config.width, config.width, bias=False)

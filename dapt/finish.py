@@ -15,6 +15,9 @@ from mla_med.model.mla import MLAModel
 
 NAME, VERSION = "mla_med chest CT (phantom)", "0.1.0"
 
+FAMILIAR = 600
+"""So many training examples say what is familiar to the gate."""
+
 _CARD = """# {name} {version}
 
 Drafts chest CT reports in English. **Trained on phantoms only**: people who do not exist, made by
@@ -58,7 +61,10 @@ def finish(model: MLAModel, corpus: Path, training: Path, out: Path, command: st
     held_out = read_examples(corpus, "validation")
     said = predict(model, held_out)
     keys = model.config.finding_keys
-    calibration = calibrate(keys, said.probability_NF, said.present_NF, said.feature_ND, said.lung_share_N)
+    known = predict(model, read_examples(corpus, "train")[:FAMILIAR])
+    calibration = calibrate(
+        keys, said.probability_NF, said.present_NF, said.feature_ND, said.lung_share_N, known.feature_ND
+    )
     scores = score_predictions(said, held_out, keys, model.config.sites)
     card = _card(model, corpus, training, scores, command)
     return save_checkpoint(out, model, calibration, Scope(), NAME, VERSION, card)

@@ -11,6 +11,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads that wait for each other cost more
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -51,7 +51,8 @@ def calibration() -> Calibration:
     centre = np.array([0.7, 0.3])
     probability = np.clip(centre + np.where(present, 0.15, -0.15) + rng.normal(0, 0.03, (300, 2)), 0, 1)
     features = rng.normal(size=(300, 8)) * np.linspace(0.2, 1, 8)
-    return calibrate(("a", "b"), probability, present, features, rng.uniform(0.2, 0.3, 300))
+    known, held_out = features[:200], features[100:]
+    return calibrate(("a", "b"), probability, present, held_out, rng.uniform(0.2, 0.3, 300), known)
 
 
 def test_thresholds_lie_between_present_and_absent(calibration):

@@ -50,18 +50,22 @@ def calibrate(
     present_NF: np.ndarray,
     feature_ND: np.ndarray,
     lung_share_N: np.ndarray,
+    known_feature_ND: np.ndarray,
 ) -> Calibration:
-    """Thresholds of best F1 on these examples, drawn towards 0.5 where few are positive."""
+    """Thresholds of best F1 on held-out examples. What is familiar is fitted on `known_feature_ND`,
+    features of other examples, and its limit set on the held-out ones: in-sample distances are too
+    small when there are not many more examples than features."""
     thresholds = {
         code: _best_threshold(probability_NF[:, f], present_NF[:, f].astype(bool))
         for f, code in enumerate(codes)
     }
-    mean = feature_ND.mean(0)
-    centred = feature_ND - mean
-    covariance = centred.T @ centred / max(len(centred) - 1, 1)
-    # shrinkage: there are not many more examples than features
-    covariance = 0.7 * covariance + 0.3 * np.eye(len(mean)) * np.trace(covariance) / len(mean)
+    mean = known_feature_ND.mean(0)
+    known = known_feature_ND - mean
+    covariance = known.T @ known / max(len(known) - 1, 1)
+    # shrinkage: directions that hardly vary must not decide alone
+    covariance = 0.9 * covariance + 0.1 * np.eye(len(mean)) * np.trace(covariance) / len(mean)
     precision = np.linalg.inv(covariance)
+    centred = feature_ND - mean
     distance = np.sqrt(np.einsum("nd,de,ne->n", centred, precision, centred))
     low, high = np.quantile(lung_share_N, [0.0, 1.0])
     return Calibration(

@@ -143,7 +143,8 @@ def demo(
     train: Annotated[
         bool, typer.Option("--train", help="Walk corpus, training, drafting and scoring too.")
     ] = False,
-    phantoms: Annotated[int, typer.Option(min=2, help="Phantoms to score on.")] = 12,
+    phantoms: Annotated[int, typer.Option(min=2, max=200, help="Phantoms to score on.")] = 12,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draft them.")] = 1,
 ) -> None:
     """Everything once: a phantom drafted, a real series refused, scores beside the floors."""
     from mla_med.demo import run_demo, train_demo
@@ -151,7 +152,7 @@ def demo(
     if train:
         train_demo(to, err)
     else:
-        run_demo(to, phantoms, out, err)
+        run_demo(to, phantoms, workers, out, err)
 
 
 @app.command()

@@ -12,7 +12,7 @@ DEMO_SEED = 910_000
 DEMO_CODES = ("lung_nodule", "pleural_effusion", "cardiomegaly")
 
 
-def run_demo(to: Path, phantoms: int, out: Console, err: Console) -> None:
+def run_demo(to: Path, phantoms: int, workers: int, out: Console, err: Console) -> None:
     """Runs again after a kill: what was drafted stays, what was half-written was never there."""
     with err.status("starting"):
         from pydicom.data import get_testdata_file
@@ -41,19 +41,19 @@ def run_demo(to: Path, phantoms: int, out: Console, err: Console) -> None:
         made = draft_phantoms(
             TEST_SEEDS[:phantoms],
             to / "scores",
+            workers=workers,
             progress=lambda done, total: bar.update(task, completed=done),
         )
     scores = evaluate_reports(made.references, made.drafts, to / "scores")
     out.rule(f"Scores on {phantoms} phantoms that training never saw (templated reports: read them as such)")
     for name in ("BLEU-4", "F1 macro", "F1 micro", "side accuracy"):
         row = scores[name]
-        floor = max((s.value for s in row.floors.values() if s.value == s.value), default=float("nan"))
-        low, high = row.score.ci95
-        out.print(
-            f"{name:14} {row.score.value:7.3f}  95 % CI {low:.3f} to {high:.3f}   best floor {floor:.3f}"
-        )
+        floors = [s for s in row.floors.values() if s.value == s.value]  # NaN: nothing to measure
+        best = max(floors, key=lambda score: score.value)
+        out.print(f"{name:14} {_with_interval(row.score)}   best floor {_with_interval(best)}", markup=False)
     out.print(f"signature      {scores['BLEU-4'].score.signature}", markup=False)
     out.print(f"drafted {made.drafted}, refused {made.refused}")
+    out.print(f"first cited slice crosses the lesion: {made.cited} of {made.citable} true positives")
     out.rule("Files")
     for path in (*files, *more, to / "scores" / "page.html"):
         out.print(str(path), markup=False)
@@ -76,6 +76,10 @@ def train_demo(to: Path, err: Console) -> None:
     draft_study_flow(series, to / "phantom", checkpoint)
     evaluate_flow(to / "scores", checkpoint, first=TEST_SEEDS.start, count=16)
     err.print(f"Done. {to / 'scores' / 'page.html'}", markup=False)
+
+
+def _with_interval(score) -> str:
+    return f"{score.value:6.3f} (95 % CI {score.ci95[0]:.3f} to {score.ci95[1]:.3f})"
 
 
 def _bar(console: Console) -> Progress:

@@ -18,6 +18,7 @@ from mla_med.model import DEFAULT_CHECKPOINT
 from mla_med.model.calibrate import Calibration
 from mla_med.model.gate import Scope
 from mla_med.model.mla import MLAModel
+from mla_med.report.schema import CHEST_CT
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,12 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
             f"The checkpoint at {folder} is damaged ({type(error).__name__}). Copy or train it again.",
             code="CHECKPOINT_DAMAGED",
         ) from error
+    if model.config.finding_keys != tuple(CHEST_CT):
+        raise CheckpointError(
+            f"The checkpoint at {folder} knows other findings than this version of mla_med. "
+            "Use the version it was trained with, or train it again.",
+            code="CHECKPOINT_SCHEMA",
+        )
     scope = about["scope"] | {"body_parts": tuple(about["scope"]["body_parts"])}
     return Checkpoint(
         model, calibration, Scope(**scope), about["name"], about["version"], weights_digest(folder)

@@ -484,3 +484,24 @@ def test_the_loss_falls_and_the_side_of_a_ball_is_learned():
     found = model.eval()("", image, targets=targets)
     assert found.losses["side"] < 0.5
     assert found.losses["evidence"] < 2.0
+
+
+def test_the_map_is_taught_where_lesions_are_and_absent_findings_nowhere():
+    """A perfect map costs nothing, an inverted one much; slivers at a cell's border teach neither."""
+    from dataclasses import replace
+
+    from mla_med.model.findings import FindingTargets, in_box, map_loss, map_peak
+
+    model = a_model(fusion_type="full").eval()
+    selection = model.encode(images(1, (32, 32, 32)), "cough").selection
+    box = torch.full((1, len(model.config.finding_keys), 2, 3), torch.nan)
+    box[0, 0] = torch.tensor([[9.0, 9.0, 9.0], [14.0, 14.0, 14.0]])
+    presence = torch.zeros(box.shape[:2])
+    presence[0, 0] = 1
+    targets = FindingTargets(presence, lesion_box_BF23=box)
+    inside = in_box(selection.positions_BN3, selection.half_cells_BN3, targets)
+    assert inside[0, 0].sum() == 1  # cell (1, 1, 1) covers voxels 8 to 15
+    perfect = torch.where(inside, 12.0, -12.0)
+    assert map_loss(replace(selection, map_BFN=perfect), targets) < 1e-3
+    assert map_loss(replace(selection, map_BFN=-perfect), targets) > 10
+    assert map_peak(replace(selection, map_BFN=perfect))[0].tolist() == [12.0] + [-12.0] * 11

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def main() -> int:
             options.out,
             TrainConfig(epochs=options.epochs, device=options.device, seed=options.seed),
             log=lambda row: print(json.dumps(row), flush=True),
-            command=" ".join(["python -m dapt", *sys.argv[1:]]),
+            command=f"python -m dapt --train {options.train} --epochs {options.epochs} --seed {options.seed}",
         )
     except MlaMedError as error:
         print(f"{error.code}: {error}")

@@ -26,8 +26,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results; made if missing.")]
 Checkpoint = Annotated[
@@ -41,7 +41,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except MlaMedError as error:
-        err.print(f"{error.code}: {error}", markup=False)
+        err.print(f"{error.code}: {error}")
         sys.exit(1)
     except OSError as error:
         # a disk that fills up under a library that writes for us
@@ -50,7 +50,7 @@ def main() -> None:
         )
         sys.exit(1)
     except KeyboardInterrupt:
-        err.print("INTERRUPTED: stopped; run the same command again to go on.", markup=False)
+        err.print("INTERRUPTED: stopped; run the same command again to go on.")
         sys.exit(130)
 
 
@@ -71,7 +71,7 @@ def inspect(
         return
     out.print(_series_table(verdicts))
     for problem in study.problems:
-        out.print(f"{problem.code}: {problem.words}", style="dim", markup=False)
+        out.print(f"{problem.code}: {problem.words}", style="dim")
 
 
 @app.command()
@@ -87,7 +87,7 @@ def draft(
         from mla_med.drafting import draft_folder
 
         made, files = draft_folder(folder, to, checkpoint, status.update)
-    out.print(draft_to_text(made), markup=False)
+    out.print(draft_to_text(made))
     _print_files(files)
 
 
@@ -116,7 +116,7 @@ def phantom(
         series = write_phantom(made, to / "dicom", (384 / matrix, 384 / matrix, slice_mm), matrix)
     (to / "report.txt").write_text(report_text(made.report) + "\n", encoding="utf-8")
     (to / "truth.json").write_text(json.dumps(truth_of(made), indent=1) + "\n", encoding="utf-8")
-    out.print(report_text(made.report), markup=False)
+    out.print(report_text(made.report))
     _print_files([series, to / "report.txt", to / "truth.json"])
 
 
@@ -133,7 +133,7 @@ def evaluate(
 
     with err.status("scoring"):
         scores = evaluate_reports(references, drafts, to, allow_missing=allow_missing)
-    out.print(to_markdown(scores), markup=False)
+    out.print(to_markdown(scores))
     _print_files(sorted(to.iterdir()))
 
 
@@ -219,7 +219,7 @@ def _series_table(verdicts) -> Table:
 
 def _print_files(files) -> None:
     for path in files:
-        out.print(str(path), markup=False)
+        out.print(str(path))
 
 
 def _keep_libraries_quiet() -> None:

@@ -27,14 +27,14 @@ def run_demo(to: Path, phantoms: int, workers: int, out: Console, err: Console) 
         series = write_phantom(make_phantom(DEMO_SEED, DEMO_CODES), to / "phantom" / "dicom")
         draft, files = draft_folder(series, to / "phantom", progress=status.update)
     out.rule("A phantom: a person who does not exist, as DICOM")
-    out.print(draft_to_text(draft), markup=False)
+    out.print(draft_to_text(draft))
 
     # a real head CT from pydicom's wheel, of which slices are missing
     real = Path(str(get_testdata_file("dicomdirtests/77654033/CT2/17106"))).parent
     with err.status("reading a real series") as status:
         refusal, more = draft_folder(real, to / "real", progress=status.update)
     out.rule("A real series: head CT with a hole, packaged with pydicom")
-    out.print(draft_to_text(refusal), markup=False)
+    out.print(draft_to_text(refusal))
 
     with _bar(err) as bar:
         task = bar.add_task("drafting phantoms", total=phantoms)
@@ -50,13 +50,13 @@ def run_demo(to: Path, phantoms: int, workers: int, out: Console, err: Console) 
         row = scores[name]
         floors = [s for s in row.floors.values() if s.value == s.value]  # NaN: nothing to measure
         best = max(floors, key=lambda score: score.value)
-        out.print(f"{name:14} {_with_interval(row.score)}   best floor {_with_interval(best)}", markup=False)
-    out.print(f"signature      {scores['BLEU-4'].score.signature}", markup=False)
+        out.print(f"{name:14} {_with_interval(row.score)}   best floor {_with_interval(best)}")
+    out.print(f"signature      {scores['BLEU-4'].score.signature}")
     out.print(f"drafted {made.drafted}, refused {made.refused}")
     out.print(f"first cited slice crosses the lesion: {made.cited} of {made.citable} true positives")
     out.rule("Files")
     for path in (*files, *more, to / "scores" / "page.html"):
-        out.print(str(path), markup=False)
+        out.print(str(path))
 
 
 def train_demo(to: Path, err: Console) -> None:
@@ -75,7 +75,7 @@ def train_demo(to: Path, err: Console) -> None:
     series = write_phantom(make_phantom(DEMO_SEED, DEMO_CODES), to / "phantom" / "dicom")
     draft_study_flow(series, to / "phantom", checkpoint)
     evaluate_flow(to / "scores", checkpoint, first=TEST_SEEDS.start, count=16)
-    err.print(f"Done. {to / 'scores' / 'page.html'}", markup=False)
+    err.print(f"Done. {to / 'scores' / 'page.html'}")
 
 
 def _with_interval(score) -> str:

@@ -15,7 +15,7 @@ from mla_med.dicom.select import choose_series
 from mla_med.dicom.study import read_study
 from mla_med.dicom.volume import read_volume
 from mla_med.documents.write import write_draft
-from mla_med.errors import SeriesError, StudyError
+from mla_med.errors import CheckpointError, SeriesError, StudyError
 from mla_med.imaging.transforms import Preprocessing, to_tensor
 from mla_med.model.calibrate import Calibration
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
@@ -146,6 +146,11 @@ def find(
 ) -> tuple[Finding, ...]:
     """One finding for each code of the schema; evidence for those that are present."""
     probability = seen.outputs.presence_logits_BF[0].sigmoid().tolist()
+    if not np.isfinite(probability).all():
+        # a comparison with NaN is false: every finding would be stated as absent
+        raise CheckpointError(
+            "The model gives no numbers; its weights are damaged.", code="CHECKPOINT_DAMAGED"
+        )
     findings = []
     for f, code in enumerate(model.config.finding_keys):
         present = probability[f] >= calibration.thresholds[code]

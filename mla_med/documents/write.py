@@ -65,6 +65,8 @@ def _write_all(contents: dict[str, bytes], out: Path) -> list[Path]:
     with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as folder:
         for name, content in contents.items():
             _write_durably(Path(folder) / name, content)
+        # Whoever sees draft.json sees the whole set: the one of an earlier draft must not vouch for this.
+        (out / "draft.json").unlink(missing_ok=True)
         return [(Path(folder) / name).replace(out / name) for name in contents]
 
 

@@ -41,7 +41,7 @@ class Calibration:
     def feature_distance(self, feature_D: np.ndarray) -> float:
         """Mahalanobis distance of one pooled image embedding from the familiar ones."""
         d = np.asarray(feature_D, float) - np.asarray(self.feature_mean)
-        return float(np.sqrt(max(d @ np.asarray(self.feature_precision) @ d, 0.0)))
+        return float(np.sqrt(np.maximum(d @ np.asarray(self.feature_precision) @ d, 0.0)))
 
 
 def calibrate(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from mla_med.model.calibrate import Calibration
 from mla_med.model.gate import Scope
 from mla_med.model.mla import MLAModel
 from mla_med.report.schema import CHEST_CT
+
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "calibration.json", "checkpoint.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class Checkpoint:
 def load_checkpoint(folder: Path | None = None) -> Checkpoint:
     """Reads a checkpoint, the packaged one by default. CheckpointError says what is missing."""
     folder = DEFAULT_CHECKPOINT if folder is None else folder
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "calibration.json", "checkpoint.json"):
+    for name in FILES:
         if not (folder / name).is_file():
             raise CheckpointError(
                 f"No checkpoint at {folder}: {name} is missing. Give the folder that training wrote, or "
@@ -50,43 +53,57 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
     try:
         about = json.loads((folder / "checkpoint.json").read_text())
         calibration = Calibration.from_dict(json.loads((folder / "calibration.json").read_text()))
-        model = MLAModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        scope = Scope(**(about["scope"] | {"body_parts": tuple(about["scope"]["body_parts"])}))
+        name, version = str(about["name"]), str(about["version"])
+        model, loaded = MLAModel.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
         model.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except (SafetensorError, json.JSONDecodeError, KeyError, RuntimeError, OSError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
         raise CheckpointError(
             f"The checkpoint at {folder} is damaged ({type(error).__name__}). Copy or train it again.",
             code="CHECKPOINT_DAMAGED",
         ) from error
+    # transformers fills what the file lacks with random numbers
+    if any(loaded[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+        raise CheckpointError(
+            f"The weights at {folder} are of another model than its config.json. Copy or train it again.",
+            code="CHECKPOINT_DAMAGED",
+        )
     if model.config.finding_keys != tuple(CHEST_CT):
         raise CheckpointError(
             f"The checkpoint at {folder} knows other findings than this version of mla_med. "
             "Use the version it was trained with, or train it again.",
             code="CHECKPOINT_SCHEMA",
         )
-    scope = about["scope"] | {"body_parts": tuple(about["scope"]["body_parts"])}
-    return Checkpoint(
-        model, calibration, Scope(**scope), about["name"], about["version"], weights_digest(folder)
-    )
+    return Checkpoint(model.eval(), calibration, scope, name, version, checkpoint_digest(folder))
 
 
 def save_checkpoint(
     folder: Path, model: MLAModel, calibration: Calibration, scope: Scope, name: str, version: str, card: str
 ) -> Path:
-    """Writes the directory. Weights in half precision: half the size, the same findings."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the directory, whole or not at all. Weights in half precision: half the size, the same
+    findings."""
+    part = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=state)
-    model.tokenizer.save_pretrained(folder)
-    _write_json(folder / "calibration.json", calibration.to_dict())
-    _write_json(folder / "checkpoint.json", {"name": name, "version": version, "scope": asdict(scope)})
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    return folder
+    model.save_pretrained(part, state_dict=state)
+    model.tokenizer.save_pretrained(part)
+    _write_json(part / "calibration.json", calibration.to_dict())
+    _write_json(part / "checkpoint.json", {"name": name, "version": version, "scope": asdict(scope)})
+    (part / "README.md").write_text(card, encoding="utf-8")
+    for path in part.iterdir():
+        path.chmod(0o644)
+    shutil.rmtree(folder, ignore_errors=True)
+    return part.replace(folder)
 
 
-def weights_digest(folder: Path) -> str:
-    """SHA-256 of the weights and the calibration: what decides about a draft."""
+def checkpoint_digest(folder: Path) -> str:
+    """SHA-256 of everything that decides about a draft: weights, configuration, calibration, scope,
+    tokenizer."""
     digest = hashlib.sha256()
-    for name in ("model.safetensors", "calibration.json"):
+    for name in FILES:
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()
 

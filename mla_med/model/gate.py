@@ -106,7 +106,7 @@ def pixel_reasons(calibration: Calibration, share: float, distance: float | None
                 f"knows it is {100 * low:.0f} to {100 * high:.0f} %.",
             )
         )
-    if distance is not None and distance > calibration.feature_limit:
+    if distance is not None and not distance <= calibration.feature_limit:  # NaN is unfamiliar too
         reasons.append(
             Reason(
                 "FEATURES_UNFAMILIAR",

@@ -11,6 +11,7 @@ Resumable: an image that is there is not made again. Splits are by patient.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mla_med.errors import StudyError
+from mla_med.errors import ConfigError, StudyError
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.report.context import context_text
 from mla_med.types import Finding, Presence, Side
@@ -40,6 +41,13 @@ class CorpusConfig:
     """First patient of the train split is seed * 100000; other splits follow apart."""
     workers: int = 2
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def __post_init__(self):
+        if self.seed < 1 or self.seed > 8 or max(self.train, self.validation, self.test) > 20_000:
+            raise ConfigError(
+                f"A corpus of seed {self.seed} with {self.train} patients would share some with another "
+                "split or with the acceptance test. Seeds are 1 to 8, and a split has at most 20000 patients."
+            )
 
     def seeds(self, split: str) -> range:
         """The patients of a split."""
@@ -69,7 +77,9 @@ def prepare_corpus(
     (out / "images").mkdir(parents=True, exist_ok=True)
     jobs = [(split, seed) for split in SPLITS for seed in config.seeds(split)]
     lines: dict[str, list[str]] = {split: [] for split in SPLITS}
-    with ProcessPoolExecutor(config.workers, initializer=_one_thread) as pool:
+    # a fresh interpreter for each worker: torch's threads do not survive a fork
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(config.workers, context, initializer=_one_thread) as pool:
         made = pool.map(_make_example, [(out, seed, config.preprocessing) for _, seed in jobs], chunksize=8)
         for n, ((split, _), line) in enumerate(zip(jobs, made, strict=True), 1):
             lines[split].append(line)

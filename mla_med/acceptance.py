@@ -6,6 +6,7 @@ Resumable: a phantom that this checkpoint has drafted is not drafted again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,7 @@ def _draft_one(job: tuple[int, Path, Path | None]) -> dict[str, Any]:
     if folder not in _LOADED:
         _LOADED[folder] = load_checkpoint(folder)
     checkpoint = _LOADED[folder]
-    done = cases / f"phantom-{seed:06d}-{checkpoint.weights_sha256[:12]}.json"
+    done = cases / f"phantom-{seed:06d}-{checkpoint.weights_sha256[:12]}-{_code_digest()}.json"
     if done.is_file():
         return json.loads(done.read_text())
     phantom = make_phantom(seed)
@@ -109,6 +111,16 @@ def _draft_one(job: tuple[int, Path, Path | None]) -> dict[str, Any]:
     }
     _write(done, json.dumps(row))
     return row
+
+
+@cache
+def _code_digest() -> str:
+    """Of the sources of this package: another phantom, gate or wording is another result."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.*")):
+        if path.suffix in (".py", ".toml"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def _count_citations(phantom, draft, volume) -> tuple[int, int]:

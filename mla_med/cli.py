@@ -43,6 +43,12 @@ def main() -> None:
     except MlaMedError as error:
         err.print(f"{error.code}: {error}")
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        err.print(
+            f"PACKAGE_MISSING: this verb needs the package {error.name}. "
+            "Install the extras: pip install -c constraints.txt -e '.[all]'; mla-med doctor says more."
+        )
+        sys.exit(1)
     except OSError as error:
         # a disk that fills up under a library that writes for us
         err.print(
@@ -94,12 +100,12 @@ def draft(
 @app.command()
 def phantom(
     to: Out,
-    seed: Annotated[int, typer.Option(help="Which patient; the same seed gives the same bytes.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Which patient; the same seed gives the same bytes.")] = 1,
     finding: Annotated[
         list[str] | None,
         typer.Option(help="A finding to plant, again for each; without any the seed chooses."),
     ] = None,
-    matrix: Annotated[int, typer.Option(min=64, max=1024, help="Rows and columns.")] = 256,
+    matrix: Annotated[int, typer.Option(min=64, max=512, help="Rows and columns.")] = 256,
     slice_mm: Annotated[float, typer.Option(min=0.5, max=10, help="Distance between slices.")] = 3.0,
 ) -> None:
     """Make a chest CT of a person who does not exist, as a DICOM series, with its report and its truth."""
@@ -114,8 +120,8 @@ def phantom(
     made = make_phantom(seed, tuple(c for c in CHEST_CT if c in finding) if finding else None)
     with err.status("scanning the phantom"):
         series = write_phantom(made, to / "dicom", (384 / matrix, 384 / matrix, slice_mm), matrix)
-    (to / "report.txt").write_text(report_text(made.report) + "\n", encoding="utf-8")
-    (to / "truth.json").write_text(json.dumps(truth_of(made), indent=1) + "\n", encoding="utf-8")
+    _write_whole(to / "report.txt", report_text(made.report) + "\n")
+    _write_whole(to / "truth.json", json.dumps(truth_of(made), indent=1) + "\n")
     out.print(report_text(made.report))
     _print_files([series, to / "report.txt", to / "truth.json"])
 
@@ -215,6 +221,16 @@ def _series_table(verdicts) -> Table:
             words,
         )
     return table
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"Cannot write {path}: {error.strerror}. Free some space there.") from error
 
 
 def _print_files(files) -> None:

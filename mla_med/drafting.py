@@ -84,8 +84,8 @@ def draft_study(
     progress("choosing the series")
     verdicts = choose_series(study, checkpoint.scope.examination)
     chosen = next((v for v in verdicts if v.chosen), None)
+    _check_undamaged(verdicts, checkpoint.scope.modality)
     if chosen is None or chosen.certificate is None:
-        _check_undamaged(verdicts)
         return _refuse(study, checkpoint, verdicts, _no_series(verdicts)), None
     c = chosen.certificate
     reasons = header_reasons(
@@ -130,7 +130,7 @@ def _draft_volume(study, checkpoint: Checkpoint, verdicts, volume: Volume, progr
         verdicts=verdicts,
         modal_weights=_modal_weights(seen.fused),
         provenance=_provenance(study, checkpoint, verdicts),
-        complaints=check_report(report, study.context, contrast_given=False, midline_mm=midline),
+        complaints=check_report(report, study.context, midline_mm=midline),
     )
 
 
@@ -252,10 +252,12 @@ def _no_series(verdicts: tuple[SeriesVerdict, ...]) -> tuple[Reason, ...]:
     return (Reason("NO_SERIES", "No series of this study can be read as a volume."), *why.values())
 
 
-def _check_undamaged(verdicts: tuple[SeriesVerdict, ...]) -> None:
-    """Damage is an error, not a refusal: sent again, the same study may well be drafted."""
+def _check_undamaged(verdicts: tuple[SeriesVerdict, ...], modality: str) -> None:
+    """Damage is an error, not a refusal: sent again, the same study may well be drafted. Nor is another
+    series taken in place of a damaged one without a word."""
     for verdict in verdicts:
-        if verdict.reason is not None and verdict.reason.code in DAMAGED_SERIES:
+        damaged = verdict.reason is not None and verdict.reason.code in DAMAGED_SERIES
+        if damaged and verdict.reason is not None and verdict.series.modality == modality:
             raise SeriesError(verdict.reason.words, code=verdict.reason.code)
 
 

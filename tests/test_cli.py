@@ -192,3 +192,23 @@ def test_doctor_finds_what_is_here(run):
     assert status == 0
     assert "torch" in printed
     assert "MISSING" not in printed
+
+
+def test_a_name_in_a_description_is_removed(run, phantom_series, tmp_path):
+    for path in sorted(phantom_series.iterdir())[::8]:
+        ds = pydicom.dcmread(path)
+        ds.PatientName, ds.SeriesDescription = "Mueller^Anna", "THORAX Mueller [soft]"
+        ds.ImagePositionPatient[2] = float(ds.ImagePositionPatient[2])
+        ds.save_as(tmp_path / path.name)
+    _, printed, _ = run("inspect", tmp_path)
+    assert "Mueller" not in printed
+    assert "[soft]" in printed
+
+
+def test_a_phantom_never_replaces_what_is_no_phantom(run, tmp_path):
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom" / "scan.dcm").write_bytes(b"somebody's study")
+    status, _, error = run("phantom", "--out", tmp_path, "--matrix", "64")
+    assert status == 1
+    assert error.startswith("OUTPUT_IN_USE: ")
+    assert (tmp_path / "dicom" / "scan.dcm").read_bytes() == b"somebody's study"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from dapt.corpus import CorpusConfig, prepare_corpus, read_examples
 from dapt.finish import finish
 from dapt.train import TrainConfig, pretrain, report_ids, targets_of
-from mla_med.errors import CheckpointError, StudyError
+from mla_med.errors import CheckpointError, ConfigError, StudyError
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import SIDES, tiny
@@ -124,3 +124,9 @@ def test_a_trained_checkpoint_loads_and_explains_itself(corpus, tmp_path):
     stored = load_file(folder / "model.safetensors")
     assert {v.dtype for v in stored.values()} <= {torch.float16, torch.int64}
     json.loads((folder / "calibration.json").read_text())
+
+
+@pytest.mark.parametrize("wrong", [{"seed": 9}, {"seed": 0}, {"train": 20_001}])
+def test_no_corpus_can_hold_a_patient_of_another_split_or_of_the_acceptance_test(wrong):
+    with pytest.raises(ConfigError, match="would share"):
+        CorpusConfig(**wrong)

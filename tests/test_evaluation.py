@@ -22,7 +22,7 @@ from evaluation.text import bleu_measures, count_ngrams
 from mla_med.errors import ConfigError, OutputError, ReportError
 from mla_med.types import Finding, Presence, Side
 
-REAL_PAIRS = Path("/work/shared/data/text/ct_pairs_reg2rg/ctrg.jsonl")
+REAL_PAIRS = Path(__file__).parents[2] / "shared/data/text/ct_pairs_reg2rg/ctrg.jsonl"
 _TERMS = {"nodule": "lung_nodule", "effusion": "pleural_effusion", "emphysema": "emphysema"}
 _SENTENCE = re.compile(
     r"(?P<no>No )?(?:(?P<side>right|left) )?(?:(?P<site>upper|lower) lobe )?"

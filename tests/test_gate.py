@@ -84,3 +84,9 @@ def test_a_calibration_survives_json(calibration):
 
     again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
     assert again == calibration
+
+
+def test_what_is_not_a_number_is_unfamiliar(calibration):
+    distance = calibration.feature_distance(np.full(8, np.nan))
+    assert [r.code for r in pixel_reasons(calibration, 0.25, distance)] == ["FEATURES_UNFAMILIAR"]
+    assert [r.code for r in pixel_reasons(calibration, float("nan"), None)] == ["HISTOGRAM_UNFAMILIAR"]

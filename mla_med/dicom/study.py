@@ -13,6 +13,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
 
@@ -59,14 +60,18 @@ def read_study(path: Path) -> Study:
     first = next((h for h in headers if h.modality in ("CT", "MR")), headers[0])
     with quiet_pydicom():
         request = _request(first.path)
-        study_date, description = _value(request, "StudyDate"), _value(request, "StudyDescription")
+        study_date = _value(request, "StudyDate")
+        description = _without_identity(_value(request, "StudyDescription"), request)
+        series = tuple(
+            replace(s, description=_without_identity(s.description, request)) for s in group_series(headers)
+        )
         context = _context(request)
     return Study(
         study_uid=first.study_uid,
         study_date=study_date,
         description=description,
         context=context,
-        series=group_series(headers),
+        series=series,
         problems=tuple(problems),
     )
 

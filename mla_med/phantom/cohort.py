@@ -91,13 +91,16 @@ def truth_of(phantom: Phantom) -> dict:
 
 
 def write_phantom(phantom: Phantom, out: Path, spacing_mm=(1.5, 1.5, 3.0), matrix: int = 256) -> Path:
-    """Writes the phantom's DICOM series into the folder `out`, whole or not at all."""
-    hu, grid, scan = scan_phantom(phantom, spacing_mm, matrix)
+    """Writes the phantom's DICOM series into the folder `out`, whole or not at all. An earlier
+    phantom there is replaced; anything else there is left alone, with an OutputError."""
+    _check_ours(out)
+    hu, grid, _ = scan_phantom(phantom, spacing_mm, matrix)
     part = out.with_name(f".{out.name}.writing")
     shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
     try:
-        write_series(hu, grid, phantom.person, scan, part, phantom.context.indication)
-        shutil.rmtree(out, ignore_errors=True)
+        write_series(hu, grid, phantom.person, part, phantom.context.indication)
+        if out.exists():
+            shutil.rmtree(out)
         return part.replace(out)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -105,3 +108,16 @@ def write_phantom(phantom: Phantom, out: Path, spacing_mm=(1.5, 1.5, 3.0), matri
             f"Cannot write the phantom to {out}: {error.strerror}. "
             "Free some space there or choose another folder."
         ) from error
+
+
+def _check_ours(out: Path) -> None:
+    """OutputError where `out` holds anything but slices of a phantom."""
+    if not out.exists():
+        return
+    entries = list(out.iterdir()) if out.is_dir() else [out]
+    for path in entries:
+        if not (path.is_file() and path.suffix == ".dcm" and b"PHANTOM-" in path.open("rb").read(4096)):
+            raise OutputError(
+                f"{out} holds {path.name}, which is no phantom; nothing was touched. Choose another folder.",
+                code="OUTPUT_IN_USE",
+            )

@@ -75,16 +75,17 @@ def scan_person(
     return np.rint(hu).astype(np.int16), grid
 
 
-def write_series(
-    hu: np.ndarray, grid: Grid, person: Person, scan: Scan, out: Path, indication: str = ""
-) -> Path:
+def write_series(hu: np.ndarray, grid: Grid, person: Person, out: Path, indication: str = "") -> Path:
     """Writes one axial CT series, a file a slice (DICOM PS3.3 A.3, CT Image IOD)."""
     out.mkdir(parents=True, exist_ok=True)
     pixels = (hu.astype(np.int32) + 1024).astype(np.uint16)
+    # UIDs follow from the voxels: the same patient scanned otherwise is another study, not the same
+    # UIDs with other pixels
+    key = hashlib.sha256(pixels.tobytes()).hexdigest()
     for k in range(hu.shape[2]):
         # LPS rows run to the left, columns to the back: both in-plane axes of RAS are reversed
         plane = np.ascontiguousarray(pixels[::-1, ::-1, k].T)
-        slice_ = _slice_dataset(plane, k, grid, person, scan, indication)
+        slice_ = _slice_dataset(plane, k, grid, person, indication, key)
         slice_.save_as(out / f"IM{k + 1:04d}.dcm", enforce_file_format=True)
     return out
 
@@ -114,22 +115,26 @@ def _noise(grid: Grid, scan: Scan, rng: np.random.Generator) -> np.ndarray:
 
 
 def _slice_dataset(
-    plane: np.ndarray, k: int, grid: Grid, person: Person, scan: Scan, indication: str
+    plane: np.ndarray, k: int, grid: Grid, person: Person, indication: str, key: str
 ) -> Dataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = uid("instance", person.seed, k)
+    meta.MediaStorageSOPInstanceUID = uid("instance", key, k)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-    _patient_and_study(ds, person, indication)
+    _patient_and_study(ds, person, indication, key)
     ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
     ds.Modality, ds.Manufacturer, ds.ManufacturerModelName = "CT", "mla_med", "Phantom"
-    ds.SeriesInstanceUID = uid("series", person.seed)
+    ds.SeriesInstanceUID = uid("series", key)
     ds.SeriesNumber, ds.InstanceNumber, ds.AcquisitionNumber = "2", str(k + 1), "1"
-    ds.SeriesDescription, ds.BodyPartExamined, ds.PatientPosition = "CHEST 3.0 SOFT", "CHEST", "HFS"
+    ds.SeriesDescription, ds.BodyPartExamined, ds.PatientPosition = (
+        f"CHEST {grid.spacing_mm[2]:.1f} SOFT",
+        "CHEST",
+        "HFS",
+    )
     ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     ds.KVP, ds.ConvolutionKernel, ds.RescaleType = "120", "SOFT", "HU"
-    ds.FrameOfReferenceUID, ds.PositionReferenceIndicator = uid("frame", person.seed), ""
+    ds.FrameOfReferenceUID, ds.PositionReferenceIndicator = uid("frame", key), ""
     columns, rows = plane.shape[1], plane.shape[0]
     x = -(grid.origin_mm[0] + (columns - 1) * grid.spacing_mm[0])
     y = -(grid.origin_mm[1] + (rows - 1) * grid.spacing_mm[1])
@@ -147,12 +152,12 @@ def _slice_dataset(
     return ds
 
 
-def _patient_and_study(ds: Dataset, person: Person, indication: str) -> None:
+def _patient_and_study(ds: Dataset, person: Person, indication: str, key: str) -> None:
     ds.SpecificCharacterSet = "ISO_IR 192"
-    ds.PatientName, ds.PatientID = "Phantom^Chest", f"PHANTOM-{person.seed}"
+    ds.PatientName, ds.PatientID = "Phantom^Nobody", f"PHANTOM-{person.seed}"
     ds.PatientBirthDate, ds.PatientSex = "", person.sex.value
     ds.PatientAge = f"{person.age_years:03d}Y"
-    ds.StudyInstanceUID = uid("study", person.seed)
+    ds.StudyInstanceUID = uid("study", key)
     ds.StudyDate, ds.StudyTime, ds.SeriesDate, ds.SeriesTime = "20260102", "080000", "20260102", "080100"
     ds.AcquisitionDate, ds.AcquisitionTime = "20260102", "080100"
     ds.ContentDate, ds.ContentTime = "20260102", "080100"

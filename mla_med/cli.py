@@ -206,11 +206,13 @@ def _inspection(study, verdicts) -> dict[str, Any]:
 
 def _series_table(verdicts) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("", "series", "modality", "images", "shape", "spacing mm", "verdict"):
-        table.add_column(column, overflow="fold")
+    for column in ("", "series", "modality", "images", "shape", "spacing mm"):
+        table.add_column(column, no_wrap=True, max_width=24)
+    table.add_column("verdict", overflow="fold", min_width=36)
     for v in verdicts:
         c = v.certificate
         words = "chosen" if v.chosen else f"{v.reason.code}: {v.reason.words}" if v.reason else "accepted"
+        words = words.replace(v.series.series_uid, "…" + v.series.series_uid[-6:])
         table.add_row(
             "*" if v.chosen else "+" if c else "-",
             v.series.description or "…" + v.series.series_uid[-12:],

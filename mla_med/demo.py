@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-DEMO_SEED = 910_000
+DEMO_SEED = 910_005
 DEMO_CODES = ("lung_nodule", "pleural_effusion", "cardiomegaly")
 
 

@@ -45,7 +45,7 @@ def run_demo(to: Path, phantoms: int, workers: int, out: Console, err: Console) 
             progress=lambda done, total: bar.update(task, completed=done),
         )
     scores = evaluate_reports(made.references, made.drafts, to / "scores")
-    out.rule(f"Scores on {phantoms} phantoms that training never saw (templated reports: read them as such)")
+    out.rule(f"Scores on {phantoms} unseen phantoms (templated reports)")
     for name in ("BLEU-4", "F1 macro", "F1 micro", "side accuracy"):
         row = scores[name]
         floors = [s for s in row.floors.values() if s.value == s.value]  # NaN: nothing to measure

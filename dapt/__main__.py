@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
 from dapt.corpus import CorpusConfig, prepare_corpus
 from dapt.finish import train_checkpoint
 from dapt.train import TrainConfig
-from mla_med.errors import MlaMedError
+from mla_med.errors import MlaMedError, OutputError
 
 
 def main() -> int:
     options = _parser().parse_args()
-    corpus_config = CorpusConfig(train=options.train, seed=options.seed, workers=options.workers)
     began = time.perf_counter()
     try:
+        corpus_config = CorpusConfig(train=options.train, seed=options.seed, workers=options.workers)
         corpus = prepare_corpus(corpus_config, options.work / "corpus", _progress)
         train_checkpoint(
             corpus,
@@ -28,7 +29,10 @@ def main() -> int:
             command=f"python -m dapt --train {options.train} --epochs {options.epochs} --seed {options.seed}",
         )
     except MlaMedError as error:
-        print(f"{error.code}: {error}")
+        print(f"{error.code}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{OutputError.code}: {error.strerror}; free some space and run it again.", file=sys.stderr)
         return 1
     print(f"{options.out} written after {(time.perf_counter() - began) / 60:.0f} minutes")
     return 0

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from mla_med.errors import ConfigError, StudyError
+from mla_med.files import write_text
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.report.context import context_text
 from mla_med.types import Finding, Presence, Side
@@ -86,10 +87,10 @@ def prepare_corpus(
             if progress:
                 progress(n, len(jobs))
     for split in SPLITS:
-        _write(out / f"{split}.jsonl", "".join(lines[split]))
+        write_text(out / f"{split}.jsonl", "".join(lines[split]))
     described = {**asdict(config), "preprocessing": config.preprocessing.to_dict()}
     described.pop("workers")
-    _write(out / "corpus.json", json.dumps(described, indent=1))
+    write_text(out / "corpus.json", json.dumps(described, indent=1))
     return out
 
 
@@ -133,7 +134,7 @@ def _make_example(job: tuple[Path, int, Preprocessing]) -> str:
     }
     _save_npy(image, placed.as_tensor()[0].round().to(torch.int16).numpy())
     text = json.dumps(record) + "\n"
-    _write(line, text)
+    write_text(line, text)
     return text
 
 
@@ -162,12 +163,6 @@ def _from_line(corpus: Path, line: str) -> Example:
         row["boxes_mm"],
         row["report"],
     )
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def _save_npy(path: Path, array: np.ndarray) -> None:

@@ -187,6 +187,7 @@ class Trainer:
     def _resume(self) -> None:
         path = self.out / "state.safetensors"
         if not path.is_file():
+            (self.out / "log.jsonl").unlink(missing_ok=True)  # of a training whose state was deleted
             return
         from safetensors import safe_open
 

@@ -21,6 +21,7 @@ from typing import Any
 from mla_med.dicom.study import read_study
 from mla_med.drafting import draft_study
 from mla_med.errors import OutputError
+from mla_med.files import write_text
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
 from mla_med.phantom.cohort import make_phantom, write_phantom
 from mla_med.report.render import body_text
@@ -63,7 +64,7 @@ def draft_phantoms(
         progress(len(rows), len(seeds))
     for name in ("reference", "draft"):
         lines = "".join(json.dumps({"id": row["id"], "report": row[name]}) + "\n" for row in rows)
-        _write(out / f"{name}s.jsonl", lines)
+        write_text(out / f"{name}s.jsonl", lines)
     return Acceptance(
         references=out / "references.jsonl",
         drafts=out / "drafts.jsonl",
@@ -109,7 +110,7 @@ def _draft_one(job: tuple[int, Path, Path | None]) -> dict[str, Any]:
         "cited": cited,
         "citable": citable,
     }
-    _write(done, json.dumps(row))
+    write_text(done, json.dumps(row))
     return row
 
 
@@ -137,18 +138,6 @@ def _count_citations(phantom, draft, volume) -> tuple[int, int]:
         if f.evidence is not None and f.code in boxes
     ]
     return sum(map(bool, hits)), len(hits)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(
-            f"Cannot write {path}: {error.strerror}. Free some space and run it again."
-        ) from error
 
 
 def _one_thread() -> None:

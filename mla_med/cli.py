@@ -110,6 +110,7 @@ def phantom(
 ) -> None:
     """Make a chest CT of a person who does not exist, as a DICOM series, with its report and its truth."""
     from mla_med.errors import ConfigError
+    from mla_med.files import write_text
     from mla_med.phantom.cohort import make_phantom, truth_of, write_phantom
     from mla_med.report.render import report_text
     from mla_med.report.schema import CHEST_CT
@@ -120,8 +121,8 @@ def phantom(
     made = make_phantom(seed, tuple(c for c in CHEST_CT if c in finding) if finding else None)
     with err.status("scanning the phantom"):
         series = write_phantom(made, to / "dicom", (384 / matrix, 384 / matrix, slice_mm), matrix)
-    _write_whole(to / "report.txt", report_text(made.report) + "\n")
-    _write_whole(to / "truth.json", json.dumps(truth_of(made), indent=1) + "\n")
+    write_text(to / "report.txt", report_text(made.report) + "\n")
+    write_text(to / "truth.json", json.dumps(truth_of(made), indent=1) + "\n")
     out.print(report_text(made.report))
     _print_files([series, to / "report.txt", to / "truth.json"])
 
@@ -223,16 +224,6 @@ def _series_table(verdicts) -> Table:
             words,
         )
     return table
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"Cannot write {path}: {error.strerror}. Free some space there.") from error
 
 
 def _print_files(files) -> None:

@@ -28,7 +28,7 @@ from mla_med.model.mla import MLAModel
 from mla_med.report.check import check_report
 from mla_med.report.context import context_text
 from mla_med.report.parse import parse_report
-from mla_med.report.render import complete_findings, impression_choices, report_text, sentence_choices
+from mla_med.report.render import complete_findings, impression_choices, sentence_choices
 from mla_med.report.schema import CHEST_CT
 from mla_med.report.styles import load_style
 from mla_med.types import (
@@ -186,12 +186,6 @@ def write(findings: tuple[Finding, ...], seen: Seen, model: MLAModel, technique:
 def image_feature(model: MLAModel, seen: Seen) -> np.ndarray:
     """The pooled image embedding (D,), which tells how familiar an image is."""
     return model.image_embedding_BD(seen.fused)[0].detach().double().cpu().numpy()
-
-
-def draft_text(draft: Draft) -> str:
-    """The text of a draft that was not refused."""
-    assert draft.report is not None
-    return report_text(draft.report)
 
 
 def _describe(code: str, f: int, seen: Seen, model: MLAModel) -> Finding:

@@ -505,3 +505,17 @@ def test_the_map_is_taught_where_lesions_are_and_absent_findings_nowhere():
     assert map_loss(replace(selection, map_BFN=perfect), targets) < 1e-3
     assert map_loss(replace(selection, map_BFN=-perfect), targets) > 10
     assert map_peak(replace(selection, map_BFN=perfect))[0].tolist() == [12.0] + [-12.0] * 11
+
+
+def test_the_signal_does_not_vanish_with_length():
+    """The source divided by the number of tokens twice: ten times the tokens, a tenth of the signal."""
+    from mla_med.model.attention import FindingQueries, masked_mean
+
+    queries, token_D = FindingQueries(3, 16, 4).eval(), torch.randn(16)
+    answers = []
+    for count in (10, 1000):
+        tokens_1ND = token_D.expand(1, count, 16)
+        weights_1N = torch.ones(1, count)
+        assert torch.allclose(masked_mean(tokens_1ND, weights_1N)[0], token_D, atol=1e-5)
+        answers.append(queries(tokens_1ND, weights_1N)[0])
+    assert torch.allclose(*answers, atol=1e-5)

@@ -67,6 +67,8 @@ class Series:
     body_part: str
     image_type: tuple[str, ...]
     instances: tuple[Instance, ...]
+    part: str = ""
+    """What tells it from the other volumes under its SeriesInstanceUID, in words; empty if it is alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,10 @@ class ClinicalContext:
     age_years: float | None = None
     sex: Sex | None = None
     indication: str = ""
+    protocol: str = ""
+    """What was ordered and how it was examined."""
     prior: str = ""
+    """The report of the newest earlier examination that came with the study."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,14 @@ class Certificate:
     lossy: bool
     air_hu: float | None = None
     """CT, once pixels were read: median HU of the darkest 1 % of voxels; air is near -1000."""
+    body_part_header: str = ""
+    """head, neck, chest, abdomen, pelvis, spine or limb, as the header's words mean it; empty: not stated."""
+    body_part_pixels: str = ""
+    """head, chest or abdomen, as the voxels show it; empty: they do not tell, or were not read."""
+    contrast_header: bool | None = None
+    """Intravenous contrast medium, as the header states it; None: not stated."""
+    contrast_pixels: bool | None = None
+    """CT: whether vessels are brighter than blood can be; None: the voxels do not tell."""
     notes: tuple[str, ...] = ()
 
 
@@ -125,6 +138,8 @@ class SeriesVerdict:
     reason: Reason | None
     """Why it was refused, or, when accepted and not chosen, why not chosen."""
     chosen: bool = False
+    role: str = ""
+    """What it was chosen as where an examination wants several: T1, T2, FLAIR, DWI."""
 
     @property
     def accepted(self) -> bool:

@@ -65,6 +65,9 @@ _TAGS: list[Any] = [
     *("PixelPaddingRangeLimit", "ConvolutionKernel", "EchoTime", "EchoNumbers", "DiffusionBValue"),
     *("DiffusionGradientOrientation", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime"),
     *("NominalPercentageOfCardiacPhase", "KVP", "FrameOfReferenceUID", "LossyImageCompression"),
+    *("RepetitionTime", "InversionTime", "FlipAngle", "ScanningSequence", "SequenceVariant"),
+    *("SequenceName", "PulseSequenceName", "MRAcquisitionType", "ProtocolName", "ContrastBolusAgent"),
+    *("ContrastBolusAgentSequence", "Manufacturer", "ManufacturerModelName"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *(0x00190010, _SIEMENS_B_VALUE, 0x00430010, _GE_B_VALUE, 0x20010010, _PHILIPS_B_VALUE),
 ]
@@ -118,6 +121,17 @@ class Header:
     trigger_ms: float | None
     cardiac_phase: float | None
     kvp: float | None
+    repetition_ms: float | None
+    inversion_ms: float | None
+    flip_deg: float | None
+    scanning_sequence: tuple[str, ...]
+    """MR: SE, IR, GR, EP, RM (ScanningSequence), with the words of SequenceVariant behind them."""
+    sequence_name: str
+    protocol: str
+    contrast: str | None
+    """What the header says of a contrast agent; None where it says nothing, empty where it says none."""
+    manufacturer: str
+    model: str
     frame_of_reference_uid: str
     pixels_complete: bool
     """False: the file ends before its pixel data do."""
@@ -218,8 +232,23 @@ def _common(path: Path, dataset: Dataset) -> dict[str, Any]:
         "kernel": "/".join(_texts(dataset, "ConvolutionKernel")),
         "acquisition_number": _whole(dataset, "AcquisitionNumber"),
         "kvp": _number(dataset, "KVP"),
+        "scanning_sequence": (*_texts(dataset, "ScanningSequence"), *_texts(dataset, "SequenceVariant")),
+        "sequence_name": _text(dataset, "SequenceName") or _text(dataset, "PulseSequenceName"),
+        "protocol": _text(dataset, "ProtocolName"),
+        "contrast": _contrast(dataset),
+        "manufacturer": _text(dataset, "Manufacturer"),
+        "model": _text(dataset, "ManufacturerModelName"),
         "frame_of_reference_uid": _uid(_text(dataset, "FrameOfReferenceUID")),
     }
+
+
+def _contrast(dataset: Dataset) -> str | None:
+    """The agent by name; an attribute that is there but empty says that none was given."""
+    items = dataset.get("ContrastBolusAgentSequence") or ()
+    named = [_text(item, "CodeMeaning") or _text(item, "CodeValue") for item in items]
+    if "ContrastBolusAgent" in dataset:
+        named.append(_text(dataset, "ContrastBolusAgent"))
+    return "/".join(name for name in named if name) if named else None
 
 
 def _padding(dataset: Dataset, signed: bool) -> tuple[int, int] | None:
@@ -290,6 +319,9 @@ def _classic(dataset: Dataset) -> dict[str, Any]:
         "gradient": _numbers(dataset, "DiffusionGradientOrientation", 3),
         "temporal_position": _whole(dataset, "TemporalPositionIdentifier"),
         "trigger_ms": _number(dataset, "TriggerTime"),
+        "repetition_ms": _rounded(_number(dataset, "RepetitionTime")),
+        "inversion_ms": _rounded(_number(dataset, "InversionTime")),
+        "flip_deg": _number(dataset, "FlipAngle"),
         "cardiac_phase": _number(dataset, "NominalPercentageOfCardiacPhase"),
     }
 
@@ -318,7 +350,7 @@ def _enhanced(dataset: Dataset, group: Dataset, shared: Dataset) -> dict[str, An
     rescale, measures = macro("PixelValueTransformationSequence"), macro("PixelMeasuresSequence")
     kind = macro("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "FrameTypeSequence")
     directions = diffusion.get("DiffusionGradientDirectionSequence") or [Dataset()]
-    timing = macro("CardiacSynchronizationSequence")
+    cardiac, timing = macro("CardiacSynchronizationSequence"), macro("MRTimingAndRelatedParametersSequence")
     echo_ms = _rounded(_number(macro("MREchoSequence"), "EffectiveEchoTime"))
     return {
         "image_type": _texts(kind, "FrameType") or _texts(dataset, "ImageType"),
@@ -332,8 +364,11 @@ def _enhanced(dataset: Dataset, group: Dataset, shared: Dataset) -> dict[str, An
         "b_value": _number(diffusion, "DiffusionBValue"),
         "gradient": _numbers(directions[0], "DiffusionGradientOrientation", 3),
         "temporal_position": _whole(content, "TemporalPositionIndex"),
-        "trigger_ms": _number(timing, "NominalCardiacTriggerDelayTime"),
-        "cardiac_phase": _number(timing, "NominalPercentageOfCardiacPhase"),
+        "trigger_ms": _number(cardiac, "NominalCardiacTriggerDelayTime"),
+        "cardiac_phase": _number(cardiac, "NominalPercentageOfCardiacPhase"),
+        "repetition_ms": _rounded(_number(timing, "RepetitionTime")),
+        "inversion_ms": _rounded(_number(macro("MRModifierSequence"), "InversionTimes")),
+        "flip_deg": _number(timing, "FlipAngle"),
     }
 
 

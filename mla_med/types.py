@@ -140,6 +140,8 @@ class SeriesVerdict:
     chosen: bool = False
     role: str = ""
     """What it was chosen as where an examination wants several: T1, T2, FLAIR, DWI."""
+    why: str = ""
+    """In words, why it was chosen; empty where it was not."""
 
     @property
     def accepted(self) -> bool:

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pydicom
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from mla_med.archive import open_file, stamp
+from mla_med.dicom.scan import EXPLICIT_LE, IMPLICIT_LE, Elements, scan
 
 # What pydicom raises on files that are damaged or hostile; found by fuzzing, none of it documented.
 MALFORMED = (
@@ -49,8 +54,12 @@ UID_FORM = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]{0,63}")
 IMAGE_CLASSES = frozenset(
     f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4")
 )
+_IMAGE_TYPE, _SOP_CLASS_UID, _SOP_INSTANCE_UID = 0x00080008, 0x00080016, 0x00080018
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91, 93, 203, 112))
+READABLE_HERE = frozenset(
+    (EXPLICIT_LE, *(f"1.2.840.10008.1.2.{n}" for n in ("4.57", "4.70", "4.80", "4.90", "4.91", "5")))
+)
 _DELIMITER = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 
 _SIEMENS_B_VALUE = 0x0019100C
@@ -60,10 +69,18 @@ _TAGS: list[Any] = [
     *("SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality"),
     *("PatientID", "IssuerOfPatientID", "SeriesNumber", "SeriesDescription", "BodyPartExamined"),
     *("ImageType", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
-    *("BitsAllocated", "PixelRepresentation", "ImageOrientationPatient", "ImagePositionPatient"),
+    *(
+        "BitsAllocated",
+        "BitsStored",
+        "HighBit",
+        "PixelRepresentation",
+        "ImageOrientationPatient",
+        "ImagePositionPatient",
+    ),
     *("PixelSpacing", "SliceThickness", "RescaleSlope", "RescaleIntercept", "PixelPaddingValue"),
     *("PixelPaddingRangeLimit", "ConvolutionKernel", "EchoTime", "EchoNumbers", "DiffusionBValue"),
     *("DiffusionGradientOrientation", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime"),
+    *("AcquisitionTime", "ContentTime", "InstanceNumber", "SpacingBetweenSlices"),
     *("NominalPercentageOfCardiacPhase", "KVP", "FrameOfReferenceUID", "LossyImageCompression"),
     *("RepetitionTime", "InversionTime", "FlipAngle", "ScanningSequence", "SequenceVariant"),
     *("SequenceName", "PulseSequenceName", "MRAcquisitionType", "ProtocolName", "ContrastBolusAgent"),
@@ -71,6 +88,16 @@ _TAGS: list[Any] = [
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *(0x00190010, _SIEMENS_B_VALUE, 0x00430010, _GE_B_VALUE, 0x20010010, _PHILIPS_B_VALUE),
 ]
+_PRIVATE_VRS = {
+    **{_SIEMENS_B_VALUE: "IS", _GE_B_VALUE: "IS", _PHILIPS_B_VALUE: "FL"},
+    **{0x00190010: "LO", 0x00430010: "LO", 0x20010010: "LO"},
+}
+_TAG_OF = {key: tag_for_keyword(key) if isinstance(key, str) else key for key in _TAGS}
+# US or SS: pydicom asks PixelRepresentation; so does `_padding`, which then reads either the same.
+_VRS = {
+    tag: _PRIVATE_VRS.get(tag) or dictionary_VR(tag).replace("US or SS", "US")
+    for tag in map(int, filter(None, _TAG_OF.values()))
+}
 
 
 class NotDicomError(Exception):
@@ -102,6 +129,8 @@ class Header:
     photometric: str
     frames: int
     bits_allocated: int
+    bits_stored: int
+    high_bit: int
     signed: bool
     orientation: tuple[float, ...] | None
     position_mm: tuple[float, ...] | None
@@ -133,29 +162,76 @@ class Header:
     manufacturer: str
     model: str
     frame_of_reference_uid: str
+    acquisition_time: str
+    content_time: str
+    instance_number: int | None
     pixels_complete: bool
     """False: the file ends before its pixel data do."""
+    tiles: int = 0
+    """Siemens mosaic: how many slices lie side by side in the stored image; 0 elsewhere."""
+    pixels_at: int | None = field(default=None, compare=False)
+    """Where in the file the value of the pixel data begins; None where pydicom has to find it."""
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows of the stored image, of which a slice of a mosaic is a part."""
+        return self.rows * self.tile_side
+
+    @property
+    def stored_columns(self) -> int:
+        return self.columns * self.tile_side
+
+    @property
+    def tile_side(self) -> int:
+        """Tiles along an edge of a mosaic; 1 elsewhere."""
+        return math.isqrt(self.tiles - 1) + 1 if self.tiles else 1
 
 
 def read_headers(path: Path) -> tuple[Header, ...]:
     """One header, or one per frame of an enhanced object. Raises NotDicomError, one of MALFORMED,
     or OSError."""
-    status = path.stat()
-    return _read_headers(path, status.st_mtime_ns, status.st_size)
+    return _read_headers(path, stamp(path))
 
 
-@lru_cache(maxsize=8192)
-def _read_headers(path: Path, _mtime_ns: int, size: int) -> tuple[Header, ...]:
-    with quiet_pydicom(), path.open("rb") as file:
+@lru_cache(maxsize=65536)
+def _read_headers(path: Path, _stamp: tuple[int, int]) -> tuple[Header, ...]:
+    with open_file(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        elements = scan(file, _VRS)
+        if elements is not None and _is_plain(elements):
+            file.seek(elements.pixel_tag_at)
+            return tuple(_headers(path, elements, Dataset(), elements.transfer_syntax_uid, file, size))
+        return _read_slowly(path, file, size)
+
+
+def _read_slowly(path: Path, file: BinaryIO, size: int) -> tuple[Header, ...]:
+    """What is not plain, with pydicom."""
+    file.seek(0)
+    with quiet_pydicom():
         bare = _is_bare(file)
         dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=bare)
-        common = _common(path, dataset)
-        if _lacks_pixels(file, size, common):
-            raise EOFError("no pixel data")
-        common["pixels_complete"] = _has_all_pixels(file, size, common)
-        if common["sop_class_uid"] == DICOMDIR_CLASS:
-            return ()
-        return tuple(_frames(dataset, common))
+        meta = getattr(dataset, "file_meta", Dataset())
+        syntax = _uid(_text(meta, "TransferSyntaxUID")) or str(ImplicitVRLittleEndian)
+        return tuple(_headers(path, dataset, meta, syntax, file, size))
+
+
+def _is_plain(elements: Elements) -> bool:
+    identified = elements.texts(_SOP_INSTANCE_UID) and elements.texts(_SOP_CLASS_UID)
+    return bool(identified) and "MOSAIC" not in elements.texts(_IMAGE_TYPE)
+
+
+def _headers(
+    path: Path, dataset: Dataset | Elements, meta: Dataset, syntax: str, file: BinaryIO, size: int
+) -> Iterator[Header]:
+    """`file` stands at the element of the pixel data, or where the file ended before it."""
+    common = _common(path, dataset, meta, syntax)
+    if _lacks_pixels(file, size, common):
+        raise EOFError("no pixel data")
+    if common["sop_class_uid"] == DICOMDIR_CLASS:
+        return
+    common["pixels_at"] = _pixels_at(file, syntax)
+    common["pixels_complete"] = _has_all_pixels(file, size, common)
+    yield from _frames(dataset, common)
 
 
 @contextmanager
@@ -202,10 +278,8 @@ def _check_inflated_size(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def _common(path: Path, dataset: Dataset) -> dict[str, Any]:
+def _common(path: Path, dataset: Dataset | Elements, meta: Dataset, syntax: str) -> dict[str, Any]:
     """What all frames of a file share."""
-    meta = getattr(dataset, "file_meta", Dataset())
-    syntax = _uid(_text(meta, "TransferSyntaxUID")) or str(ImplicitVRLittleEndian)
     patient = (_text(dataset, "PatientID"), _text(dataset, "IssuerOfPatientID"))
     signed = _whole(dataset, "PixelRepresentation") == 1
     return {
@@ -227,11 +301,16 @@ def _common(path: Path, dataset: Dataset) -> dict[str, Any]:
         "photometric": _text(dataset, "PhotometricInterpretation").upper(),
         "frames": max(1, _whole(dataset, "NumberOfFrames") or 1),
         "bits_allocated": _whole(dataset, "BitsAllocated") or 0,
+        "bits_stored": _whole(dataset, "BitsStored") or 0,
+        "high_bit": _whole(dataset, "HighBit") or 0,
         "signed": signed,
         "padding": _padding(dataset, signed),
         "kernel": "/".join(_texts(dataset, "ConvolutionKernel")),
         "acquisition_number": _whole(dataset, "AcquisitionNumber"),
         "kvp": _number(dataset, "KVP"),
+        "acquisition_time": _text(dataset, "AcquisitionTime"),
+        "content_time": _text(dataset, "ContentTime"),
+        "instance_number": _whole(dataset, "InstanceNumber"),
         "scanning_sequence": (*_texts(dataset, "ScanningSequence"), *_texts(dataset, "SequenceVariant")),
         "sequence_name": _text(dataset, "SequenceName") or _text(dataset, "PulseSequenceName"),
         "protocol": _text(dataset, "ProtocolName"),
@@ -242,16 +321,16 @@ def _common(path: Path, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _contrast(dataset: Dataset) -> str | None:
+def _contrast(dataset: Dataset | Elements) -> str | None:
     """The agent by name; an attribute that is there but empty says that none was given."""
-    items = dataset.get("ContrastBolusAgentSequence") or ()
+    items = _items(dataset, "ContrastBolusAgentSequence")
     named = [_text(item, "CodeMeaning") or _text(item, "CodeValue") for item in items]
-    if "ContrastBolusAgent" in dataset:
+    if _TAG_OF["ContrastBolusAgent"] in dataset:
         named.append(_text(dataset, "ContrastBolusAgent"))
     return "/".join(name for name in named if name) if named else None
 
 
-def _padding(dataset: Dataset, signed: bool) -> tuple[int, int] | None:
+def _padding(dataset: Dataset | Elements, signed: bool) -> tuple[int, int] | None:
     first = _whole(dataset, "PixelPaddingValue")
     if first is None:
         return None
@@ -267,6 +346,18 @@ def _lacks_pixels(file: BinaryIO, size: int, common: dict[str, Any]) -> bool:
     """An image whose file is over before its pixel data begin; pydicom takes that for a short header."""
     deflated = common["transfer_syntax_uid"] == DeflatedExplicitVRLittleEndian
     return common["sop_class_uid"] in IMAGE_CLASSES and not deflated and file.tell() >= size
+
+
+def _pixels_at(file: BinaryIO, syntax: str) -> int | None:
+    """Where the value of the pixel data begins; None if anything there is not as it nearly always is."""
+    at = file.tell()
+    start = file.read(12)
+    file.seek(at)
+    if len(start) < 12 or start[:4] != b"\xe0\x7f\x10\0":
+        return None
+    if syntax == IMPLICIT_LE:
+        return at + 8
+    return at + 12 if start[4:8] in (b"OW\0\0", b"OB\0\0") and syntax in READABLE_HERE else None
 
 
 def _has_all_pixels(file: BinaryIO, size: int, common: dict[str, Any]) -> bool:
@@ -293,19 +384,20 @@ def _has_delimiter(file: BinaryIO, size: int) -> bool:
     return _DELIMITER in file.read()
 
 
-def _frames(dataset: Dataset, common: dict[str, Any]) -> Iterator[Header]:
-    groups = dataset.get("PerFrameFunctionalGroupsSequence")
+def _frames(dataset: Dataset | Elements, common: dict[str, Any]) -> Iterator[Header]:
+    groups = _items(dataset, "PerFrameFunctionalGroupsSequence")
     if not groups:
         yield Header(frame=None, **common, **_classic(dataset))
         return
-    shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    assert isinstance(dataset, Dataset)
+    shared = _items(dataset, "SharedFunctionalGroupsSequence") or [Dataset()]
     if len(groups) != common["frames"]:
         raise ValueError(f"has {common['frames']} frames but describes {len(groups)}")
     for index, group in enumerate(groups):
         yield Header(frame=index, **common, **_enhanced(dataset, group, shared[0]))
 
 
-def _classic(dataset: Dataset) -> dict[str, Any]:
+def _classic(dataset: Dataset | Elements) -> dict[str, Any]:
     return {
         "image_type": _texts(dataset, "ImageType"),
         "orientation": _numbers(dataset, "ImageOrientationPatient", 6),
@@ -326,7 +418,7 @@ def _classic(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _b_value(dataset: Dataset) -> float | None:
+def _b_value(dataset: Dataset | Elements) -> float | None:
     """The standard attribute, else the private one of Siemens, GE (1e9 marks a scaled one) or Philips."""
     standard = _number(dataset, "DiffusionBValue")
     if standard is not None:
@@ -372,11 +464,19 @@ def _enhanced(dataset: Dataset, group: Dataset, shared: Dataset) -> dict[str, An
     }
 
 
-def _text(dataset: Dataset, keyword: str) -> str:
+def _items(dataset: Dataset | Elements, keyword: str) -> Sequence[Dataset]:
+    if isinstance(dataset, Elements):  # a file with a sequence that matters here is read by pydicom
+        return ()
+    return dataset.get(keyword) or ()
+
+
+def _text(dataset: Dataset | Elements, keyword: str) -> str:
     return "/".join(_texts(dataset, keyword))
 
 
-def _texts(dataset: Dataset, key: Any) -> tuple[str, ...]:
+def _texts(dataset: Dataset | Elements, key: Any) -> tuple[str, ...]:
+    if isinstance(dataset, Elements):
+        return tuple(text for text in map(_clean, dataset.texts(_TAG_OF[key])) if text)
     try:
         value = dataset[key].value if key in dataset else None
     except MALFORMED:
@@ -390,7 +490,8 @@ def _texts(dataset: Dataset, key: Any) -> tuple[str, ...]:
 
 def _clean(text: str) -> str:
     """One line of sane length: damaged headers hold binary where a word should be."""
-    return "".join(c if c.isprintable() else " " for c in text[:MAX_TEXT]).strip()
+    text = text[:MAX_TEXT]
+    return (text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)).strip()
 
 
 def _uid(*candidates: str) -> str:
@@ -398,18 +499,18 @@ def _uid(*candidates: str) -> str:
     return next((text for text in candidates if UID_FORM.fullmatch(text)), "")
 
 
-def _number(dataset: Dataset, keyword: str) -> float | None:
+def _number(dataset: Dataset | Elements, keyword: str) -> float | None:
     values = _texts(dataset, keyword)
     return _to_float(values[0]) if values else None
 
 
-def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+def _numbers(dataset: Dataset | Elements, keyword: str, count: int) -> tuple[float, ...] | None:
     numbers = [_to_float(text) for text in _texts(dataset, keyword)]
     known = tuple(n for n in numbers if n is not None)
     return known if len(known) == len(numbers) == count else None
 
 
-def _whole(dataset: Dataset, keyword: str) -> int | None:
+def _whole(dataset: Dataset | Elements, keyword: str) -> int | None:
     number = _number(dataset, keyword)
     return None if number is None else int(number)
 

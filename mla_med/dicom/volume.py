@@ -6,7 +6,11 @@ networks, windows or reports.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from itertools import groupby
 
@@ -14,8 +18,10 @@ import numpy as np
 from pydicom.pixels import iter_pixels
 from pydicom.uid import RLELossless
 
+from mla_med.archive import open_file
 from mla_med.dicom.certificate import order_slices, truncated
 from mla_med.dicom.header import MALFORMED, Header, quiet_pydicom
+from mla_med.dicom.pixels import read_stored
 from mla_med.errors import SeriesError
 from mla_med.types import Certificate, Instance, Series, Volume
 
@@ -25,7 +31,7 @@ AIR_HU = (-1100.0, -850.0)
 """Where the darkest voxels of a CT lie, if there is air in it."""
 UNDECLARED_PADDING_HU = -1500.0
 """Nothing in a patient is darker; scanners fill the corners with such values."""
-MAX_SAMPLED_VOXELS = 2**21
+MAX_SAMPLED_VOXELS = 2**18
 """The HU check looks at every n-th voxel of a larger volume."""
 
 # What decoders raise on damaged pixels: theirs are RuntimeErrors.
@@ -36,11 +42,14 @@ def read_volume(series: Series) -> Volume:
     """The volume of a series in slice order, or a SeriesError that says why not."""
     headers, certificate = order_slices(series)
     with quiet_pydicom():
-        voxels, padded = _read_voxels(headers, certificate)
+        voxels, padded, masked = _read_voxels(headers, certificate)
     if headers[0].modality == "CT":
         certificate = _check_hu(voxels, certificate, series.series_uid)
     if padded:
         note = f"{padded} padding voxels set to {PADDING_HU:.0f} HU."
+        certificate = replace(certificate, notes=(*certificate.notes, note))
+    if masked:
+        note = f"Bits beside BitsStored in {masked} slices were left out; old overlays are kept there."
         certificate = replace(certificate, notes=(*certificate.notes, note))
     instances = tuple(Instance(h.sop_instance_uid, h.sop_class_uid, h.path, h.frame) for h in headers)
     return Volume(
@@ -51,29 +60,86 @@ def read_volume(series: Series) -> Volume:
     )
 
 
-def _read_voxels(headers: Sequence[Header], certificate: Certificate) -> tuple[np.ndarray, int]:
+def _read_voxels(headers: Sequence[Header], certificate: Certificate) -> tuple[np.ndarray, int, int]:
+    """-> voxels, how many were padding, and in how many slices bits beyond the stored ones were set."""
     # Fortran order: a stored slice is then one contiguous block, and no transposition is needed.
     voxels = np.empty(certificate.shape, dtype=np.float32, order="F")
-    padded = 0
-    for k, stored in _stored_slices(headers):
-        slice_IJ = voxels[:, :, k]
-        slice_IJ[...] = stored.T
-        _rescale(slice_IJ, headers[k])
-        padded += _fill_padding(slice_IJ, stored.T, headers[k])
-    return voxels, padded
+    own = threading.local()
+
+    def place(k: int, stored: np.ndarray) -> tuple[int, int]:
+        header = headers[k]
+        stored, masked = _stored_bits(_tile(stored, header), header)
+        # (rows, columns), C order: the same memory as voxels[:, :, k]
+        slice_JI = voxels[:, :, k].T
+        _rescale(stored, slice_JI, header)
+        return _fill_padding(slice_JI, stored, header), masked
+
+    def read_fast(k: int) -> tuple[int, int] | None:
+        if not hasattr(own, "scratch"):
+            own.scratch = np.empty(headers[k].stored_rows * headers[k].stored_columns * 4, np.uint8)
+        try:
+            stored = read_stored(headers[k], own.scratch)
+        except OSError as error:
+            raise _changed(headers[k]) from error
+        return None if stored is None else place(k, stored)
+
+    # Reading, decoding and rescaling leave Python's lock; more threads than cores gain nothing.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        done = list(pool.map(read_fast, range(len(headers))))
+    slow = [k for k, counts in enumerate(done) if counts is None]
+    for k, stored in _stored_slices(headers, slow):
+        done[k] = place(k, stored)
+    counts = [c for c in done if c is not None]
+    return voxels, sum(c[0] for c in counts), sum(c[1] for c in counts)
 
 
-def _stored_slices(headers: Sequence[Header]) -> Iterator[tuple[int, np.ndarray]]:
-    """(slice number, rows x columns of stored values); each file is opened once."""
-    numbered = sorted(enumerate(headers), key=lambda item: (str(item[1].path), item[1].frame or 0))
+def _stored_slices(headers: Sequence[Header], which: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(slice number, stored values) by pydicom, for what is not plain; each file is opened once."""
+    numbered = sorted(
+        ((k, headers[k]) for k in which), key=lambda item: (str(item[1].path), item[1].frame or 0)
+    )
     for path, group in groupby(numbered, key=lambda item: item[1].path):
         slices = list(group)
-        frames = [header.frame for _, header in slices if header.frame is not None]
+        frames = None if slices[0][1].tiles else [h.frame for _, h in slices if h.frame is not None]
         # The Rust decoder of RLE panics on damaged data, past every `except`; pydicom's own raises.
         plugin = "pydicom" if slices[0][1].transfer_syntax_uid == RLELossless else ""
-        arrays = iter_pixels(path, indices=frames or None, raw=True, decoding_plugin=plugin)
-        for k, header in slices:
-            yield k, _decode(arrays, header, k, len(headers))
+        try:
+            file = open_file(path)
+        except OSError as error:
+            raise _changed(slices[0][1]) from error
+        pixels = iter_pixels(file, indices=frames or None, raw=True, decoding_plugin=plugin)
+        with file, closing(pixels) as arrays:
+            stored = None
+            for k, header in slices:
+                if stored is None or not header.tiles:
+                    stored = _decode(arrays, header, k, len(headers))
+                yield k, stored
+
+
+def _tile(stored: np.ndarray, header: Header) -> np.ndarray:
+    """The slice that a header of a mosaic means; otherwise the image as it is."""
+    if not header.tiles:
+        return stored
+    row, column = divmod(header.frame or 0, header.tile_side)
+    rows, columns = header.rows, header.columns
+    return stored[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
+
+
+def _stored_bits(stored: np.ndarray, header: Header) -> tuple[np.ndarray, int]:
+    """Values without what lies beside BitsStored, old overlays mostly (PS3.5 8.1.1); 1 if there was any."""
+    bits, allocated = header.bits_stored, header.bits_allocated
+    if not 0 < bits < allocated or stored.dtype.itemsize * 8 != allocated:
+        return stored, 0
+    shift = header.high_bit + 1 - bits
+    if shift == 0 and (header.signed or int(stored.max()) >> bits == 0):
+        low, high = (int(stored.min()), int(stored.max())) if header.signed else (0, 0)
+        if -(1 << bits - 1) <= low and high < 1 << bits - 1:
+            return stored, 0
+    up = allocated - 1 - header.high_bit
+    if not 0 <= up < allocated or shift < 0:
+        return stored, 0
+    # shifted up and down again: the sign comes along
+    return (stored << up) >> (allocated - bits), 1
 
 
 def _decode(arrays: Iterator[np.ndarray], header: Header, k: int, n: int) -> np.ndarray:
@@ -83,7 +149,7 @@ def _decode(arrays: Iterator[np.ndarray], header: Header, k: int, n: int) -> np.
         raise truncated(header, k, n) from error
     except UNDECODABLE as error:
         raise _unreadable(header, k, n, type(error).__name__) from error
-    if stored is None or stored.shape != (header.rows, header.columns):
+    if stored is None or stored.shape != (header.stored_rows, header.stored_columns):
         raise _unreadable(header, k, n, "wrong size")
     return stored
 
@@ -96,14 +162,26 @@ def _unreadable(header: Header, k: int, n: int, why: str) -> SeriesError:
     )
 
 
-def _rescale(slice_IJ: np.ndarray, header: Header) -> None:
-    if header.slope not in (None, 1.0):
-        slice_IJ *= np.float32(header.slope)
-    if header.intercept not in (None, 0.0):
-        slice_IJ += np.float32(header.intercept)
+def _changed(header: Header) -> SeriesError:
+    return SeriesError(
+        f"{header.path.name} of series {header.series_uid} can no longer be read. Was it moved or changed? "
+        "Read the study again.",
+        code="FILE_CHANGED",
+    )
 
 
-def _fill_padding(slice_IJ: np.ndarray, stored_IJ: np.ndarray, header: Header) -> int:
+def _rescale(stored_JI: np.ndarray, slice_JI: np.ndarray, header: Header) -> None:
+    slope = np.float32(1.0 if header.slope is None else header.slope)
+    intercept = np.float32(header.intercept or 0.0)
+    if slope == 1:
+        np.add(stored_JI, intercept, out=slice_JI, dtype=np.float32, casting="unsafe")
+        return
+    np.multiply(stored_JI, slope, out=slice_JI, dtype=np.float32, casting="unsafe")
+    if intercept:
+        slice_JI += intercept
+
+
+def _fill_padding(slice_JI: np.ndarray, stored_JI: np.ndarray, header: Header) -> int:
     """CT: declared padding becomes air. Returns how many voxels changed."""
     if header.modality != "CT" or header.padding is None:
         return 0
@@ -111,8 +189,8 @@ def _fill_padding(slice_IJ: np.ndarray, stored_IJ: np.ndarray, header: Header) -
     # Some scanners declare 0 as padding while 0 is water; only what is darker than tissue is believed.
     if high * (header.slope or 1.0) + (header.intercept or 0.0) > AIR_HU[1]:
         return 0
-    mask = (stored_IJ >= low) & (stored_IJ <= high) & (slice_IJ != PADDING_HU)
-    slice_IJ[mask] = PADDING_HU
+    mask = (stored_JI >= low) & (stored_JI <= high) & (slice_JI != PADDING_HU)
+    slice_JI[mask] = PADDING_HU
     return int(np.count_nonzero(mask))
 
 

@@ -111,7 +111,7 @@ def _open_regular(path: Path) -> BinaryIO:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ArchiveError("it is not a regular file")
+        raise ArchiveError("is not a regular file")
     return os.fdopen(descriptor, "rb")
 
 
@@ -123,7 +123,7 @@ def _read_member(path: Path) -> bytes:
         with _zip(archive).open(info) as file:
             return _read_at_most(file, info.file_size)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise ArchiveError("it is damaged in its archive") from error
+        raise ArchiveError("is damaged in its archive") from error
 
 
 def _find_member(path: Path) -> tuple[Path, zipfile.ZipInfo]:
@@ -162,7 +162,7 @@ def _read_directory(
         ValueError,
         OverflowError,
     ) as error:
-        raise ArchiveError("it is no readable ZIP archive") from error
+        raise ArchiveError("is no readable ZIP archive") from error
     return file, {_safe_name(info).as_posix(): info for info in file.infolist()}
 
 
@@ -198,9 +198,9 @@ def _gunzip(file: BinaryIO) -> bytes:
         with gzip.GzipFile(fileobj=file) as unpacked:
             content = _read_at_most(unpacked, most)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ArchiveError("it is a damaged gzip file") from error
+        raise ArchiveError("is a damaged gzip file") from error
     if len(content) > most:
-        raise ArchiveError(f"it unpacks from {packed} to more than {most} bytes, as no image does")
+        raise ArchiveError(f"unpacks from {packed} to more than {most} bytes, as no image does")
     return content
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mla_med.dicom.select import choose_series
+from mla_med.dicom.source import DAMAGE
 from mla_med.dicom.study import read_study
 from mla_med.dicom.volume import read_volume
 from mla_med.documents.write import write_draft
@@ -47,8 +48,6 @@ from mla_med.types import (
 )
 
 Progress = Callable[[str], None]
-DAMAGE = ("TRUNCATED", "MALFORMED", "UNREADABLE")
-"""Problems of a study's files that mean that images are missing from it."""
 DAMAGED_SERIES = ("TRUNCATED_PIXELS", "UNREADABLE_PIXELS", "MALFORMED", "FILE_CHANGED")
 """Reasons of a series that sending it again may cure."""
 

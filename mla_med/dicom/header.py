@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pydicom
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from mla_med.archive import open_file, stamp
+from mla_med.archive import ZIP_MAGIC, open_file, stamp
 from mla_med.dicom.scan import EXPLICIT_LE, IMPLICIT_LE, Elements, scan
 
 # What pydicom raises on files that are damaged or hostile; found by fuzzing, none of it documented.
@@ -66,7 +67,14 @@ _SIEMENS_B_VALUE = 0x0019100C
 _GE_B_VALUE = 0x00431039
 _PHILIPS_B_VALUE = 0x20011003
 _TAGS: list[Any] = [
-    *("SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality"),
+    *(
+        "SpecificCharacterSet",
+        "SOPInstanceUID",
+        "SOPClassUID",
+        "SeriesInstanceUID",
+        "StudyInstanceUID",
+        "Modality",
+    ),
     *("PatientID", "IssuerOfPatientID", "SeriesNumber", "SeriesDescription", "BodyPartExamined"),
     *("ImageType", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
     *(
@@ -102,6 +110,18 @@ _VRS = {
 
 class NotDicomError(Exception):
     """The file is something else; the message says what was seen."""
+
+
+class ZipFoundError(NotDicomError):
+    """The file is a ZIP archive."""
+
+
+class PixelsMissingError(EOFError):
+    """An image whose file is over before its pixel data begin."""
+
+    def __init__(self, study_uid: str):
+        super().__init__("no pixel data")
+        self.study_uid = study_uid
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +230,7 @@ def _read_slowly(path: Path, file: BinaryIO, size: int) -> tuple[Header, ...]:
     with quiet_pydicom():
         bare = _is_bare(file)
         dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=bare)
+        guess_characters(dataset)
         meta = getattr(dataset, "file_meta", Dataset())
         syntax = _uid(_text(meta, "TransferSyntaxUID")) or str(ImplicitVRLittleEndian)
         return tuple(_headers(path, dataset, meta, syntax, file, size))
@@ -226,7 +247,7 @@ def _headers(
     """`file` stands at the element of the pixel data, or where the file ended before it."""
     common = _common(path, dataset, meta, syntax)
     if _lacks_pixels(file, size, common):
-        raise EOFError("no pixel data")
+        raise PixelsMissingError(common["study_uid"])
     if common["sop_class_uid"] == DICOMDIR_CLASS:
         return
     common["pixels_at"] = _pixels_at(file, syntax)
@@ -250,6 +271,32 @@ def quiet_pydicom() -> Iterator[None]:
                 logger.setLevel(level)
 
 
+def guess_characters(dataset: Dataset) -> None:
+    """Text in more than ASCII without a SpecificCharacterSet breaks the standard (PS3.3 C.12.1.1.2), and
+    many scanners write it: it is UTF-8 if it can be, else GB18030 if it can be, else Latin 1."""
+    if dataset.get("SpecificCharacterSet") not in (None, "", "ISO_IR 6"):
+        return
+    raw = b"".join(_raw_texts(dataset))
+    if raw.isascii():
+        return
+    for codec in ("utf-8", "gb18030", "latin-1"):
+        try:
+            raw.decode(codec)
+        except UnicodeDecodeError:
+            continue
+        dataset.set_original_encoding(None, None, [codec])
+        return
+
+
+def _raw_texts(dataset: Dataset) -> Iterator[bytes]:
+    """Values as they were read, before anything decodes them."""
+    for element in dataset.values():
+        if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+            vr = element.VR or (dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else "UN")
+            if vr in ("LO", "LT", "PN", "SH", "ST", "UC", "UT"):
+                yield element.value + b"\n"
+
+
 def _is_bare(file: BinaryIO) -> bool:
     """True for a data set without preamble, as some scanners export; leaves the file at its start."""
     head = file.read(2048)
@@ -263,6 +310,8 @@ def _is_bare(file: BinaryIO) -> bool:
     # Group 0008, an element up to 0018, as every image starts; big endian never came without preamble.
     if len(head) > 132 and head[:2] == b"\x08\x00" and head[3] == 0 and head[2] <= 0x18:
         return True
+    if head.startswith(ZIP_MAGIC):
+        raise ZipFoundError("is a ZIP archive")
     raise NotDicomError("is not a DICOM file")
 
 
@@ -490,8 +539,15 @@ def _texts(dataset: Dataset | Elements, key: Any) -> tuple[str, ...]:
 
 def _clean(text: str) -> str:
     """One line of sane length: damaged headers hold binary where a word should be."""
-    text = text[:MAX_TEXT]
-    return (text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)).strip()
+    return printable(text[:MAX_TEXT])
+
+
+def printable(text: str) -> str:
+    """On one line. pydicom leaves the escape sequence of GB 2312 (PS3.3 C.12.1.1.2) in the text."""
+    if not text.isprintable():
+        text = text.replace("\x1b$)A", "").replace("\x1b(B", "")
+        text = "".join(c if c.isprintable() else " " for c in text)
+    return text.strip()
 
 
 def _uid(*candidates: str) -> str:

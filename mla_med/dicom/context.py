@@ -1,0 +1,173 @@
+"""DICOM header -> what the request said: age, sex, indication, protocol, and the report of a prior.
+
+In whatever characters the hospital writes. Reads names, patient IDs and birth dates, to take them out
+of free text, and lets none of them through. Knows nothing of images.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset
+
+from mla_med.archive import open_file
+from mla_med.dicom.header import MALFORMED, guess_characters, printable, quiet_pydicom
+from mla_med.types import ClinicalContext, Sex
+
+REQUEST_TEXTS = (
+    "ReasonForTheRequestedProcedure",
+    "ReasonForStudy",
+    "ReasonForVisit",
+    "AdmittingDiagnosesDescription",
+    "AdditionalPatientHistory",
+)
+REQUEST_CODES = ("ReasonForRequestedProcedureCodeSequence", "AdmittingDiagnosesCodeSequence")
+PROTOCOL_TEXTS = (
+    "RequestedProcedureDescription",
+    "ScheduledProcedureStepDescription",
+    "PerformedProcedureStepDescription",
+    "ProtocolName",
+)
+PROTOCOL_CODES = ("RequestedProcedureCodeSequence", "ProcedureCodeSequence", "ScheduledProtocolCodeSequence")
+IDENTITY = ("PatientName", "PatientID", "OtherPatientNames", "PatientBirthName", "AccessionNumber")
+_TAGS: list[str] = [
+    *(
+        "SpecificCharacterSet",
+        "StudyDate",
+        "StudyDescription",
+        "PatientAge",
+        "PatientBirthDate",
+        "PatientSex",
+    ),
+    *("RequestAttributesSequence", *IDENTITY, *REQUEST_TEXTS, *REQUEST_CODES),
+    *(*PROTOCOL_TEXTS, *PROTOCOL_CODES),
+]
+MAX_PRIOR_CHARACTERS = 20_000
+MAX_DEPTH = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one image says of its study."""
+
+    study_date: str
+    description: str
+    context: ClinicalContext
+    identity: Dataset
+    """Kept for `without_identity` only; never leaves this package."""
+
+
+@dataclass(frozen=True, slots=True)
+class PriorReport:
+    study_date: str
+    text: str
+
+
+def read_request(path: Path) -> Request:
+    """From any image of the study. Empty where the header cannot be read: the images are what they are."""
+    try:
+        with quiet_pydicom(), open_file(path) as file:
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
+            guess_characters(dataset)
+            return _request(dataset)
+    except (OSError, *MALFORMED):
+        return Request("", "", ClinicalContext(), Dataset())
+
+
+def read_prior(path: Path) -> PriorReport | None:
+    """The text of a structured report (PS3.3 A.35); None if it is empty, damaged, or only preliminary:
+    a draft must never become the history of the next one."""
+    try:
+        with quiet_pydicom(), open_file(path) as file:
+            dataset = pydicom.dcmread(file, force=True)
+            guess_characters(dataset)
+            if _value(dataset, "PreliminaryFlag") == "PRELIMINARY":
+                return None
+            text = without_identity("\n".join(_content(dataset, 0)), dataset)
+            return PriorReport(_value(dataset, "StudyDate"), text[:MAX_PRIOR_CHARACTERS]) if text else None
+    except (OSError, *MALFORMED):
+        return None
+
+
+def without_identity(text: str, dataset: Dataset) -> str:
+    """Free text that repeats the patient's name or an ID loses it."""
+    for keyword in IDENTITY:
+        for word in re.split(r"[\^=\s,\\\[\]']+", _value(dataset, keyword)):
+            # One letter, or two Latin ones, would tear holes into ordinary words.
+            if len(word) >= 3 or (len(word) == 2 and not word.isascii()):
+                edges = (r"(?<!\w)", r"(?!\w)") if word.isascii() else ("", "")
+                text = re.sub(edges[0] + re.escape(word) + edges[1], "[removed]", text, flags=re.IGNORECASE)
+    return text
+
+
+def _request(dataset: Dataset) -> Request:
+    sex = _value(dataset, "PatientSex").upper()[:1]
+    context = ClinicalContext(
+        age_years=_age_years(dataset),
+        sex=Sex(sex) if sex in tuple(Sex) else None,
+        indication=without_identity(_statements(dataset, REQUEST_TEXTS, REQUEST_CODES), dataset),
+        protocol=without_identity(_statements(dataset, PROTOCOL_TEXTS, PROTOCOL_CODES), dataset),
+    )
+    description = without_identity(_value(dataset, "StudyDescription"), dataset)
+    return Request(_value(dataset, "StudyDate"), description, context, dataset)
+
+
+def _content(item: Dataset, depth: int) -> Iterator[str]:
+    """Every text of a content tree in reading order, behind the heading or name that it stands under."""
+    if depth > MAX_DEPTH:
+        return
+    for child in _items(item, "ContentSequence"):
+        name = next((_value(code, "CodeMeaning") for code in _items(child, "ConceptNameCodeSequence")), "")
+        kind = _value(child, "ValueType")
+        if kind == "TEXT" and (text := " ".join(_value(child, "TextValue").split())):
+            yield text if name.lower() in text.lower() or not name else f"{name}: {text}"
+        yield from _content(child, depth + 1)
+
+
+def _statements(dataset: Dataset, texts: Sequence[str], codes: Sequence[str]) -> str:
+    """What is stated, each statement once."""
+    items = [dataset, *_items(dataset, "RequestAttributesSequence")]
+    found = [_value(item, keyword) for item in items for keyword in texts]
+    found += [_value(c, "CodeMeaning") for item in items for keyword in codes for c in _items(item, keyword)]
+    cleaned = (" ".join(text.split()) for text in found)
+    return "; ".join(dict.fromkeys(text for text in cleaned if text))
+
+
+def _age_years(dataset: Dataset) -> float | None:
+    match = re.fullmatch(r"(\d{1,3})([DWMY])", _value(dataset, "PatientAge").upper())
+    if match:
+        days = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}[match[2]]
+        return round(int(match[1]) * days / 365.25, 2)
+    born, examined = _date(_value(dataset, "PatientBirthDate")), _date(_value(dataset, "StudyDate"))
+    # A birth date equal to the study date is an anonymiser's, not a newborn's.
+    if born is None or examined is None or examined <= born:
+        return None
+    return float(examined.year - born.year - ((examined.month, examined.day) < (born.month, born.day)))
+
+
+def _date(text: str) -> date | None:
+    try:
+        return datetime.strptime(text.replace(".", ""), "%Y%m%d").date()
+    except ValueError:
+        return None
+
+
+def _items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
+    try:
+        items = dataset.get(keyword)
+    except MALFORMED:
+        return ()
+    return tuple(items) if items and not isinstance(items, str | bytes) else ()
+
+
+def _value(dataset: Dataset, keyword: str) -> str:
+    try:
+        value = dataset.get(keyword)
+    except MALFORMED:
+        return ""
+    return "" if value is None else printable(str(value))

@@ -3,6 +3,7 @@ the conversions that the field trusts."""
 
 import logging
 import math
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -10,19 +11,26 @@ import pydicom
 import pytest
 from dicom_series import (
     COLUMNS,
+    MR_CLASS,
     PACKAGED,
     ROWS,
     SHARED_DICOM,
     anatomy,
+    image,
+    save,
+    set_pixels,
     write_enhanced,
     write_series,
 )
 from nibabel.orientations import io_orientation, ornt_transform
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
+from mla_med.dicom import header as header_module
 from mla_med.dicom.certificate import certify
+from mla_med.dicom.pixels import read_stored
+from mla_med.dicom.scan import scan
 from mla_med.dicom.study import read_study
-from mla_med.dicom.volume import read_volume
+from mla_med.dicom.volume import _stored_slices, read_volume
 from mla_med.errors import SeriesError
 
 HEIGHTS_MM = [0, 2, 4, 6, 8]
@@ -464,7 +472,6 @@ def test_generic_series_equal_their_ground_truth(name):
         ("failing_series/sliceorientation", "MIXED_ORIENTATION"),
         ("generic_series/rgb", "COLOUR"),
         ("mr_head_ge_oblique", "UNEVEN_SPACING"),
-        ("mr_transfer_syntaxes", "MOSAIC"),
     ],
 )
 def test_series_that_must_not_be_read_are_refused(folder, code):
@@ -489,3 +496,124 @@ def test_chest_ct_is_in_hu():
     assert volume.certificate.orientation == "axial"
     # Slice 0 lies lowest; it carries the highest InstanceNumber.
     assert volume.affine[2, 3] == pytest.approx(-569.800049)
+
+
+@needs_shared
+@pytest.mark.parametrize("number", range(1, 10))
+def test_a_mosaic_in_nine_encodings_equals_its_reference(number):
+    """Reference: dcm2niix, the converter that the field trusts."""
+    folder = SHARED_DICOM / "mr_transfer_syntaxes"
+    volume = read_volume(only_series(folder / f"In/{number}.dcm"))
+    reference = nibabel.as_closest_canonical(nibabel.load(folder / f"Ref/{number}.nii"))
+    found = nibabel.as_closest_canonical(nibabel.Nifti1Image(volume.voxels, volume.affine))
+    assert volume.voxels.shape == (64, 64, 35)
+    assert np.array_equal(found.get_fdata(), reference.get_fdata())
+    assert np.abs(found.affine - reference.affine).max() < 1e-4
+
+
+@needs_shared
+def test_a_mosaic_without_its_private_header_is_refused(tmp_path):
+    dataset = pydicom.dcmread(SHARED_DICOM / "mr_transfer_syntaxes/In/1.dcm")
+    dataset.remove_private_tags()
+    dataset.save_as(tmp_path / "1")
+    error = refusal(tmp_path)
+    assert error.code == "MOSAIC"
+    assert "the private header that says how they lie is not there" in str(error)
+
+
+@needs_shared
+def test_each_mosaic_of_a_time_series_is_a_volume(tmp_path):
+    for time in range(3):
+        dataset = pydicom.dcmread(SHARED_DICOM / "mr_transfer_syntaxes/In/1.dcm")
+        dataset.SOPInstanceUID = f"2.25.{time}"
+        dataset.InstanceNumber = time + 1
+        dataset.save_as(tmp_path / str(time))
+    series = read_study(tmp_path).series
+    assert [s.part for s in series] == ["image 1", "image 2", "image 3"]
+    assert [read_volume(s).voxels.shape for s in series] == [(64, 64, 35)] * 3
+
+
+def test_a_united_imaging_grid_is_taken_apart_by_its_frames(tmp_path):
+    positions = [(-10.0, -20.0, 3.0 * k) for k in range(4)]
+    dataset = image(3, 0)
+    dataset.Modality, dataset.SOPClassUID = "MR", MR_CLASS
+    dataset.ImagePositionPatient = list(positions[0])
+    set_pixels(dataset, np.block([[anatomy(0), anatomy(1)], [anatomy(2), anatomy(3)]]))
+    block = dataset.private_block(0x0065, "Image Private Header", create=True)
+    block.add_new(0x50, "DS", "4")
+    frames = [pydicom.Dataset() for _ in positions]
+    for frame, position in zip(frames, positions, strict=True):
+        frame.ImagePositionPatient = list(position)
+    block.add_new(0x51, "SQ", frames)
+    save(dataset, tmp_path / "1")
+    volume = read_volume(only_series(tmp_path))
+    assert volume.voxels.shape == (COLUMNS, ROWS, 4)
+    assert volume.certificate.spacing_mm == pytest.approx((0.7, 0.8, 3.0))
+    for k in range(4):
+        assert np.array_equal(volume.voxels[:, :, k], hu(k))
+
+
+# The fast path
+
+
+def everything_packaged():
+    root = Path(pydicom.__file__).parent / "data"
+    folders = [root, *([SHARED_DICOM] if SHARED_DICOM.is_dir() else [])]
+    return sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_fast_paths_agree_with_pydicom_on_every_real_file():
+    """Headers read by `scan`, and pixels read by `read_stored`, against what pydicom makes of the file."""
+    fast_headers = fast_pixels = 0
+    for path in everything_packaged():
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            elements = scan(file, header_module._VRS)
+            if elements is None or not header_module._is_plain(elements):
+                continue
+            try:
+                expected = header_module._read_slowly(path, file, size)
+            except header_module.PixelsMissingError:
+                continue
+            found = header_module.read_headers(path)
+        assert found == expected, path
+        assert [h.pixels_at for h in found] == [h.pixels_at for h in expected], path
+        fast_headers += 1
+        for header in found[:2]:
+            stored = read_stored(header) if header.bits_allocated in (8, 16, 32) else None
+            if stored is not None and path.name != "badVR.dcm":  # pydicom cannot decode that one
+                (by_pydicom,) = (s for _, s in _stored_slices([header], [0]))
+                assert stored.dtype == by_pydicom.dtype, path
+                assert np.array_equal(stored, by_pydicom), path
+                fast_pixels += 1
+    assert fast_headers > 100
+    assert fast_pixels > 80
+
+
+def test_bits_beside_the_stored_ones_are_left_out_and_noted(tmp_path):
+    """Old scanners keep an overlay in the bits above the image (PS3.5 8.1.1)."""
+
+    def with_overlay(k):
+        return (anatomy(k) | 0x8000 if k == 2 else anatomy(k)).astype(np.uint16)
+
+    write_series(tmp_path, HEIGHTS_MM, stored=with_overlay, BitsStored=12, HighBit=11)
+    volume = read_volume(only_series(tmp_path))
+    for k in range(5):
+        assert np.array_equal(volume.voxels[:, :, k], hu(k))
+    assert "Bits beside BitsStored in 1 slices were left out; old overlays are kept there." in (
+        volume.certificate.notes
+    )
+
+
+def test_signed_values_of_twelve_bits_keep_their_sign(tmp_path):
+    write_series(
+        tmp_path,
+        HEIGHTS_MM,
+        stored=lambda k: (anatomy(k) - 1024).astype(np.int16) & 0x0FFF,
+        RescaleIntercept=0,
+        PixelRepresentation=1,
+        BitsStored=12,
+        HighBit=11,
+    )
+    volume = read_volume(only_series(tmp_path))
+    assert np.array_equal(volume.voxels[:, :, 1], hu(1))

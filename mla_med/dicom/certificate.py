@@ -111,10 +111,10 @@ def _check_kind(headers: Sequence[Header]) -> None:
             f"{name} is a localizer. Choose the series that was planned on it.",
         ),
         (
-            "MOSAIC" in words,
+            "MOSAIC" in words and any(h.tiles == 0 for h in headers),
             "MOSAIC",
-            f"{name} is a Siemens mosaic, many slices tiled in one image; these are not read yet. "
-            "Convert it to enhanced MR, or to one image per slice.",
+            f"{name} is a mosaic, many slices tiled in one image, and the private header that says how they "
+            "lie is not there. Was it removed when the study was anonymised? Export one image per slice.",
         ),
         (
             bool(words & PROJECTION_WORDS),

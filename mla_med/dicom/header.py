@@ -28,6 +28,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from mla_med.archive import ZIP_MAGIC, open_file, stamp
+from mla_med.dicom.mosaic import slice_positions, tile_side
 from mla_med.dicom.scan import EXPLICIT_LE, IMPLICIT_LE, Elements, scan
 
 # What pydicom raises on files that are damaged or hostile; found by fuzzing, none of it documented.
@@ -66,6 +67,7 @@ _DELIMITER = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 _SIEMENS_B_VALUE = 0x0019100C
 _GE_B_VALUE = 0x00431039
 _PHILIPS_B_VALUE = 0x20011003
+_UIH_TILES = 0x00651050
 _TAGS: list[Any] = [
     *(
         "SpecificCharacterSet",
@@ -94,10 +96,11 @@ _TAGS: list[Any] = [
     *("SequenceName", "PulseSequenceName", "MRAcquisitionType", "ProtocolName", "ContrastBolusAgent"),
     *("ContrastBolusAgentSequence", "Manufacturer", "ManufacturerModelName"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *(0x00190010, _SIEMENS_B_VALUE, 0x00430010, _GE_B_VALUE, 0x20010010, _PHILIPS_B_VALUE),
+    *(0x00190010, _SIEMENS_B_VALUE, 0x00430010, _GE_B_VALUE, 0x20010010, _PHILIPS_B_VALUE, _UIH_TILES),
 ]
 _PRIVATE_VRS = {
     **{_SIEMENS_B_VALUE: "IS", _GE_B_VALUE: "IS", _PHILIPS_B_VALUE: "FL"},
+    _UIH_TILES: "DS",
     **{0x00190010: "LO", 0x00430010: "LO", 0x20010010: "LO"},
 }
 _TAG_OF = {key: tag_for_keyword(key) if isinstance(key, str) else key for key in _TAGS}
@@ -204,7 +207,7 @@ class Header:
     @property
     def tile_side(self) -> int:
         """Tiles along an edge of a mosaic; 1 elsewhere."""
-        return math.isqrt(self.tiles - 1) + 1 if self.tiles else 1
+        return tile_side(self.tiles)
 
 
 def read_headers(path: Path) -> tuple[Header, ...]:
@@ -238,7 +241,8 @@ def _read_slowly(path: Path, file: BinaryIO, size: int) -> tuple[Header, ...]:
 
 def _is_plain(elements: Elements) -> bool:
     identified = elements.texts(_SOP_INSTANCE_UID) and elements.texts(_SOP_CLASS_UID)
-    return bool(identified) and "MOSAIC" not in elements.texts(_IMAGE_TYPE)
+    tiled = "MOSAIC" in elements.texts(_IMAGE_TYPE) or _UIH_TILES in elements
+    return bool(identified) and not tiled
 
 
 def _headers(
@@ -252,7 +256,10 @@ def _headers(
         return
     common["pixels_at"] = _pixels_at(file, syntax)
     common["pixels_complete"] = _has_all_pixels(file, size, common)
-    yield from _frames(dataset, common)
+    if isinstance(dataset, Dataset) and _is_tiled(dataset):
+        yield from _tiles(dataset, common, file)
+    else:
+        yield from _frames(dataset, common)
 
 
 @contextmanager
@@ -446,6 +453,30 @@ def _frames(dataset: Dataset | Elements, common: dict[str, Any]) -> Iterator[Hea
         yield Header(frame=index, **common, **_enhanced(dataset, group, shared[0]))
 
 
+def _is_tiled(dataset: Dataset) -> bool:
+    words = {word.upper() for word in _texts(dataset, "ImageType")}
+    return "MOSAIC" in words or (_whole(dataset, _UIH_TILES) or 0) > 1
+
+
+def _tiles(dataset: Dataset, common: dict[str, Any], file: BinaryIO) -> Iterator[Header]:
+    """One header for each slice of a mosaic, or one for the whole that no geometry describes."""
+    classic = _classic(dataset)
+    described = classic["orientation"] and classic["position_mm"] and classic["row_column_spacing_mm"]
+    positions: Sequence[tuple[float, ...]] = ()
+    if described and common["frames"] == 1:
+        measures = {**common, "row_column_spacing_mm": classic["row_column_spacing_mm"]}
+        positions = slice_positions(file, measures, classic["orientation"], classic["position_mm"])
+    if not positions:
+        classic["image_type"] = (*classic["image_type"], "MOSAIC")
+        yield Header(frame=None, **common, **classic)
+        return
+    side = tile_side(len(positions))
+    common = {**common, "rows": common["rows"] // side, "columns": common["columns"] // side}
+    for index, position in enumerate(positions):
+        place = {**classic, "position_mm": position}
+        yield Header(frame=index, tiles=len(positions), **common, **place)
+
+
 def _classic(dataset: Dataset | Elements) -> dict[str, Any]:
     return {
         "image_type": _texts(dataset, "ImageType"),
@@ -555,7 +586,7 @@ def _uid(*candidates: str) -> str:
     return next((text for text in candidates if UID_FORM.fullmatch(text)), "")
 
 
-def _number(dataset: Dataset | Elements, keyword: str) -> float | None:
+def _number(dataset: Dataset | Elements, keyword: Any) -> float | None:
     values = _texts(dataset, keyword)
     return _to_float(values[0]) if values else None
 
@@ -566,7 +597,7 @@ def _numbers(dataset: Dataset | Elements, keyword: str, count: int) -> tuple[flo
     return known if len(known) == len(numbers) == count else None
 
 
-def _whole(dataset: Dataset | Elements, keyword: str) -> int | None:
+def _whole(dataset: Dataset | Elements, keyword: Any) -> int | None:
     number = _number(dataset, keyword)
     return None if number is None else int(number)
 

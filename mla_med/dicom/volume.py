@@ -74,23 +74,37 @@ def _read_voxels(headers: Sequence[Header], certificate: Certificate) -> tuple[n
         _rescale(stored, slice_JI, header)
         return _fill_padding(slice_JI, stored, header), masked
 
-    def read_fast(k: int) -> tuple[int, int] | None:
+    def read_fast(slices: list[int]) -> list[tuple[int, int] | None]:
+        header = headers[slices[0]]
         if not hasattr(own, "scratch"):
-            own.scratch = np.empty(headers[k].stored_rows * headers[k].stored_columns * 4, np.uint8)
+            own.scratch = np.empty(header.stored_rows * header.stored_columns * 4, np.uint8)
         try:
-            stored = read_stored(headers[k], own.scratch)
+            stored = read_stored(header, own.scratch)
         except OSError as error:
-            raise _changed(headers[k]) from error
-        return None if stored is None else place(k, stored)
+            raise _changed(header) from error
+        return [None if stored is None else place(k, stored) for k in slices]
 
     # Reading, decoding and rescaling leave Python's lock; more threads than cores gain nothing.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        done = list(pool.map(read_fast, range(len(headers))))
-    slow = [k for k, counts in enumerate(done) if counts is None]
+        images = _by_image(headers)
+        done = dict(
+            pair
+            for slices, counts in zip(images, pool.map(read_fast, images), strict=True)
+            for pair in zip(slices, counts, strict=True)
+        )
+    slow = [k for k, counts in done.items() if counts is None]
     for k, stored in _stored_slices(headers, slow):
         done[k] = place(k, stored)
-    counts = [c for c in done if c is not None]
+    counts = [c for c in done.values() if c is not None]
     return voxels, sum(c[0] for c in counts), sum(c[1] for c in counts)
+
+
+def _by_image(headers: Sequence[Header]) -> list[list[int]]:
+    """The slices of one mosaic together, every other slice alone."""
+    images: dict[object, list[int]] = {}
+    for k, header in enumerate(headers):
+        images.setdefault(header.path if header.tiles else k, []).append(k)
+    return list(images.values())
 
 
 def _stored_slices(headers: Sequence[Header], which: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:

@@ -42,19 +42,21 @@ PROJECTION_WORDS = {
 REFORMAT_WORDS = {"MPR", "REFORMATTED", "CURVED MPR", "CSA MPR", "MPR THICK"}
 
 
-def certify(series: Series) -> Certificate:
-    """What was measured on the series, or a SeriesError that says why it cannot be trusted."""
-    return order_slices(series)[1]
+def certify(series: Series, resample: bool = False) -> Certificate:
+    """What was measured on the series, or a SeriesError that says why it cannot be trusted.
+
+    `resample`: uneven slices are no reason to refuse, as the caller will have them resampled."""
+    return order_slices(series, resample)[1]
 
 
-def order_slices(series: Series) -> tuple[tuple[Header, ...], Certificate]:
+def order_slices(series: Series, resample: bool = False) -> tuple[tuple[Header, ...], Certificate]:
     """The headers in slice order, each image once, and the certificate of their geometry."""
     headers = _headers(series)
     _check_kind(headers)
     _check_geometry_stated(headers)
     unique = _drop_duplicates(headers)
     _check_one_geometry(unique)
-    ordered, steps_mm = _along_normal(unique)
+    ordered, steps_mm = _along_normal(unique, resample)
     _check_pixels_stated(ordered)
     notes = _notes(ordered, len(headers) - len(unique))
     certificate = _measure(ordered, steps_mm, notes)
@@ -196,7 +198,7 @@ def _check_one_geometry(headers: Sequence[Header]) -> None:
         )
 
 
-def _along_normal(headers: Sequence[Header]) -> tuple[tuple[Header, ...], np.ndarray]:
+def _along_normal(headers: Sequence[Header], resample: bool) -> tuple[tuple[Header, ...], np.ndarray]:
     """Slices in the order of their position, and the distances between them along the normal."""
     uid, n = headers[0].series_uid, len(headers)
     # InstanceNumber lies in re-sent studies; the position along the normal does not.
@@ -217,7 +219,7 @@ def _along_normal(headers: Sequence[Header]) -> tuple[tuple[Header, ...], np.nda
             "Is part of it missing?",
             code="TOO_FEW_SLICES",
         )
-    _check_steps(uid, steps_mm)
+    _check_steps(uid, steps_mm, resample)
     _check_on_one_line(ordered)
     return ordered, steps_mm
 
@@ -233,7 +235,7 @@ def _axes(header: Header) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return row, column, np.cross(row, column)
 
 
-def _check_steps(uid: str, steps_mm: np.ndarray) -> None:
+def _check_steps(uid: str, steps_mm: np.ndarray, resample: bool) -> None:
     n = len(steps_mm) + 1
     k = int(steps_mm.argmin())
     if steps_mm[k] <= SAME_POSITION_MM:
@@ -253,17 +255,20 @@ def _check_steps(uid: str, steps_mm: np.ndarray) -> None:
         )
     median = float(np.median(steps_mm))
     k = int(np.abs(steps_mm - median).argmax())
-    if abs(steps_mm[k] - median) > MAX_SPACING_ERROR * median:
+    if abs(steps_mm[k] - median) > MAX_SPACING_ERROR * median and not resample:
         raise SeriesError(
             f"Uneven slices: {steps_mm[k]:.3f} mm after slice {k + 1} of {n}, while the median step is "
-            f"{median:.3f} mm. Resample series {uid} evenly, or choose another.",
+            f"{median:.3f} mm. Have series {uid} resampled (--resample, resample=True), or choose another.",
             code="UNEVEN_SPACING",
         )
 
 
 def _check_on_one_line(ordered: Sequence[Header]) -> None:
     positions = np.array([header.position_mm for header in ordered])
-    line = np.linspace(positions[0], positions[-1], len(positions))
+    # at its own distance along the line: how even the steps are is judged by themselves
+    distances = positions @ _axes(ordered[0])[2]
+    share = (distances - distances[0]) / (distances[-1] - distances[0])
+    line = positions[0] + share[:, None] * (positions[-1] - positions[0])
     shifts_mm = np.linalg.norm(positions - line, axis=1)
     k = int(shifts_mm.argmax())
     if shifts_mm[k] > MAX_SHIFT_MM:

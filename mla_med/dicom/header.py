@@ -67,7 +67,7 @@ _DELIMITER = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 _SIEMENS_B_VALUE = 0x0019100C
 _GE_B_VALUE = 0x00431039
 _PHILIPS_B_VALUE = 0x20011003
-_UIH_TILES = 0x00651050
+_UIH_B_VALUE, _UIH_TILES = 0x00651009, 0x00651050
 _TAGS: list[Any] = [
     *(
         "SpecificCharacterSet",
@@ -96,11 +96,11 @@ _TAGS: list[Any] = [
     *("SequenceName", "PulseSequenceName", "MRAcquisitionType", "ProtocolName", "ContrastBolusAgent"),
     *("ContrastBolusAgentSequence", "Manufacturer", "ManufacturerModelName"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *(0x00190010, _SIEMENS_B_VALUE, 0x00430010, _GE_B_VALUE, 0x20010010, _PHILIPS_B_VALUE, _UIH_TILES),
+    *(0x00190010, _SIEMENS_B_VALUE, 0x00430010, _GE_B_VALUE, 0x20010010, _PHILIPS_B_VALUE, _UIH_B_VALUE, _UIH_TILES),
 ]
 _PRIVATE_VRS = {
     **{_SIEMENS_B_VALUE: "IS", _GE_B_VALUE: "IS", _PHILIPS_B_VALUE: "FL"},
-    _UIH_TILES: "DS",
+    **{_UIH_B_VALUE: "FD", _UIH_TILES: "DS"},
     **{0x00190010: "LO", 0x00430010: "LO", 0x20010010: "LO"},
 }
 _TAG_OF = {key: tag_for_keyword(key) if isinstance(key, str) else key for key in _TAGS}
@@ -179,6 +179,8 @@ class Header:
     scanning_sequence: tuple[str, ...]
     """MR: SE, IR, GR, EP, RM (ScanningSequence), with the words of SequenceVariant behind them."""
     sequence_name: str
+    acquisition_type: str
+    """MR: 2D or 3D."""
     protocol: str
     contrast: str | None
     """What the header says of a contrast agent; None where it says nothing, empty where it says none."""
@@ -369,6 +371,7 @@ def _common(path: Path, dataset: Dataset | Elements, meta: Dataset, syntax: str)
         "instance_number": _whole(dataset, "InstanceNumber"),
         "scanning_sequence": (*_texts(dataset, "ScanningSequence"), *_texts(dataset, "SequenceVariant")),
         "sequence_name": _text(dataset, "SequenceName") or _text(dataset, "PulseSequenceName"),
+        "acquisition_type": _text(dataset, "MRAcquisitionType").upper(),
         "protocol": _text(dataset, "ProtocolName"),
         "contrast": _contrast(dataset),
         "manufacturer": _text(dataset, "Manufacturer"),
@@ -499,11 +502,11 @@ def _classic(dataset: Dataset | Elements) -> dict[str, Any]:
 
 
 def _b_value(dataset: Dataset | Elements) -> float | None:
-    """The standard attribute, else the private one of Siemens, GE (1e9 marks a scaled one) or Philips."""
+    """The standard attribute, else the private one of Siemens, GE (1e9 marks a scaled one), Philips or UIH."""
     standard = _number(dataset, "DiffusionBValue")
     if standard is not None:
         return standard
-    for tag in (_SIEMENS_B_VALUE, _GE_B_VALUE, _PHILIPS_B_VALUE):
+    for tag in (_SIEMENS_B_VALUE, _GE_B_VALUE, _PHILIPS_B_VALUE, _UIH_B_VALUE):
         values = _texts(dataset, tag)
         if values and (number := _to_float(values[0])) is not None:
             return number % 1e9

@@ -19,9 +19,10 @@ from pydicom.pixels import iter_pixels
 from pydicom.uid import RLELossless
 
 from mla_med.archive import open_file
-from mla_med.dicom.certificate import order_slices, truncated
+from mla_med.dicom.certificate import MAX_SPACING_ERROR, NOTABLE_TILT_DEG, order_slices, truncated
 from mla_med.dicom.header import MALFORMED, Header, quiet_pydicom
 from mla_med.dicom.pixels import read_stored
+from mla_med.dicom.resample import evenly, upright
 from mla_med.errors import SeriesError
 from mla_med.types import Certificate, Instance, Series, Volume
 
@@ -38,26 +39,70 @@ MAX_SAMPLED_VOXELS = 2**18
 UNDECODABLE = (*MALFORMED, RuntimeError, OSError)
 
 
-def read_volume(series: Series) -> Volume:
-    """The volume of a series in slice order, or a SeriesError that says why not."""
-    headers, certificate = order_slices(series)
+def read_volume(series: Series, resample: bool = False) -> Volume:
+    """The volume of a series in slice order, or a SeriesError that says why not.
+
+    `resample`: uneven slices are interpolated to even ones, and a tilted gantry's shear is taken out;
+    instance k is then the one nearest to slice k. Otherwise every voxel is as stored, and uneven slices
+    are refused (UNEVEN_SPACING)."""
+    headers, certificate = order_slices(series, resample)
     with quiet_pydicom():
         voxels, padded, masked = _read_voxels(headers, certificate)
+    certificate = replace(certificate, notes=(*certificate.notes, *_pixel_notes(padded, masked)))
     if headers[0].modality == "CT":
-        certificate = _check_hu(voxels, certificate, series.series_uid)
-    if padded:
-        note = f"{padded} padding voxels set to {PADDING_HU:.0f} HU."
-        certificate = replace(certificate, notes=(*certificate.notes, note))
-    if masked:
-        note = f"Bits beside BitsStored in {masked} slices were left out; old overlays are kept there."
-        certificate = replace(certificate, notes=(*certificate.notes, note))
+        certificate = check_hu(voxels, certificate, f"Series {series.series_uid}")
     instances = tuple(Instance(h.sop_instance_uid, h.sop_class_uid, h.path, h.frame) for h in headers)
+    if resample:
+        voxels, certificate, nearest = _resampled(voxels, certificate, headers)
+        instances = tuple(instances[k] for k in nearest)
     return Volume(
         voxels=voxels,
         affine=np.array(certificate.affine),
         series=replace(series, instances=instances),
         certificate=certificate,
     )
+
+
+def _pixel_notes(padded: int, masked: int) -> list[str]:
+    notes = [f"{padded} padding voxels set to {PADDING_HU:.0f} HU."] if padded else []
+    if masked:
+        notes.append(f"Bits beside BitsStored in {masked} slices were left out; old overlays are kept there.")
+    return notes
+
+
+def _resampled(
+    voxels: np.ndarray, certificate: Certificate, headers: Sequence[Header]
+) -> tuple[np.ndarray, Certificate, list[int]]:
+    """-> even and upright voxels, their certificate, and the nearest stored slice of each."""
+    affine, notes = np.array(certificate.affine), list(certificate.notes)
+    nearest = list(range(voxels.shape[2]))
+    if certificate.largest_spacing_error > MAX_SPACING_ERROR:
+        positions = np.array([header.position_mm for header in headers]) * (-1, -1, 1)
+        step = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
+        stored = (positions - positions[0]) @ step
+        step_mm = float(np.median(np.diff(stored)))
+        voxels, wanted = evenly(voxels, stored, step_mm)
+        affine[:3, 2] = step * step_mm
+        nearest = [int(np.abs(stored - distance).argmin()) for distance in wanted]
+        notes.append(f"Resampled: {len(headers)} uneven slices to {len(nearest)}, {step_mm:.3f} mm apart.")
+    if certificate.tilt_deg > NOTABLE_TILT_DEG:
+        outside = PADDING_HU if headers[0].modality == "CT" else 0.0
+        voxels, affine = upright(voxels, affine, outside)
+        notes = [note for note in notes if "kept as shear" not in note]
+        notes.append(f"Resampled: gantry tilt of {certificate.tilt_deg:.1f} degrees taken out.")
+    i, j, k = voxels.shape
+    certificate = replace(
+        certificate,
+        shape=(i, j, k),
+        spacing_mm=(*certificate.spacing_mm[:2], float(np.linalg.norm(affine[:3, 2]))),
+        affine=tuple((r[0], r[1], r[2], r[3]) for r in affine.tolist()),
+        tilt_deg=0.0 if certificate.tilt_deg > NOTABLE_TILT_DEG else certificate.tilt_deg,
+        largest_spacing_error=0.0
+        if certificate.largest_spacing_error > MAX_SPACING_ERROR
+        else certificate.largest_spacing_error,
+        notes=tuple(notes),
+    )
+    return voxels, certificate, nearest
 
 
 def _read_voxels(headers: Sequence[Header], certificate: Certificate) -> tuple[np.ndarray, int, int]:
@@ -208,14 +253,15 @@ def _fill_padding(slice_JI: np.ndarray, stored_JI: np.ndarray, header: Header) -
     return int(np.count_nonzero(mask))
 
 
-def _check_hu(voxels: np.ndarray, certificate: Certificate, series_uid: str) -> Certificate:
-    """Measure air; refuse values that no CT in HU has, and note what merely looks odd."""
+def check_hu(voxels: np.ndarray, certificate: Certificate, name: str) -> Certificate:
+    """Measure air; refuse values that no CT in HU has, and note what merely looks odd. `name` begins the
+    error: "Series 1.2.3"."""
     sample = _sample(voxels)
     darkest, dense = np.percentile(sample, (1.0, 99.0))
     if darkest < UNDECLARED_PADDING_HU and dense < 200 and _is_measured(sample):
-        raise _implausible(series_uid, darkest, dense, "looks rescaled twice")
+        raise _implausible(name, darkest, dense, "looks rescaled twice")
     if sample.min() > -50 and dense > 800:
-        raise _implausible(series_uid, darkest, dense, "looks as if it was never rescaled")
+        raise _implausible(name, darkest, dense, "looks as if it was never rescaled")
     measured = sample[sample > UNDECLARED_PADDING_HU]
     air_hu = float(np.median(measured[measured <= np.percentile(measured, 1.0)])) if measured.size else None
     notes = list(certificate.notes)
@@ -238,9 +284,9 @@ def _sample(voxels: np.ndarray) -> np.ndarray:
     return voxels.reshape(-1, order="F")[::every]
 
 
-def _implausible(series_uid: str, darkest: float, dense: float, why: str) -> SeriesError:
+def _implausible(name: str, darkest: float, dense: float, why: str) -> SeriesError:
     return SeriesError(
-        f"Series {series_uid} {why}: 98 % of its values lie between {darkest:.0f} and {dense:.0f}, where CT "
+        f"{name} {why}: 98 % of its values lie between {darkest:.0f} and {dense:.0f}, where CT "
         "in HU has air near -1000 and tissue near 0. Check RescaleSlope and RescaleIntercept.",
         code="HU_IMPLAUSIBLE",
     )

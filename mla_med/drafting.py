@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +15,11 @@ from torch import Tensor
 
 from mla_med.dicom.select import choose_series
 from mla_med.dicom.source import DAMAGE
-from mla_med.dicom.study import read_study
-from mla_med.dicom.volume import read_volume
+from mla_med.dicom.study import check_whole, read_study
+from mla_med.dicom.volume import describe, read_volume
 from mla_med.documents.write import write_draft
 from mla_med.errors import CheckpointError, SeriesError, StudyError
+from mla_med.imaging.nifti import read_nifti
 from mla_med.imaging.transforms import Preprocessing, to_tensor
 from mla_med.model.calibrate import Calibration
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
@@ -33,6 +36,8 @@ from mla_med.report.render import complete_findings, impression_choices, sentenc
 from mla_med.report.schema import CHEST_CT
 from mla_med.report.styles import load_style
 from mla_med.types import (
+    Certificate,
+    ClinicalContext,
     Draft,
     Evidence,
     Finding,
@@ -41,6 +46,7 @@ from mla_med.types import (
     Provenance,
     Reason,
     Report,
+    Series,
     SeriesVerdict,
     Side,
     Study,
@@ -48,8 +54,26 @@ from mla_med.types import (
 )
 
 Progress = Callable[[str], None]
+Call = Callable[..., Any]
+"""Calls a reader: here (`directly`), or in a child process (mla_med.dicom.apart)."""
 DAMAGED_SERIES = ("TRUNCATED_PIXELS", "UNREADABLE_PIXELS", "MALFORMED", "FILE_CHANGED")
 """Reasons of a series that sending it again may cure."""
+
+
+def directly(read: Callable[..., Any], *args: Any) -> Any:
+    return read(*args)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one study of many."""
+
+    study_uid: str
+    """Empty for files that belong to no study."""
+    draft: Draft | None
+    reason: Reason | None
+    """Why there is no draft: an error, not a refusal."""
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,46 +91,104 @@ def draft_folder(
     progress("reading the headers")
     study = read_study(folder)
     progress("loading the model")
-    draft, volume = draft_study(study, load_checkpoint(checkpoint), progress)
+    return _draft_into(out, study, load_checkpoint(checkpoint), progress, directly)
+
+
+def draft_studies(
+    studies: Sequence[Study],
+    out: Path,
+    checkpoint: Checkpoint,
+    progress: Progress = lambda step: None,
+    call: Call = directly,
+) -> Iterator[Outcome]:
+    """Each study into a folder of its own; one that fails never stops the others.
+
+    The folder is named by a hash of the study UID, so that a second run finds the same."""
+    for study in studies:
+        if not study.study_uid:
+            yield Outcome("", None, _not_owned(study))
+            continue
+        folder = out / hashlib.sha256(study.study_uid.encode()).hexdigest()[:16]
+        try:
+            draft, files = _draft_into(folder, study, checkpoint, progress, call)
+        except (SeriesError, StudyError) as error:
+            yield Outcome(study.study_uid, None, Reason(error.code, str(error)))
+        else:
+            yield Outcome(study.study_uid, draft, None, tuple(files))
+
+
+def draft_nifti(
+    path: Path,
+    out: Path,
+    checkpoint: Checkpoint,
+    progress: Progress = lambda step: None,
+    call: Call = directly,
+) -> tuple[Draft, list[Path]]:
+    """A NIfTI file, for research: no SR, as nothing in it says whose images they are."""
+    progress("reading the volume")
+    volume = call(read_nifti, path, checkpoint.scope.modality)
+    study = Study(volume.series.series_uid, "", "", ClinicalContext(), (volume.series,))
+    verdict = SeriesVerdict(volume.series, volume.certificate, None, chosen=True)
+    draft = _draft_volume(study, checkpoint, (verdict,), volume, progress)
+    progress("writing the documents")
+    return draft, write_draft(draft, volume, out)
+
+
+def _draft_into(
+    out: Path, study: Study, checkpoint: Checkpoint, progress: Progress, call: Call
+) -> tuple[Draft, list[Path]]:
+    draft, volume = draft_study(study, checkpoint, progress, call)
     progress("writing the documents")
     return draft, write_draft(draft, volume, out)
 
 
 def draft_study(
-    study: Study, checkpoint: Checkpoint, progress: Progress = lambda step: None
+    study: Study, checkpoint: Checkpoint, progress: Progress = lambda step: None, call: Call = directly
 ) -> tuple[Draft, Volume | None]:
     """-> the draft or the refusal, and the volume it was drafted from (None where none was read).
 
     A refusal is for a sound study that this model must not draft. A damaged one raises StudyError or
     SeriesError: half a study would give a confident report of half a patient."""
-    _check_whole(study)
+    check_whole(study)
     progress("choosing the series")
-    verdicts = choose_series(study, checkpoint.scope.examination)
+    verdicts = call(choose_series, study, checkpoint.scope.examination)
     chosen = next((v for v in verdicts if v.chosen), None)
     _check_undamaged(verdicts, checkpoint.scope.modality)
     if chosen is None or chosen.certificate is None:
         return _refuse(study, checkpoint, verdicts, _no_series(verdicts)), None
-    c = chosen.certificate
-    reasons = header_reasons(
-        checkpoint.scope,
-        chosen.series.modality,
-        chosen.series.body_part,
-        c.orientation,
-        c.tilt_deg,
-        c.shape,
-        c.spacing_mm,
-    )
+    reasons = _header_reasons(checkpoint, chosen.series, chosen.certificate)
     if reasons:
         return _refuse(study, checkpoint, verdicts, reasons), None
     progress("reading the volume")
-    volume = read_volume(chosen.series)
-    verdicts = tuple(
-        replace(v, series=volume.series, certificate=volume.certificate) if v.chosen else v for v in verdicts
-    )
+    volume = call(read_volume, chosen.series)
     return _draft_volume(study, checkpoint, verdicts, volume, progress), volume
 
 
-def _draft_volume(study, checkpoint: Checkpoint, verdicts, volume: Volume, progress: Progress) -> Draft:
+def _header_reasons(checkpoint: Checkpoint, series: Series, certificate: Certificate) -> tuple[Reason, ...]:
+    return header_reasons(
+        checkpoint.scope,
+        series.modality,
+        series.body_part,
+        certificate.orientation,
+        certificate.tilt_deg,
+        certificate.shape,
+        certificate.spacing_mm,
+    )
+
+
+def _draft_volume(
+    study: Study,
+    checkpoint: Checkpoint,
+    verdicts: tuple[SeriesVerdict, ...],
+    volume: Volume,
+    progress: Progress,
+) -> Draft:
+    verdicts = tuple(
+        replace(v, series=volume.series, certificate=describe(volume).certificate) if v.chosen else v
+        for v in verdicts
+    )
+    if reasons := _header_reasons(checkpoint, volume.series, volume.certificate):
+        return _refuse(study, checkpoint, verdicts, reasons)
     settings = Preprocessing.from_dict(checkpoint.model.config.preprocessing)
     image, affine = to_tensor(volume, settings)
     low, high = settings.windows_hu[0]
@@ -229,14 +311,12 @@ def _refuse(study, checkpoint, verdicts, reasons: tuple[Reason, ...], scores=Non
     )
 
 
-def _check_whole(study: Study) -> None:
-    damaged = [p for p in study.problems if p.code in DAMAGE]
-    if damaged:
-        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
-        raise StudyError(
-            f"A file of this study is damaged{more}: {damaged[0].words} Send or copy the study again.",
-            code="DAMAGED_FILE",
-        )
+def _not_owned(study: Study) -> Reason:
+    """Files without a study: damage is an error, anything else is only said."""
+    damaged = [problem for problem in study.problems if problem.code in DAMAGE]
+    if not damaged:
+        return Reason("IGNORED", f"{len(study.problems)} files are no DICOM images.")
+    return Reason("DAMAGED_FILE", f"{damaged[0].words} It belongs to no study that can be told.")
 
 
 def _no_series(verdicts: tuple[SeriesVerdict, ...]) -> tuple[Reason, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder
 
+from mla_med.dicom.content import body_part_of, contrast_of
 from mla_med.dicom.group import MIN_SLICES, SAME_DIRECTION, SAME_SPACING
 from mla_med.dicom.header import MALFORMED, Header, NotDicomError, quiet_pydicom, read_headers
 from mla_med.errors import SeriesError
@@ -337,18 +338,26 @@ def _measure(ordered: Sequence[Header], steps_mm: np.ndarray, notes: Sequence[st
         shape=(first.columns, first.rows, n),
         spacing_mm=(column_spacing, row_spacing, float(np.linalg.norm(step))),
         affine=tuple((r[0], r[1], r[2], r[3]) for r in affine.tolist()),
-        orientation=_orientation(normal),
+        orientation=orientation_of(normal),
         tilt_deg=tilt_deg,
         largest_spacing_error=float(np.abs(steps_mm / np.median(steps_mm) - 1).max()),
         duplicates_dropped=0,
         rescale=_rescale_words(ordered),
         transfer_syntax_uid=first.transfer_syntax_uid,
         lossy=any(header.lossy for header in ordered),
+        body_part_header=_body_part(first),
+        contrast_header=contrast_of(first.contrast, f"{first.description} {first.protocol}"),
         notes=tuple(notes),
     )
 
 
-def _orientation(normal: np.ndarray) -> str:
+def _body_part(header: Header) -> str:
+    """Of the first that says something: the attribute, the description, the protocol."""
+    words = (header.body_part, header.description, header.protocol)
+    return next(filter(None, map(body_part_of, words)), "")
+
+
+def orientation_of(normal: np.ndarray) -> str:
     axis = int(np.abs(normal).argmax())
     if np.abs(normal[axis]) < np.cos(np.radians(NAMED_WITHIN_DEG)):
         return "oblique"

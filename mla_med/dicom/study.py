@@ -65,6 +65,21 @@ def read_studies(path: Path, progress: Progress = lambda files: None) -> tuple[S
     return tuple(studies) + ((_leftover(rest),) if rest else ())
 
 
+def check_whole(study: Study) -> None:
+    """StudyError if it must not be used, or if what cannot be read may be a slice of it: a stack without
+    its last slice looks whole."""
+    mixed = next((p for p in study.problems if p.code == "MIXED_PATIENTS"), None)
+    if mixed:
+        raise StudyError(mixed.words, code=mixed.code)
+    damaged = [problem for problem in study.problems if problem.code in DAMAGE]
+    if damaged:
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise StudyError(
+            f"A file of this study is damaged{more}: {damaged[0].words} Send or copy the study again.",
+            code="DAMAGED_FILE",
+        )
+
+
 def _is_prior(group: Sequence[Header], headers: Sequence[Header]) -> bool:
     """Reports alone, of a patient of whom there are images from another study."""
     if any(header.modality not in DOCUMENTS for header in group):

@@ -20,6 +20,7 @@ from pydicom.uid import RLELossless
 
 from mla_med.archive import open_file
 from mla_med.dicom.certificate import MAX_SPACING_ERROR, NOTABLE_TILT_DEG, order_slices, truncated
+from mla_med.dicom.content import disagreements, look
 from mla_med.dicom.header import MALFORMED, Header, quiet_pydicom
 from mla_med.dicom.pixels import read_stored
 from mla_med.dicom.resample import evenly, upright
@@ -61,6 +62,30 @@ def read_volume(series: Series, resample: bool = False) -> Volume:
         series=replace(series, instances=instances),
         certificate=certificate,
     )
+
+
+def describe(volume: Volume) -> Volume:
+    """The same with what its voxels show in the certificate: body part and contrast medium, and where
+    they contradict the header. CT only: MR units mean nothing by themselves."""
+    certificate = volume.certificate
+    if volume.series.modality != "CT":
+        return volume
+    content = look(volume.voxels, volume.affine)
+    contradictions = disagreements(
+        certificate.body_part_header, content.body_part, certificate.contrast_header, content.contrast
+    )
+    certificate = replace(
+        certificate,
+        body_part_pixels=content.body_part,
+        contrast_pixels=content.contrast,
+        notes=(*certificate.notes, *contradictions),
+    )
+    return replace(volume, certificate=certificate)
+
+
+def certify_pixels(series: Series, resample: bool = False) -> Certificate:
+    """The whole certificate: geometry, HU, and what the voxels show. Reads and forgets the volume."""
+    return describe(read_volume(series, resample)).certificate
 
 
 def _pixel_notes(padded: int, masked: int) -> list[str]:

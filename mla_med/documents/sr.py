@@ -36,6 +36,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian
 
+from mla_med.archive import is_file, open_file
 from mla_med.documents.text import HASH_DIGITS, NOTICE, sentence_findings
 from mla_med.errors import OutputError
 from mla_med.types import Draft, Finding, Provenance, Sentence, SeriesVerdict
@@ -118,10 +119,11 @@ def _libraries_silent() -> Iterator[None]:
 
 
 def _read_header(path: Path, provenance: Provenance) -> Dataset:
-    if not path.is_file():  # reading a FIFO would wait for ever
+    if not is_file(path):  # reading a FIFO would wait for ever
         raise OutputError(f"The source image {path} is not there; give a file of the drafted study.")
     try:
-        header = dcmread(path, stop_before_pixels=True, specific_tags=[*COPIED, *ALSO_READ])
+        with open_file(path) as file:
+            header = dcmread(file, stop_before_pixels=True, specific_tags=[*COPIED, *ALSO_READ])
     except (OSError, InvalidDicomError) as error:
         raise OutputError(f"The source image {path} is not readable DICOM; give another one.") from error
     if header.get("StudyInstanceUID") != provenance.study_uid:

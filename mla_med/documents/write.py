@@ -12,6 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from mla_med.archive import is_file
 from mla_med.documents.html import draft_to_html
 from mla_med.documents.json import draft_to_json
 from mla_med.documents.sr import draft_to_sr
@@ -19,10 +20,13 @@ from mla_med.documents.text import draft_to_text
 from mla_med.errors import OutputError
 from mla_med.types import Draft, Volume
 
+NAMES = {"draft.dcm", "draft.txt", "draft.html", "draft.json"}
+
 
 def write_draft(draft: Draft, volume: Volume | None, out: Path) -> list[Path]:
+    """The files that were written. From NIfTI there is no SR: nothing says whose images they are."""
     contents = {
-        "draft.dcm": _sr_bytes(draft),
+        **({"draft.dcm": _sr_bytes(draft)} if _is_dicom(draft) else {}),
         "draft.txt": draft_to_text(draft).encode(),
         "draft.html": draft_to_html(draft, volume).encode(),
         # The last one to appear: who sees draft.json sees the whole set.
@@ -42,6 +46,10 @@ def write_draft(draft: Draft, volume: Volume | None, out: Path) -> list[Path]:
         ) from error
 
 
+def _is_dicom(draft: Draft) -> bool:
+    return any(i.sop_class_uid for v in draft.verdicts for i in v.series.instances)
+
+
 def _sr_bytes(draft: Draft) -> bytes:
     file = io.BytesIO()
     draft_to_sr(draft, _source(draft)).save_as(file, enforce_file_format=True)
@@ -52,7 +60,7 @@ def _source(draft: Draft) -> Path:
     """The first file that is still there, of the chosen series if possible."""
     verdicts = sorted(draft.verdicts, key=lambda v: not v.chosen)
     for instance in (i for v in verdicts for i in v.series.instances):
-        if instance.path.is_file():
+        if is_file(instance.path):
             return instance.path
     raise OutputError(
         f"No image file of study {draft.provenance.study_uid} is there any more, and the SR takes the "
@@ -66,7 +74,8 @@ def _write_all(contents: dict[str, bytes], out: Path) -> list[Path]:
         for name, content in contents.items():
             _write_durably(Path(folder) / name, content)
         # Whoever sees draft.json sees the whole set: the one of an earlier draft must not vouch for this.
-        (out / "draft.json").unlink(missing_ok=True)
+        for name in ("draft.json", *(NAMES - contents.keys())):
+            (out / name).unlink(missing_ok=True)
         return [(Path(folder) / name).replace(out / name) for name in contents]
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -29,6 +29,10 @@ app = typer.Typer(
 out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
+Source = Annotated[
+    Path,
+    typer.Argument(help="A folder of any depth, a DICOMDIR, a ZIP archive, a DICOM file or a NIfTI file."),
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results; made if missing.")]
 Checkpoint = Annotated[
     Path | None, typer.Option("--checkpoint", help="A checkpoint folder; the packaged one by default.")
@@ -62,39 +66,113 @@ def main() -> None:
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="A study: a folder of DICOM files.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
-    examination: Annotated[str, typer.Option(help="For which the series is chosen.")] = "chest_ct",
+    path: Source,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+    examination: Annotated[str, typer.Option(help="For which the series are chosen.")] = "chest_ct",
+    rules: Annotated[
+        Path | None,
+        typer.Option(help="A TOML file with a site's own examinations; see docs/examinations.md."),
+    ] = None,
+    headers_only: Annotated[
+        bool, typer.Option("--headers-only", help="Certify the geometry alone; read no pixels.")
+    ] = False,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Accept uneven slices, which are then interpolated.")
+    ] = False,
 ) -> None:
-    """Say of every series whether it can be read, with its geometry or the reason, and which is chosen."""
-    from mla_med.dicom.select import choose_series
-    from mla_med.dicom.study import read_study
+    """Say of every series whether it can be read, with its certificate or the reason, and which is chosen."""
+    from mla_med.dicom.apart import ReaderProcess
+    from mla_med.dicom.select import load_examinations
+    from mla_med.inspection import inspect_path, inspection_to_json
 
-    study = read_study(folder)
-    verdicts = choose_series(study, examination)
+    found = []
+    with err.status("starting") as status, ReaderProcess() as reader:
+        for inspection in inspect_path(
+            path,
+            examination,
+            rules=load_examinations(rules) if rules else None,
+            pixels=not headers_only,
+            resample=resample,
+            call=reader.call,
+            progress=status.update,
+        ):
+            found.append(inspection)
+            if not as_json:
+                _print_inspection(inspection)
     if as_json:
-        print(json.dumps(_inspection(study, verdicts), indent=1))
-        return
-    out.print(_series_table(verdicts))
-    for problem in study.problems:
-        out.print(f"{problem.code}: {problem.words}", style="dim")
+        print(json.dumps({"studies": [inspection_to_json(i) for i in found]}, indent=1))
+    elif len(found) > 1:
+        out.print(f"{sum(bool(i.study.study_uid) for i in found)} studies")
 
 
 @app.command()
 def draft(
-    folder: Annotated[Path, typer.Argument(help="A study: a folder of DICOM files.")],
+    path: Source,
     to: Out,
     checkpoint: Checkpoint = None,
 ) -> None:
-    """Draft a report of a study, or refuse with a reason: draft.json, .txt, .html and .dcm (SR)."""
-    from mla_med.documents.text import draft_to_text
+    """Draft a report of a study, or refuse with a reason: draft.json, .txt, .html and .dcm (SR). Of several
+    studies each goes into a folder of its own, and one that fails stops none."""
+    from mla_med.dicom.apart import ReaderProcess
+    from mla_med.dicom.study import read_studies
+    from mla_med.imaging.nifti import is_nifti
 
-    with err.status("starting") as status:
-        from mla_med.drafting import draft_folder
+    with err.status("reading the headers, loading the model") as status, ReaderProcess() as reader:
+        pending = None if is_nifti(path) else reader.start(read_studies, path)
+        from mla_med.documents.text import draft_to_text
+        from mla_med.drafting import draft_nifti, draft_one, draft_studies
+        from mla_med.model.checkpoint import load_checkpoint
 
-        made, files = draft_folder(folder, to, checkpoint, status.update)
+        studies = () if pending is None else pending.result()
+        model = load_checkpoint(checkpoint)
+        if pending is None:
+            made, files = draft_nifti(path, to, model, status.update, reader.call)
+        elif sum(bool(study.study_uid) for study in studies) == 1:
+            made, files = draft_one(studies, to, model, status.update, reader.call)
+        else:
+            _draft_many(draft_studies(studies, to, model, status.update, reader.call), to)
+            return
     out.print(draft_to_text(made))
     _print_files(files)
+
+
+@app.command()
+def deidentify(
+    source: Annotated[Path, typer.Argument(help="A folder, file or ZIP archive of DICOM images.")],
+    to: Out,
+    key_file: Annotated[
+        Path,
+        typer.Option(
+            help="At least 16 random bytes. The same key gives the same pseudonyms; who has it can link "
+            "them. Made if missing."
+        ),
+    ],
+    keep_dates: Annotated[
+        bool, typer.Option("--keep-dates", help="Keep dates, moved by one secret number of days a patient.")
+    ] = False,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Write files in spite of this reason code; again for each.")
+    ] = None,
+) -> None:
+    """Copy CT and MR images without identity, for research. Refuses what may show text in its pixels."""
+    from mla_med.dicom.deidentify import deidentify_study
+
+    with err.status("removing identity") as status:
+        result = deidentify_study(
+            source,
+            to,
+            key=_key(key_file),
+            keep_dates=keep_dates,
+            allow=tuple(allow or ()),
+            progress=lambda done, total: status.update(f"removing identity: {done} of {total}"),
+        )
+    for refusal in result.refused:
+        out.print(f"{refusal.reason.code}: {refusal.reason.words}", style="dim")
+    out.print(
+        f"{result.written} files of {result.studies} studies written to {to}, {len(result.refused)} refused"
+    )
+    if not result.written:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -178,52 +256,70 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def _inspection(study, verdicts) -> dict[str, Any]:
-    """What `inspect --json` prints."""
-    return {
-        "study_uid": study.study_uid,
-        "series": [
+def _print_inspection(inspection) -> None:
+    from mla_med.inspection import facts_of, words_of
+
+    study = inspection.study
+    out.print(f"study {study.study_uid}" if study.study_uid else "files of no study", style="bold")
+    if inspection.verdicts:
+        table = Table(box=None, pad_edge=False)
+        for column in ("", "series", "", "images", "columns x rows x slices", "mm"):
+            table.add_column(column, no_wrap=column != "series", max_width=24)
+        table.add_column("verdict and certificate", overflow="fold", min_width=36)
+        for v in inspection.verdicts:
+            c, uid = v.certificate, v.series.series_uid
+            name = v.series.description or "…" + uid[-12:]
+            words = words_of(v).replace(uid, "…" + uid[-6:])
+            table.add_row(
+                "*" if v.chosen else "+" if c else "-",
+                f"{name}\n{v.series.part}" if v.series.part else name,
+                v.series.modality,
+                str(len(v.series.instances)),
+                " x ".join(map(str, c.shape)) if c else "",
+                " x ".join(f"{s:.4g}" for s in c.spacing_mm) if c else "",
+                "\n".join((words, facts_of(c), *c.notes)) if c else words,
+            )
+        out.print(table)
+    for problem in study.problems:
+        out.print(f"{problem.code}: {problem.words}", style="dim")
+
+
+def _draft_many(outcomes, to: Path) -> None:
+    """A line for each study as it ends, and all of them in studies.json. Exit code 1 if any failed."""
+    from mla_med.files import write_text
+
+    rows = []
+    for outcome in outcomes:
+        refused = outcome.draft is not None and outcome.draft.report is None
+        reasons = outcome.draft.gate.reasons if refused else [outcome.reason] if outcome.reason else []
+        codes = ", ".join(reason.code for reason in reasons)
+        state = "failed" if outcome.draft is None else "refused" if refused else "drafted"
+        if codes == "IGNORED":
+            state = "ignored"
+        folder = outcome.files[0].parent.name if outcome.files else ""
+        out.print(f"{state:8} {outcome.study_uid or 'files of no study'}  {codes or folder}")
+        rows.append(
             {
-                "series_uid": v.series.series_uid,
-                "modality": v.series.modality,
-                "description": v.series.description,
-                "instances": len(v.series.instances),
-                "accepted": v.accepted,
-                "reason": None if v.reason is None else {"code": v.reason.code, "words": v.reason.words},
-                "chosen": v.chosen,
-                "shape": v.certificate and list(v.certificate.shape),
-                "spacing_mm": v.certificate and list(v.certificate.spacing_mm),
-                "affine": v.certificate and [list(row) for row in v.certificate.affine],
-                "orientation": v.certificate and v.certificate.orientation,
-                "tilt_deg": v.certificate and v.certificate.tilt_deg,
-                "duplicates_dropped": v.certificate and v.certificate.duplicates_dropped,
-                "notes": list(v.certificate.notes) if v.certificate else [],
+                "study_uid": outcome.study_uid,
+                "state": state,
+                "folder": folder,
+                "reasons": [{"code": reason.code, "words": reason.words} for reason in reasons],
             }
-            for v in verdicts
-        ],
-        "problems": [{"code": p.code, "words": p.words} for p in study.problems],
-    }
-
-
-def _series_table(verdicts) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "series", "modality", "images", "shape", "spacing mm"):
-        table.add_column(column, no_wrap=True, max_width=24)
-    table.add_column("verdict", overflow="fold", min_width=36)
-    for v in verdicts:
-        c = v.certificate
-        words = "chosen" if v.chosen else f"{v.reason.code}: {v.reason.words}" if v.reason else "accepted"
-        words = words.replace(v.series.series_uid, "…" + v.series.series_uid[-6:])
-        table.add_row(
-            "*" if v.chosen else "+" if c else "-",
-            v.series.description or "…" + v.series.series_uid[-12:],
-            v.series.modality,
-            str(len(v.series.instances)),
-            " x ".join(map(str, c.shape)) if c else "",
-            " x ".join(f"{s:.4g}" for s in c.spacing_mm) if c else "",
-            words,
         )
-    return table
+    to.mkdir(parents=True, exist_ok=True)
+    write_text(to / "studies.json", json.dumps(rows, indent=1) + "\n")
+    _print_files([to / "studies.json"])
+    if any(row["state"] == "failed" for row in rows):
+        raise typer.Exit(1)
+
+
+def _key(path: Path) -> bytes:
+    """The secret of a de-identification; a new one is readable by its owner alone."""
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(os.urandom(32))
+    return path.read_bytes()
 
 
 def _print_files(files) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mla_med.dicom.select import choose_series
 from mla_med.dicom.source import DAMAGE
-from mla_med.dicom.study import check_whole, read_study
+from mla_med.dicom.study import check_whole, only_study, read_study
 from mla_med.dicom.volume import describe, read_volume
 from mla_med.documents.write import write_draft
 from mla_med.errors import CheckpointError, SeriesError, StudyError
@@ -92,6 +92,17 @@ def draft_folder(
     study = read_study(folder)
     progress("loading the model")
     return _draft_into(out, study, load_checkpoint(checkpoint), progress, directly)
+
+
+def draft_one(
+    studies: Sequence[Study],
+    out: Path,
+    checkpoint: Checkpoint,
+    progress: Progress = lambda step: None,
+    call: Call = directly,
+) -> tuple[Draft, list[Path]]:
+    """The only study of a folder; what belongs to no study there is then taken to belong to it."""
+    return _draft_into(out, only_study(studies), checkpoint, progress, call)
 
 
 def draft_studies(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pydicom
 import pytest
+from dicom_series import write_series
 
 from mla_med import cli
 
@@ -44,20 +46,26 @@ def test_help_imports_nothing_heavy():
 def test_inspect_prints_one_object_with_every_series(run, phantom_series):
     code, printed, _ = run("inspect", phantom_series, "--json")
     assert code == 0
-    (series,) = json.loads(printed)["series"]
+    (study,) = json.loads(printed)["studies"]
+    (series,) = study["series"]
     assert series["accepted"]
     assert series["chosen"]
     assert series["reason"] is None
-    assert series["shape"][:2] == [136, 136]
-    assert series["spacing_mm"] == pytest.approx([3, 3, 3])
-    assert len(series["affine"]) == 4
+    certificate = series["certificate"]
+    assert certificate["shape"][:2] == [136, 136]
+    assert certificate["spacing_mm"] == pytest.approx([3, 3, 3])
+    assert len(certificate["affine"]) == 4
+    assert certificate["air_hu"] == pytest.approx(-1000, abs=40)
+    assert certificate["body_part_header"] == "chest"
+    assert "chest" in certificate["body_part_pixels"]
 
 
 def test_inspect_says_why_a_series_is_refused(run, packaged_head):
     code, printed, _ = run("inspect", packaged_head, "--json")
     assert code == 0
-    (series,) = json.loads(printed)["series"]
-    assert (series["accepted"], series["chosen"], series["shape"]) == (False, False, None)
+    (study,) = json.loads(printed)["studies"]
+    (series,) = study["series"]
+    assert (series["accepted"], series["chosen"], series["certificate"]) == (False, False, None)
     assert series["reason"]["code"] == "MISSING_SLICE"
     code, table, _ = run("inspect", packaged_head)
     assert code == 0
@@ -212,3 +220,94 @@ def test_a_phantom_never_replaces_what_is_no_phantom(run, tmp_path):
     assert status == 1
     assert error.startswith("OUTPUT_IN_USE: ")
     assert (tmp_path / "dicom" / "scan.dcm").read_bytes() == b"somebody's study"
+
+
+def write_days_work(folder):
+    """Three studies: a phantom, a series with a hole, and one of which a file is damaged."""
+    from mla_med.phantom.cohort import make_phantom, write_phantom
+
+    write_phantom(make_phantom(950_001, ()), folder / "a", (4.0, 4.0, 4.0), 96)
+    write_series(folder / "b", [0, 2, 6, 8], series=2, StudyInstanceUID="2.25.72", PatientID="B")
+    paths = write_series(folder / "c", [0, 2, 4, 6], series=3, StudyInstanceUID="2.25.73", PatientID="C")
+    paths[1].write_bytes(paths[1].read_bytes()[:600])
+    return folder
+
+
+def test_inspect_takes_a_tree_of_studies(run, tmp_path):
+    code, printed, _ = run("inspect", write_days_work(tmp_path), "--json", "--headers-only")
+    assert code == 0
+    studies = json.loads(printed)["studies"]
+    assert [s["study_uid"] for s in studies][1:] == ["2.25.72", "2.25.73"]
+    assert [s["series"][0]["accepted"] for s in studies] == [True, False, False]
+    assert [p["code"] for p in studies[2]["problems"]] == ["TRUNCATED"]
+    code, printed, _ = run("inspect", tmp_path)
+    assert code == 0
+    assert "3 studies" in printed
+    assert "MISSING_SLICE" in printed
+
+
+def test_draft_of_a_tree_drafts_each_study_and_stops_at_none(run, tmp_path):
+    folder = write_days_work(tmp_path / "in")
+    code, printed, _ = run("draft", folder, "--out", tmp_path / "out")
+    assert code == 1, "one of them failed"
+    rows = json.loads((tmp_path / "out/studies.json").read_text())
+    assert [row["state"] for row in rows] == ["drafted", "refused", "failed"]
+    assert [reason["code"] for reason in rows[1]["reasons"]][:2] == ["NO_SERIES", "MISSING_SLICE"]
+    assert [reason["code"] for reason in rows[2]["reasons"]] == ["DAMAGED_FILE"]
+    assert (tmp_path / "out" / rows[0]["folder"] / "draft.dcm").is_file()
+    assert len(rows[0]["folder"]) == 16
+    assert "drafted" in printed
+
+
+def test_a_nifti_file_is_drafted_without_an_sr(run, tmp_path, phantom_series):
+    from mla_med.dicom.study import read_study
+    from mla_med.dicom.volume import read_volume
+    from mla_med.imaging.nifti import write_nifti
+
+    write_nifti(read_volume(read_study(phantom_series).series[0]), tmp_path / "ct.nii.gz")
+    code, printed, _ = run("inspect", tmp_path / "ct.nii.gz")
+    assert code == 0
+    assert "NIfTI" in printed
+    code, printed, _ = run("draft", tmp_path / "ct.nii.gz", "--out", tmp_path / "out")
+    assert code == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["draft.html", "draft.json", "draft.txt"]
+    assert "pleural effusion" in (tmp_path / "out/draft.txt").read_text().lower()
+
+
+def test_a_zip_archive_is_drafted(run, tmp_path, phantom_series):
+    shutil.make_archive(str(tmp_path / "study"), "zip", phantom_series)
+    code, _, _ = run("draft", tmp_path / "study.zip", "--out", tmp_path / "out")
+    assert code == 0
+    assert (tmp_path / "out/draft.dcm").is_file()
+
+
+def test_deidentify_copies_a_study_without_its_patient(run, tmp_path):
+    write_series(tmp_path / "in", [0, 2, 4, 6])
+    key = ["--key-file", tmp_path / "key"]
+    code, printed, _ = run("deidentify", tmp_path / "in", "--out", tmp_path / "out", *key)
+    assert code == 0
+    assert "4 files of 1 studies written" in printed
+    assert (tmp_path / "key").stat().st_mode & 0o077 == 0
+    for path in (tmp_path / "out").iterdir():
+        assert b"Doe" not in path.read_bytes()
+    write_series(tmp_path / "screens", [0], ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"])
+    code, printed, _ = run("deidentify", tmp_path / "screens", "--out", tmp_path / "none", *key)
+    assert code == 1
+    assert "RISK" in printed or "DERIVED" in printed
+
+
+def test_uneven_slices_are_accepted_when_asked_for(run, tmp_path):
+    write_series(tmp_path, [0, 2, 4, 6.1, 8.1, 10])
+    code, printed, _ = run("inspect", tmp_path)
+    assert "UNEVEN_SPACING" in printed
+    code, printed, _ = run("inspect", tmp_path, "--resample")
+    assert code == 0
+    assert "Resampled: 6 uneven slices" in printed
+
+
+def test_a_site_may_bring_its_own_rules(run, tmp_path):
+    write_series(tmp_path / "in", [0, 2, 4, 6])
+    (tmp_path / "rules.toml").write_text("[examination.chest_ct]\nthicknes_mm = [0.5, 1.0]\n")
+    code, _, error = run("inspect", tmp_path / "in", "--rules", tmp_path / "rules.toml")
+    assert code == 1
+    assert "thickness_mm" in error, "the nearest known key is named"

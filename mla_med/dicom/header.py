@@ -96,7 +96,8 @@ _TAGS: list[Any] = [
     *("SequenceName", "PulseSequenceName", "MRAcquisitionType", "ProtocolName", "ContrastBolusAgent"),
     *("ContrastBolusAgentSequence", "Manufacturer", "ManufacturerModelName"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *(0x00190010, _SIEMENS_B_VALUE, 0x00430010, _GE_B_VALUE, 0x20010010, _PHILIPS_B_VALUE, _UIH_B_VALUE, _UIH_TILES),
+    *(0x00190010, _SIEMENS_B_VALUE, 0x00430010, _GE_B_VALUE, 0x20010010, _PHILIPS_B_VALUE),
+    *(_UIH_B_VALUE, _UIH_TILES),
 ]
 _PRIVATE_VRS = {
     **{_SIEMENS_B_VALUE: "IS", _GE_B_VALUE: "IS", _PHILIPS_B_VALUE: "FL"},
@@ -502,7 +503,8 @@ def _classic(dataset: Dataset | Elements) -> dict[str, Any]:
 
 
 def _b_value(dataset: Dataset | Elements) -> float | None:
-    """The standard attribute, else the private one of Siemens, GE (1e9 marks a scaled one), Philips or UIH."""
+    """The standard attribute, else the private one of Siemens, GE (1e9 marks a scaled one), Philips or
+    United Imaging."""
     standard = _number(dataset, "DiffusionBValue")
     if standard is not None:
         return standard

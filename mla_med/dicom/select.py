@@ -269,16 +269,18 @@ EXAMINATIONS = load_examinations()
 
 
 def choose_series(
-    study: Study, examination: str = "chest_ct", rules: Mapping[str, Examination] | None = None
+    study: Study,
+    examination: str = "chest_ct",
+    rules: Mapping[str, Examination] | None = None,
+    resample: bool = False,
 ) -> tuple[SeriesVerdict, ...]:
     """One verdict for each series, in the order of the study; `rules` as `load_examinations` gives them.
 
-    At most one series is chosen, or one for each role of an examination that wants several. Where
-    none of the wanted sequences can be told, the best of those that cannot be told is chosen
-    without a role. Raises ConfigError for an unknown examination.
+    At most one series is chosen, or one for each role of an examination that wants several. `resample`:
+    uneven slices are no reason to refuse (see `read_volume`). ConfigError for an unknown examination.
     """
     wanted = _known(examination, EXAMINATIONS if rules is None else rules)
-    verdicts = [_judge(series, wanted) for series in study.series]
+    verdicts = [_judge(series, wanted, resample) for series in study.series]
     candidates = _candidates(verdicts, wanted)
     if not wanted.sequences:
         _choose(candidates, verdicts, wanted.wanted)
@@ -297,10 +299,10 @@ def _known(examination: str, rules: Mapping[str, Examination]) -> Examination:
     return rules[examination]
 
 
-def _judge(series: Series, examination: Examination) -> SeriesVerdict:
+def _judge(series: Series, examination: Examination, resample: bool) -> SeriesVerdict:
     """Refused, accepted but of no use here (with a reason), or a candidate (without)."""
     try:
-        certificate = certify(series)
+        certificate = certify(series, resample)
     except SeriesError as error:
         return SeriesVerdict(series, None, Reason(error.code, str(error)))
     return SeriesVerdict(series, certificate, _unsuitable(series, certificate, examination))

@@ -37,19 +37,26 @@ def read_study(path: Path, progress: Progress = lambda files: None) -> Study:
             f"{path} holds {len(uids)} studies ({shown}). Give the folder of one of them.",
             code="SEVERAL_STUDIES",
         )
-    if not known:
-        raise _no_dicom(path, [problem for study in studies for problem in study.problems])
-    mixed = next((p for p in known[0].problems if p.code == "MIXED_PATIENTS"), None)
+    study = only_study(studies)
+    mixed = next((p for p in study.problems if p.code == "MIXED_PATIENTS"), None)
     if mixed:
         raise StudyError(mixed.words, code=mixed.code)
-    # With one study there is no doubt to whom a damaged file belongs.
-    rest = tuple(problem for study in studies if not study.study_uid for problem in study.problems)
-    return replace(known[0], problems=(*known[0].problems, *rest))
+    return study
+
+
+def only_study(studies: Sequence[Study]) -> Study:
+    """The one with a UID, together with the problems of files that belong to none: with one study there
+    is no doubt to whom they belong."""
+    (study,) = (study for study in studies if study.study_uid)
+    rest = tuple(problem for other in studies if not other.study_uid for problem in other.problems)
+    return replace(study, problems=(*study.problems, *rest))
 
 
 def read_studies(path: Path, progress: Progress = lambda files: None) -> tuple[Study, ...]:
-    """Every study under `path`, by UID; what could not be read and belongs to none of them comes last,
-    as a Study without UID and series. A study that must not be used has no series and a problem."""
+    """Every study under `path`, by UID. StudyError with NO_DICOM if there is none.
+
+    What could not be read and belongs to none of them comes last, as a Study without UID and series. A
+    study that must not be used has no series and a problem."""
     headers, problems = find_headers(Path(path), progress)
     by_uid: dict[str, list[Header]] = {}
     for header in headers:
@@ -62,6 +69,8 @@ def read_studies(path: Path, progress: Progress = lambda files: None) -> tuple[S
         for uid, group in sorted(by_uid.items())
         if uid not in priors
     ]
+    if not studies:
+        raise _no_dicom(Path(path), rest)
     return tuple(studies) + ((_leftover(rest),) if rest else ())
 
 

@@ -27,8 +27,7 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
-from mla_med.dicom.certificate import MAX_VOXELS, NOTABLE_TILT_DEG
-from mla_med.dicom.certificate import orientation_of
+from mla_med.dicom.certificate import MAX_VOXELS, NOTABLE_TILT_DEG, orientation_of
 from mla_med.dicom.group import MIN_SLICES
 from mla_med.dicom.volume import check_hu
 from mla_med.errors import ConfigError, OutputError, SeriesError
@@ -153,6 +152,11 @@ def _to_modality(modality: Modality | str) -> Modality:
         raise ConfigError(
             f"No modality {modality!r}. NIfTI does not state it: give CT or MR.", code="UNKNOWN_MODALITY"
         ) from error
+
+
+def is_nifti(path: Path) -> bool:
+    """By its name, as every NIfTI reader tells."""
+    return bool(re.search(r"\.(nii|hdr|img)(\.gz)?$", path.name, re.IGNORECASE)) and not path.is_dir()
 
 
 def _files(path: Path) -> tuple[Path, Path]:

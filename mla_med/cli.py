@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mla_med.errors import MlaMedError, OutputError
+from mla_med.errors import ConfigError, MlaMedError, OutputError
 
 app = typer.Typer(
     name="mla-med",
@@ -110,6 +110,13 @@ def draft(
     path: Source,
     to: Out,
     checkpoint: Checkpoint = None,
+    age: Annotated[
+        float | None, typer.Option(min=0, max=130, help="Years, where the header does not say.")
+    ] = None,
+    sex: Annotated[str | None, typer.Option(help="F, M or O, where the header does not say.")] = None,
+    indication: Annotated[
+        str, typer.Option(help="Why it was asked for, where the header does not say.")
+    ] = "",
 ) -> None:
     """Draft a report of a study, or refuse with a reason: draft.json, .txt, .html and .dcm (SR). Of several
     studies each goes into a folder of its own, and one that fails stops none."""
@@ -120,13 +127,16 @@ def draft(
     with err.status("reading the headers, loading the model") as status, ReaderProcess() as reader:
         pending = None if is_nifti(path) else reader.start(read_studies, path)
         from mla_med.documents.text import draft_to_text
-        from mla_med.drafting import draft_nifti, draft_one, draft_studies
+        from mla_med.drafting import draft_nifti, draft_one, draft_studies, with_context
         from mla_med.model.checkpoint import load_checkpoint
+        from mla_med.types import ClinicalContext
 
         studies = () if pending is None else pending.result()
+        known = ClinicalContext(age, _sex(sex), indication)
+        studies = tuple(with_context(study, known) for study in studies)
         model = load_checkpoint(checkpoint)
         if pending is None:
-            made, files = draft_nifti(path, to, model, status.update, reader.call)
+            made, files = draft_nifti(path, known, to, model, status.update, reader.call)
         elif sum(bool(study.study_uid) for study in studies) == 1:
             made, files = draft_one(studies, to, model, status.update, reader.call)
         else:
@@ -187,7 +197,6 @@ def phantom(
     slice_mm: Annotated[float, typer.Option(min=0.5, max=10, help="Distance between slices.")] = 3.0,
 ) -> None:
     """Make a chest CT of a person who does not exist, as a DICOM series, with its report and its truth."""
-    from mla_med.errors import ConfigError
     from mla_med.files import write_text
     from mla_med.phantom.cohort import make_phantom, truth_of, write_phantom
     from mla_med.report.render import report_text
@@ -282,6 +291,14 @@ def _print_inspection(inspection) -> None:
         out.print(table)
     for problem in study.problems:
         out.print(f"{problem.code}: {problem.words}", style="dim")
+
+
+def _sex(given: str | None):
+    from mla_med.types import Sex
+
+    if given is not None and given.upper() not in tuple(Sex):
+        raise ConfigError(f"--sex is {given!r}; give F, M or O.")
+    return None if given is None else Sex(given.upper())
 
 
 def _draft_many(outcomes, to: Path) -> None:

@@ -56,6 +56,11 @@ from mla_med.types import (
 Progress = Callable[[str], None]
 Call = Callable[..., Any]
 """Calls a reader: here (`directly`), or in a child process (mla_med.dicom.apart)."""
+NO_CONTEXT = Reason(
+    "NO_CONTEXT",
+    "Neither age nor sex nor indication is stated, and this model was trained with them. "
+    "Give what is known: --age, --sex, --indication.",
+)
 DAMAGED_SERIES = ("TRUNCATED_PIXELS", "UNREADABLE_PIXELS", "MALFORMED", "FILE_CHANGED")
 """Reasons of a series that sending it again may cure."""
 
@@ -128,8 +133,21 @@ def draft_studies(
             yield Outcome(study.study_uid, draft, None, tuple(files))
 
 
+def with_context(study: Study, known: ClinicalContext) -> Study:
+    """The study with what its own header leaves open of age, sex and indication."""
+    own = study.context
+    context = replace(
+        own,
+        age_years=known.age_years if own.age_years is None else own.age_years,
+        sex=own.sex or known.sex,
+        indication=own.indication or known.indication,
+    )
+    return replace(study, context=context)
+
+
 def draft_nifti(
     path: Path,
+    context: ClinicalContext,
     out: Path,
     checkpoint: Checkpoint,
     progress: Progress = lambda step: None,
@@ -138,7 +156,7 @@ def draft_nifti(
     """A NIfTI file, for research: no SR, as nothing in it says whose images they are."""
     progress("reading the volume")
     volume = call(read_nifti, path, checkpoint.scope.modality)
-    study = Study(volume.series.series_uid, "", "", ClinicalContext(), (volume.series,))
+    study = Study(volume.series.series_uid, "", "", context, (volume.series,))
     verdict = SeriesVerdict(volume.series, volume.certificate, None, chosen=True)
     draft = _draft_volume(study, checkpoint, (verdict,), volume, progress)
     progress("writing the documents")
@@ -200,6 +218,8 @@ def _draft_volume(
     )
     if reasons := _header_reasons(checkpoint, volume.series, volume.certificate):
         return _refuse(study, checkpoint, verdicts, reasons)
+    if not context_text(study.context):
+        return _refuse(study, checkpoint, verdicts, (NO_CONTEXT,))
     settings = Preprocessing.from_dict(checkpoint.model.config.preprocessing)
     image, affine = to_tensor(volume, settings)
     low, high = settings.windows_hu[0]

@@ -268,7 +268,11 @@ def test_a_nifti_file_is_drafted_without_an_sr(run, tmp_path, phantom_series):
     code, printed, _ = run("inspect", tmp_path / "ct.nii.gz")
     assert code == 0
     assert "NIfTI" in printed
-    code, printed, _ = run("draft", tmp_path / "ct.nii.gz", "--out", tmp_path / "out")
+    code, printed, _ = run("draft", tmp_path / "ct.nii.gz", "--out", tmp_path / "none")
+    assert code == 0
+    assert "NO_CONTEXT" in printed
+    known = ["--age", 61, "--sex", "f"]
+    code, printed, _ = run("draft", tmp_path / "ct.nii.gz", "--out", tmp_path / "out", *known)
     assert code == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["draft.html", "draft.json", "draft.txt"]
     assert "pleural effusion" in (tmp_path / "out/draft.txt").read_text().lower()

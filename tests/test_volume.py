@@ -23,7 +23,14 @@ from dicom_series import (
     write_series,
 )
 from nibabel.orientations import io_orientation, ornt_transform
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+)
 
 from mla_med.dicom import header as header_module
 from mla_med.dicom.certificate import certify
@@ -617,3 +624,44 @@ def test_signed_values_of_twelve_bits_keep_their_sign(tmp_path):
     )
     volume = read_volume(only_series(tmp_path))
     assert np.array_equal(volume.voxels[:, :, 1], hu(1))
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, "deflated", RLELossless]
+)
+def test_every_depth_and_sign_in_every_plain_syntax(tmp_path, bits, signed, syntax):
+    """MR values as they were measured, down to the lowest that the type holds."""
+    if syntax == RLELossless and bits == 32:
+        pytest.skip("PS3.5 8.2 has no RLE of 32 bits for MR")
+    low = -(2 ** (bits - 1)) if signed else 0
+    high = 2 ** (min(bits, 24) - 1) - 1  # float32 holds 24 bits
+    values = (
+        np.linspace(max(low, -(2**23)), high, ROWS * COLUMNS).round().astype(np.int64).reshape(ROWS, COLUMNS)
+    )
+    dtype = np.dtype(f"{'>' if syntax == ExplicitVRBigEndian else '<'}{'i' if signed else 'u'}{bits // 8}")
+    for path in write_series(tmp_path, HEIGHTS_MM, Modality="MR", SOPClassUID=MR_CLASS, RescaleIntercept=0):
+        dataset = pydicom.dcmread(path)
+        dataset.BitsAllocated = dataset.BitsStored = bits
+        dataset.HighBit, dataset.PixelRepresentation = bits - 1, int(signed)
+        dataset.PixelData = values.astype(dtype).tobytes()
+        dataset["PixelData"].VR = "OB" if bits == 8 else "OW"
+        if syntax == "deflated":
+            dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+            dataset.save_as(path)
+        elif syntax == RLELossless:
+            dataset.compress(RLELossless, generate_instance_uid=False)
+            dataset.save_as(path)
+        else:
+            dataset.file_meta.TransferSyntaxUID = syntax
+            pydicom.dcmwrite(
+                path,
+                dataset,
+                implicit_vr=syntax == ImplicitVRLittleEndian,
+                little_endian=syntax != ExplicitVRBigEndian,
+                enforce_file_format=True,
+            )
+    volume = read_volume(only_series(tmp_path))
+    for k in range(5):
+        assert np.array_equal(volume.voxels[:, :, k], values.T.astype(np.float32))

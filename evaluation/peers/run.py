@@ -166,7 +166,7 @@ def shorten(words: str, folder: Path | None = None) -> str:
     text = re.sub(r"\(0x[0-9a-f]+\)", "", text)
     text = re.sub(r"\d+(?:\.\d+){4,}", "UID", text)
     text = re.sub(r"(?<![^\s'\"(:=])/\S+", "...", text)
-    text = " ".join(text.split()).removeprefix("Warning: ").removesuffix(".")
+    text = re.sub(r"(?<!\.)\.$", "", " ".join(text.split()).removeprefix("Warning: "))
     return text if len(text) <= MAX_WORDS else text[: MAX_WORDS - 3] + "..."
 
 

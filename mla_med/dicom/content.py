@@ -49,13 +49,13 @@ SHOWN_MM = {"head": 40.0, "chest": 110.0, "abdomen": 120.0}
 """A part is shown if so much of it lies in the scan, or if it fills half of the slices. Abdominal
 scans begin in the lung bases, chest scans end in the liver; that much does not count."""
 
-# Blood without contrast medium measures 30 to 65 HU; with it 120 and more in portal venous phases,
-# 200 and more in arterial ones, and 90 after minutes (Bae, Radiology 2010;256:32-61).
+# Blood without contrast medium measures 30 to 65 HU; with it usually more than 100, in arterial phases
+# more than 200 (on how enhancement runs in time: Bae, Radiology 2010;256:32-61).
 BLOOD_HU, BRIGHT_HU = 65.0, 100.0
 MIN_MEDIASTINUM_CM3 = 20.0
 MEDIASTINUM_BRIGHT, MEDIASTINUM_PLAIN = 0.25, 0.05
 """Share of the mediastinum above BRIGHT_HU: from the first on enhanced, up to the second not. The
-right heart and the pulmonary arteries alone exceed the first; calcified walls stay below the second."""
+right heart and the pulmonary arteries alone exceed the first; an aorta full of calcium may lie between."""
 VESSEL_HU, VESSEL_SPREAD_HU = (100.0, 600.0), 40.0
 VESSEL_STEP_HU, VESSEL_RING_MM, VESSEL_RING_SHARE = 40.0, 17.0, 0.7
 """A vessel is even inside and brighter than most of a ring around it; a vertebra's rim is as bright."""

@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from itertools import groupby
+from typing import Any, BinaryIO
 
 import numpy as np
+import pydicom
 from pydicom.pixels import iter_pixels
-from pydicom.uid import RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from mla_med.archive import open_file
 from mla_med.dicom.certificate import MAX_SPACING_ERROR, NOTABLE_TILT_DEG, order_slices, truncated
@@ -191,13 +193,24 @@ def _stored_slices(headers: Sequence[Header], which: Sequence[int]) -> Iterator[
             file = open_file(path)
         except OSError as error:
             raise _changed(slices[0][1]) from error
-        pixels = iter_pixels(file, indices=frames or None, raw=True, decoding_plugin=plugin)
+        source: Any = file
+        if slices[0][1].transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
+            source = _inflated(file, slices[0][1])  # iter_pixels finds nothing in a deflated file
+        pixels = iter_pixels(source, indices=frames or None, raw=True, decoding_plugin=plugin)
         with file, closing(pixels) as arrays:
             stored = None
             for k, header in slices:
                 if stored is None or not header.tiles:
                     stored = _decode(arrays, header, k, len(headers))
                 yield k, stored
+
+
+def _inflated(file: BinaryIO, header: Header) -> pydicom.Dataset:
+    """The size was checked when the header was read."""
+    try:
+        return pydicom.dcmread(file)
+    except (OSError, *MALFORMED) as error:
+        raise _changed(header) from error
 
 
 def _tile(stored: np.ndarray, header: Header) -> np.ndarray:

@@ -8,8 +8,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from mla_med.dicom.content import BODY_PARTS, Content, body_part_of, contrast_of, disagreements, look
+from mla_med.dicom.content import Content, look
 from mla_med.dicom.study import read_study
+from mla_med.dicom.terms import BODY_PARTS, body_part_of, contrast_of, disagreements
 from mla_med.dicom.volume import read_volume
 from mla_med.phantom.anatomy import heart_sdf
 from mla_med.phantom.cohort import make_phantom, scan_phantom

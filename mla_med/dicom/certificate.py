@@ -13,9 +13,9 @@ import numpy as np
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder
 
-from mla_med.dicom.content import body_part_of, contrast_of
 from mla_med.dicom.group import MIN_SLICES, SAME_DIRECTION, SAME_SPACING
 from mla_med.dicom.header import MALFORMED, Header, NotDicomError, quiet_pydicom, read_headers
+from mla_med.dicom.terms import body_part_of, contrast_of
 from mla_med.errors import SeriesError
 from mla_med.types import Certificate, Series
 

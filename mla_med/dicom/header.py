@@ -184,7 +184,7 @@ class Header:
     """MR: 2D or 3D."""
     protocol: str
     contrast: str | None
-    """What the header says of a contrast agent; None where it says nothing, empty where it says none."""
+    """The contrast agent as named; empty where the attribute has no value, None where it is not there."""
     manufacturer: str
     model: str
     frame_of_reference_uid: str
@@ -382,7 +382,7 @@ def _common(path: Path, dataset: Dataset | Elements, meta: Dataset, syntax: str)
 
 
 def _contrast(dataset: Dataset | Elements) -> str | None:
-    """The agent by name; an attribute that is there but empty says that none was given."""
+    """The agent by name."""
     items = _items(dataset, "ContrastBolusAgentSequence")
     named = [_text(item, "CodeMeaning") or _text(item, "CodeValue") for item in items]
     if _TAG_OF["ContrastBolusAgent"] in dataset:

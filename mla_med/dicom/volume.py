@@ -22,10 +22,9 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from mla_med.archive import open_file
 from mla_med.dicom.certificate import MAX_SPACING_ERROR, NOTABLE_TILT_DEG, order_slices, truncated
-from mla_med.dicom.content import disagreements, look
 from mla_med.dicom.header import MALFORMED, Header, quiet_pydicom
 from mla_med.dicom.pixels import read_stored
-from mla_med.dicom.resample import evenly, upright
+from mla_med.dicom.terms import disagreements
 from mla_med.errors import SeriesError
 from mla_med.types import Certificate, Instance, Series, Volume
 
@@ -72,6 +71,8 @@ def describe(volume: Volume) -> Volume:
     certificate = volume.certificate
     if volume.series.modality != "CT":
         return volume
+    from mla_med.dicom.content import look  # scipy.ndimage: a quarter of a second that reading can do without
+
     content = look(volume.voxels, volume.affine)
     contradictions = disagreements(
         certificate.body_part_header, content.body_part, certificate.contrast_header, content.contrast
@@ -101,6 +102,8 @@ def _resampled(
     voxels: np.ndarray, certificate: Certificate, headers: Sequence[Header]
 ) -> tuple[np.ndarray, Certificate, list[int]]:
     """-> even and upright voxels, their certificate, and the nearest stored slice of each."""
+    from mla_med.dicom.resample import evenly, upright
+
     affine, notes = np.array(certificate.affine), list(certificate.notes)
     nearest = list(range(voxels.shape[2]))
     if certificate.largest_spacing_error > MAX_SPACING_ERROR:

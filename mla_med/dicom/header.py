@@ -312,7 +312,7 @@ def _is_bare(file: BinaryIO) -> bool:
     head = file.read(2048)
     file.seek(0)
     if head[128:132] == b"DICM":
-        if DeflatedExplicitVRLittleEndian.encode() + b"\0" in head:
+        if DeflatedExplicitVRLittleEndian.encode() in head:
             _check_inflated_size(file)
         return False
     if not head:

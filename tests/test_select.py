@@ -76,7 +76,9 @@ def test_a_study_without_suitable_series_has_none_chosen(tmp_path):
 
 def test_another_examination_wants_another_series(tmp_path):
     write_series(tmp_path, HEIGHTS_MM, series=1)
-    write_series(tmp_path, HEIGHTS_MM, series=2, Modality="MR", BodyPartExamined="BRAIN", **T1, ScanningSequence="SE")
+    write_series(
+        tmp_path, HEIGHTS_MM, series=2, Modality="MR", BodyPartExamined="BRAIN", **T1, ScanningSequence="SE"
+    )
     assert [chosen for _, _, chosen, _ in verdicts(tmp_path, "chest_ct")] == [True, False]
     assert [chosen for _, _, chosen, _ in verdicts(tmp_path, "brain_mr")] == [False, True]
 

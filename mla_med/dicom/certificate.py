@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from pydicom.errors import InvalidDicomError
@@ -312,6 +313,7 @@ def truncated(header: Header, k: int, n: int) -> SeriesError:
     )
 
 
+@cache
 def _can_decode(transfer_syntax_uid: str) -> bool:
     with quiet_pydicom():
         try:

@@ -16,7 +16,8 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from mla_med.archive import open_file
-from mla_med.dicom.header import MALFORMED, guess_characters, printable, quiet_pydicom
+from mla_med.dicom.header import MALFORMED, guess_characters, quiet_pydicom
+from mla_med.dicom.scan import printable
 from mla_med.types import ClinicalContext, Sex
 
 REQUEST_TEXTS = (

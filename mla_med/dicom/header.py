@@ -29,7 +29,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from mla_med.archive import ZIP_MAGIC, open_file, stamp
 from mla_med.dicom.mosaic import slice_positions, tile_side
-from mla_med.dicom.scan import EXPLICIT_LE, IMPLICIT_LE, Elements, scan
+from mla_med.dicom.scan import EXPLICIT_LE, IMPLICIT_LE, Elements, clean, scan
 
 # What pydicom raises on files that are damaged or hostile; found by fuzzing, none of it documented.
 MALFORMED = (
@@ -51,7 +51,6 @@ MALFORMED = (
 MAX_INFLATED_BYTES = 256 * 2**20
 """A deflated file may not grow beyond this: 1 MB can inflate to 1 GB."""
 
-MAX_TEXT = 256
 UID_FORM = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]{0,63}")
 IMAGE_CLASSES = frozenset(
     f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4")
@@ -561,7 +560,7 @@ def _text(dataset: Dataset | Elements, keyword: str) -> str:
 
 def _texts(dataset: Dataset | Elements, key: Any) -> tuple[str, ...]:
     if isinstance(dataset, Elements):
-        return tuple(text for text in map(_clean, dataset.texts(_TAG_OF[key])) if text)
+        return dataset.texts(_TAG_OF[key])
     try:
         value = dataset[key].value if key in dataset else None
     except MALFORMED:
@@ -569,21 +568,8 @@ def _texts(dataset: Dataset | Elements, key: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     values = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value]
-    cleaned = (_clean(str(v)) for v in values if v is not None)
+    cleaned = (clean(str(v)) for v in values if v is not None)
     return tuple(text for text in cleaned if text)
-
-
-def _clean(text: str) -> str:
-    """One line of sane length: damaged headers hold binary where a word should be."""
-    return printable(text[:MAX_TEXT])
-
-
-def printable(text: str) -> str:
-    """On one line. pydicom leaves the escape sequence of GB 2312 (PS3.3 C.12.1.1.2) in the text."""
-    if not text.isprintable():
-        text = text.replace("\x1b$)A", "").replace("\x1b(B", "")
-        text = "".join(c if c.isprintable() else " " for c in text)
-    return text.strip()
 
 
 def _uid(*candidates: str) -> str:

@@ -42,6 +42,7 @@ _FORMS = {
 }
 _NUMBERS = {vr: struct.Struct(form) for vr, form in (("US", "<H"), ("SS", "<h"), ("FL", "<f"), ("FD", "<d"))}
 _BOTH_SIGNS = {b"SS": "US"}
+MAX_TEXT = 256
 _CHUNK = 16 * 2**10
 _MAX_VALUE_BYTES = 4096
 _MAX_DEPTH = 16
@@ -222,7 +223,7 @@ def _item(window: _Window, at: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=4096)
 def _decode(value: bytes, vr: str, encoding: str) -> tuple[str, ...]:
-    """As pydicom: values apart at the backslash, padding off; numbers in one form that both read alike."""
+    """Clean, and as pydicom: values apart at the backslash, padding off; numbers in one form that both read alike."""
     if vr in _NUMBERS:
         number = _NUMBERS[vr]
         if len(value) % number.size:
@@ -233,4 +234,17 @@ def _decode(value: bytes, vr: str, encoding: str) -> tuple[str, ...]:
     form = _FORMS.get(vr)
     if form and not all(form.fullmatch(part) for part in parts if part):
         raise _Unusual
-    return tuple(parts) if any(parts) else ()
+    return tuple(text for text in map(clean, parts) if text)
+
+
+def clean(text: str) -> str:
+    """One line of sane length: damaged headers hold binary where a word should be."""
+    return printable(text[:MAX_TEXT])
+
+
+def printable(text: str) -> str:
+    """On one line. pydicom leaves the escape sequence of GB 2312 (PS3.3 C.12.1.1.2) in the text."""
+    if not text.isprintable():
+        text = text.replace("\x1b$)A", "").replace("\x1b(B", "")
+        text = "".join(c if c.isprintable() else " " for c in text)
+    return text.strip()

@@ -223,7 +223,7 @@ def _item(window: _Window, at: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=4096)
 def _decode(value: bytes, vr: str, encoding: str) -> tuple[str, ...]:
-    """Clean, and as pydicom: values apart at the backslash, padding off; numbers in one form that both read alike."""
+    """Clean, and as pydicom: values apart at the backslash; numbers only in a form that both read alike."""
     if vr in _NUMBERS:
         number = _NUMBERS[vr]
         if len(value) % number.size:

@@ -626,6 +626,20 @@ def test_signed_values_of_twelve_bits_keep_their_sign(tmp_path):
     assert np.array_equal(volume.voxels[:, :, 1], hu(1))
 
 
+def test_a_value_beyond_a_wrong_bits_stored_keeps_its_meaning(tmp_path):
+    """-3000 in 12 bits would be 1096: padding would look like bone."""
+
+    def with_padding(k):
+        stored = (anatomy(k) - 1024).astype(np.int16)
+        stored[0, 0] = -3000
+        return stored
+
+    write_series(tmp_path, HEIGHTS_MM, stored=with_padding, RescaleIntercept=0, BitsStored=12, HighBit=11)
+    volume = read_volume(only_series(tmp_path))
+    assert volume.voxels[0, 0, 2] == -3000
+    assert volume.voxels[1, 0, 2] == hu(2)[1, 0]
+
+
 @pytest.mark.parametrize("bits", [8, 16, 32])
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize(

@@ -226,20 +226,29 @@ def _tile(stored: np.ndarray, header: Header) -> np.ndarray:
 
 
 def _stored_bits(stored: np.ndarray, header: Header) -> tuple[np.ndarray, int]:
-    """Values without what lies beside BitsStored, old overlays mostly (PS3.5 8.1.1); 1 if there was any."""
-    bits, allocated = header.bits_stored, header.bits_allocated
-    if not 0 < bits < allocated or stored.dtype.itemsize * 8 != allocated:
+    """Values without what lies beside BitsStored, old overlays mostly (PS3.5 8.1.1); 1 if there was any.
+
+    Signed values that need more bits than stated stay as they are: padding of -3000 under 12 bits is a
+    wrong BitsStored, and cut to 12 bits it would look like bone."""
+    bits, allocated, shift = (
+        header.bits_stored,
+        header.bits_allocated,
+        header.high_bit + 1 - header.bits_stored,
+    )
+    if not 0 < bits < allocated or stored.dtype.itemsize * 8 != allocated or shift < 0:
         return stored, 0
-    shift = header.high_bit + 1 - bits
-    if shift == 0 and (header.signed or int(stored.max()) >> bits == 0):
-        low, high = (int(stored.min()), int(stored.max())) if header.signed else (0, 0)
-        if -(1 << bits - 1) <= low and high < 1 << bits - 1:
+    low, high = int(stored.min()), int(stored.max())
+    if shift == 0 and header.signed:
+        extended = low < 0 or high < 1 << bits - 1
+        if extended or high >= 1 << bits:
             return stored, 0
+    elif shift == 0 and high < 1 << bits:
+        return stored, 0
     up = allocated - 1 - header.high_bit
-    if not 0 <= up < allocated or shift < 0:
+    if not 0 <= up < allocated:
         return stored, 0
     # shifted up and down again: the sign comes along
-    return (stored << up) >> (allocated - bits), 1
+    return (stored << up) >> (allocated - bits), int(not header.signed)
 
 
 def _decode(arrays: Iterator[np.ndarray], header: Header, k: int, n: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from pydicom.pixels import get_decoder
 
 from mla_med.dicom.group import MIN_SLICES, SAME_DIRECTION, SAME_SPACING
 from mla_med.dicom.header import MALFORMED, Header, NotDicomError, quiet_pydicom, read_headers
+from mla_med.dicom.scan import printable
 from mla_med.dicom.terms import body_part_of, contrast_of
 from mla_med.errors import SeriesError
 from mla_med.types import Certificate, Series
@@ -29,6 +30,8 @@ MAX_SHIFT_MM = 0.5
 """How far a slice may lie beside the line through the first and the last."""
 MAX_VOXELS = 2**30
 """4 GiB of float32. Checked before any allocation."""
+MAX_RESCALE = 1e12
+"""Larger slopes and intercepts would leave the numbers that float32 holds."""
 NOTABLE_TILT_DEG = 0.5
 """Below it, the angle is the rounding of the header."""
 NAMED_WITHIN_DEG = 30.0
@@ -73,7 +76,7 @@ def _headers(series: Series) -> list[Header]:
             found.update({(path, header.frame): header for header in read_headers(path)})
         except (NotDicomError, OSError, *MALFORMED) as error:
             raise SeriesError(
-                f"{path.name} of series {series.series_uid} can no longer be read "
+                f"{printable(path.name)} of series {series.series_uid} can no longer be read "
                 f"({type(error).__name__}). Was it moved or changed? Read the study again.",
                 code="FILE_CHANGED",
             ) from error
@@ -174,7 +177,7 @@ def _drop_duplicates(headers: Sequence[Header]) -> list[Header]:
         kept = images.setdefault((header.sop_instance_uid, header.frame), header)
         if replace(kept, path=header.path) != header:
             raise SeriesError(
-                f"{kept.path.name} and {header.path.name} of series {header.series_uid} are different "
+                f"{kept.file_name} and {header.file_name} of series {header.series_uid} are different "
                 f"images with one SOPInstanceUID, {header.sop_instance_uid}. Send the series again.",
                 code="DUPLICATE_UID",
             )
@@ -294,10 +297,16 @@ def _check_pixels_stated(ordered: Sequence[Header]) -> None:
     for k, header in enumerate(ordered):
         if header.bits_allocated not in (8, 16, 32) or not _can_decode(header.transfer_syntax_uid):
             raise SeriesError(
-                f"{header.path.name} of series {header.series_uid} stores {header.bits_allocated}-bit pixels "
+                f"{header.file_name} of series {header.series_uid} stores {header.bits_allocated}-bit pixels "
                 f"in transfer syntax {header.transfer_syntax_uid}, for which no decoder is installed. "
                 "Ask the PACS for explicit VR little endian.",
                 code="UNSUPPORTED_PIXELS",
+            )
+        if abs(header.slope or 1.0) > MAX_RESCALE or abs(header.intercept or 0.0) > MAX_RESCALE:
+            raise SeriesError(
+                f"{header.file_name} of series {header.series_uid} rescales by {header.slope or 1:g} and "
+                f"{header.intercept or 0:g}, which no measurement needs. Is its header damaged?",
+                code="RESCALE_IMPLAUSIBLE",
             )
         if not header.pixels_complete:
             raise truncated(header, k, len(ordered))
@@ -307,7 +316,7 @@ def truncated(header: Header, k: int, n: int) -> SeriesError:
     assert header.position_mm is not None
     place = ", ".join(f"{x:.2f}" for x in header.position_mm)
     return SeriesError(
-        f"{header.path.name}, slice {k + 1} of {n} at ({place}) mm, ends before its pixel data do. "
+        f"{header.file_name}, slice {k + 1} of {n} at ({place}) mm, ends before its pixel data do. "
         f"Send series {header.series_uid} again.",
         code="TRUNCATED_PIXELS",
     )
@@ -402,4 +411,4 @@ def _notes(headers: Sequence[Header], duplicates: int) -> list[str]:
 
 
 def _place(header: Header) -> str:
-    return header.path.name if header.frame is None else f"Frame {header.frame + 1} of {header.path.name}"
+    return header.file_name if header.frame is None else f"Frame {header.frame + 1} of {header.file_name}"

@@ -29,7 +29,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from mla_med.archive import ZIP_MAGIC, open_file, stamp
 from mla_med.dicom.mosaic import slice_positions, tile_side
-from mla_med.dicom.scan import EXPLICIT_LE, IMPLICIT_LE, Elements, clean, scan
+from mla_med.dicom.scan import EXPLICIT_LE, IMPLICIT_LE, Elements, clean, printable, scan
 
 # What pydicom raises on files that are damaged or hostile; found by fuzzing, none of it documented.
 MALFORMED = (
@@ -49,7 +49,8 @@ MALFORMED = (
     zlib.error,
 )
 MAX_INFLATED_BYTES = 256 * 2**20
-"""A deflated file may not grow beyond this: 1 MB can inflate to 1 GB."""
+MAX_INFLATED_RATIO, HARMLESS_BYTES = 50, 16 * 2**20
+"""A deflated file may not grow beyond these: 1 MB can inflate to 1 GB, and an archive can hold many."""
 
 UID_FORM = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]{0,63}")
 IMAGE_CLASSES = frozenset(
@@ -198,6 +199,11 @@ class Header:
     """Where in the file the value of the pixel data begins; None where pydicom has to find it."""
 
     @property
+    def file_name(self) -> str:
+        """For messages: on one line whatever the file is called."""
+        return printable(self.path.name.encode("utf-8", "backslashreplace").decode())
+
+    @property
     def stored_rows(self) -> int:
         """Rows of the stored image, of which a slice of a mosaic is a part."""
         return self.rows * self.tile_side
@@ -326,13 +332,21 @@ def _is_bare(file: BinaryIO) -> bool:
 
 def _check_inflated_size(file: BinaryIO) -> None:
     pydicom.filereader.read_preamble(file, force=False)
-    pydicom.filereader._read_file_meta_info(file)
+    meta = pydicom.filereader._read_file_meta_info(file)
+    start = file.tell()
+    if _text(meta, "TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        file.seek(0)
+        return
+    size = file.seek(0, os.SEEK_END)
+    most = min(MAX_INFLATED_BYTES, max(HARMLESS_BYTES, MAX_INFLATED_RATIO * size))
+    file.seek(start)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     size = 0
-    while chunk := inflater.unconsumed_tail or file.read(2**16):
+    # past its end it would hoard whatever follows
+    while not inflater.eof and (chunk := inflater.unconsumed_tail or file.read(2**16)):
         size += len(inflater.decompress(chunk, 2**20))
-        if size > MAX_INFLATED_BYTES:
-            raise ValueError(f"inflates to more than {MAX_INFLATED_BYTES // 2**20} MiB")
+        if size > most:
+            raise ValueError(f"inflates to more than {most} bytes")
     file.seek(0)
 
 

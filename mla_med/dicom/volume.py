@@ -265,7 +265,7 @@ def _decode(arrays: Iterator[np.ndarray], header: Header, k: int, n: int) -> np.
 
 def _unreadable(header: Header, k: int, n: int, why: str) -> SeriesError:
     return SeriesError(
-        f"The pixels of {header.path.name}, slice {k + 1} of {n}, cannot be decoded from transfer syntax "
+        f"The pixels of {header.file_name}, slice {k + 1} of {n}, cannot be decoded from transfer syntax "
         f"{header.transfer_syntax_uid} ({why}). Send series {header.series_uid} again.",
         code="UNREADABLE_PIXELS",
     )
@@ -273,7 +273,7 @@ def _unreadable(header: Header, k: int, n: int, why: str) -> SeriesError:
 
 def _changed(header: Header) -> SeriesError:
     return SeriesError(
-        f"{header.path.name} of series {header.series_uid} can no longer be read. Was it moved or changed? "
+        f"{header.file_name} of series {header.series_uid} can no longer be read. Was it moved or changed? "
         "Read the study again.",
         code="FILE_CHANGED",
     )

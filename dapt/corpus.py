@@ -24,10 +24,14 @@ import numpy as np
 from mla_med.errors import ConfigError, StudyError
 from mla_med.files import write_text
 from mla_med.imaging.transforms import Preprocessing
+from mla_med.phantom.plain.lesions import PREVALENCE
 from mla_med.report.context import context_text
+from mla_med.report.schema import CHEST_CT
 from mla_med.types import Finding, Presence, Side
 
 SPLITS = ("train", "validation", "test")
+SCHEMA = {code: CHEST_CT[code] for code in PREVALENCE}
+"""What a model learns from this corpus to look for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,7 @@ def _make_example(job: tuple[Path, int, Preprocessing]) -> str:
     from monai.data import MetaTensor
 
     from mla_med.imaging.transforms import place_transform
-    from mla_med.phantom.cohort import make_phantom, scan_phantom
+    from mla_med.phantom.plain.cohort import make_phantom, scan_phantom
 
     phantom = make_phantom(seed)
     # the scanner at the model's own spacing: what slab averaging would leave of a finer scan

@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from dapt.corpus import Example, read_examples
+from dapt.corpus import SCHEMA, Example, read_examples
 from dapt.tokenizer import train_tokenizer
 from mla_med.errors import CheckpointError
 from mla_med.imaging.transforms import Preprocessing, window_channels
-from mla_med.model.config import SIDES, ModalConfig, default
+from mla_med.model.config import SIDES, ModalConfig, default, findings_of
 from mla_med.model.findings import FindingTargets
 from mla_med.model.mla import MLAModel
 
@@ -77,7 +77,7 @@ def pretrain(
     train, held_out = read_examples(corpus, "train"), read_examples(corpus, "validation")
     settings = Preprocessing.from_dict(json.loads((corpus / "corpus.json").read_text())["preprocessing"])
     tokenizer = train_tokenizer([e.report for e in train] + [e.context for e in train])
-    model_config = model_config or default()
+    model_config = model_config or default(findings=findings_of(SCHEMA))
     model_config.preprocessing = settings.to_dict()
     assert len(tokenizer) <= model_config.vocab_size
     model = MLAModel(model_config)

@@ -42,7 +42,6 @@ from evaluation.statistics import (
 from evaluation.text import bleu_measures, count_ngrams, sentence_bleu4
 from mla_med.errors import ConfigError, OutputError, ReportError
 from mla_med.report.schema import CHEST_CT
-from mla_med.types import Presence
 
 NUM_WORST = 20
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -187,7 +186,7 @@ def score_pairs(
     }
     stated = {name: [parse(text) for text in reports] for name, reports in texts.items()}
     codes = _codes(references, stated["drafts"])
-    stated |= floor_findings(tuple(CHEST_CT), len(references))
+    stated |= floor_findings(codes, len(references))
     ngrams = {name: count_ngrams(pairs.references, reports) for name, reports in texts.items()}
     counts = {name: count_findings(references, findings, codes) for name, findings in stated.items()}
     systems = {
@@ -289,9 +288,10 @@ def _report_parser() -> Parse:
 
 
 def _codes(references: Sequence[Findings], drafts: Sequence[Findings]) -> tuple[str, ...]:
-    """Those of the schema, then others that are stated as present."""
-    stated = {f.code for found in (*references, *drafts) for f in found if f.presence is Presence.PRESENT}
-    return (*CHEST_CT, *sorted(stated - set(CHEST_CT)))
+    """What any report speaks of, in the order of the schema; all of that where none speaks of any."""
+    stated = {f.code for found in (*references, *drafts) for f in found}
+    known = tuple(code for code in CHEST_CT if code in stated or not stated)
+    return (*known, *sorted(stated - set(CHEST_CT)))
 
 
 def _measure(measures: Sequence[Measure], drawn: Resamples, only_f1: bool = False) -> System:

@@ -23,7 +23,7 @@ from mla_med.drafting import draft_study
 from mla_med.errors import OutputError
 from mla_med.files import write_text
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
-from mla_med.phantom.cohort import make_phantom, write_phantom
+from mla_med.phantom.plain.cohort import make_phantom, write_phantom
 from mla_med.report.render import body_text
 
 TEST_SEEDS = range(900_000, 900_200)

@@ -198,14 +198,14 @@ def phantom(
 ) -> None:
     """Make a chest CT of a person who does not exist, as a DICOM series, with its report and its truth."""
     from mla_med.files import write_text
-    from mla_med.phantom.cohort import make_phantom, truth_of, write_phantom
+    from mla_med.phantom.plain.cohort import make_phantom, truth_of, write_phantom
+    from mla_med.phantom.plain.lesions import PREVALENCE
     from mla_med.report.render import report_text
-    from mla_med.report.schema import CHEST_CT
 
-    unknown = sorted(set(finding or ()) - set(CHEST_CT))
+    unknown = sorted(set(finding or ()) - set(PREVALENCE))
     if unknown:
-        raise ConfigError(f"No finding '{unknown[0]}' can be planted; there are: {', '.join(CHEST_CT)}.")
-    made = make_phantom(seed, tuple(c for c in CHEST_CT if c in finding) if finding else None)
+        raise ConfigError(f"No finding '{unknown[0]}' can be planted; there are: {', '.join(PREVALENCE)}.")
+    made = make_phantom(seed, tuple(c for c in PREVALENCE if c in finding) if finding else None)
     with err.status("scanning the phantom"):
         series = write_phantom(made, to / "dicom", (384 / matrix, 384 / matrix, slice_mm), matrix)
     write_text(to / "report.txt", report_text(made.report) + "\n")

@@ -21,7 +21,7 @@ def run_demo(to: Path, phantoms: int, workers: int, out: Console, err: Console) 
         from mla_med.acceptance import TEST_SEEDS, draft_phantoms
         from mla_med.documents.text import draft_to_text
         from mla_med.drafting import draft_folder
-        from mla_med.phantom.cohort import make_phantom, write_phantom
+        from mla_med.phantom.plain.cohort import make_phantom, write_phantom
 
     with err.status("making a phantom") as status:
         series = write_phantom(make_phantom(DEMO_SEED, DEMO_CODES), to / "phantom" / "dicom")
@@ -68,7 +68,7 @@ def train_demo(to: Path, err: Console) -> None:
         from flows.prepare_corpus import prepare_corpus_flow
         from flows.pretrain import pretrain_flow
         from mla_med.acceptance import TEST_SEEDS
-        from mla_med.phantom.cohort import make_phantom, write_phantom
+        from mla_med.phantom.plain.cohort import make_phantom, write_phantom
 
     corpus = prepare_corpus_flow(to / "corpus", train=160, validation=40, test=1)
     checkpoint = pretrain_flow(corpus, to / "training", to / "checkpoint", epochs=3)

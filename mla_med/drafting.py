@@ -34,7 +34,7 @@ from mla_med.report.context import context_text
 from mla_med.report.parse import parse_report
 from mla_med.report.render import complete_findings, impression_choices, sentence_choices
 from mla_med.report.schema import CHEST_CT
-from mla_med.report.styles import load_style
+from mla_med.report.style import load_style
 from mla_med.types import (
     Certificate,
     ClinicalContext,
@@ -234,7 +234,7 @@ def _draft_volume(
         return _refuse(study, checkpoint, verdicts, reasons, scores)
     findings = find(seen, checkpoint.model, checkpoint.calibration, volume)
     progress("writing the report")
-    report = write(findings, seen, checkpoint.model, _technique(volume))
+    report = write(findings, seen, checkpoint.model, _technique(volume, checkpoint.model.config.finding_keys))
     midline = float((volume.affine @ [*(np.array(volume.voxels.shape) / 2), 1])[0])
     return Draft(
         report=report,
@@ -242,7 +242,9 @@ def _draft_volume(
         verdicts=verdicts,
         modal_weights=_modal_weights(seen.fused),
         provenance=_provenance(study, checkpoint, verdicts),
-        complaints=check_report(report, study.context, midline_mm=midline),
+        complaints=check_report(
+            report, study.context, midline_mm=midline, codes=checkpoint.model.config.finding_keys
+        ),
     )
 
 
@@ -270,13 +272,13 @@ def find(
         evidence = _evidence(f, seen, volume) if present and volume is not None else None
         confidence = probability[f] if present else 1 - probability[f]
         findings.append(replace(finding, confidence=round(confidence, 4), evidence=evidence))
-    return complete_findings(findings)
+    return complete_findings(findings, codes=model.config.finding_keys)
 
 
 def write(findings: tuple[Finding, ...], seen: Seen, model: MLAModel, technique: str) -> Report:
     """The decoder's choice among the sentences that the findings allow, parsed back."""
     style = load_style()
-    heads = style["headings"]
+    heads = style.headings
     impression = impression_choices(findings, style)
     slots = [
         [heads["findings"]],
@@ -306,12 +308,15 @@ def _describe(code: str, f: int, seen: Seen, model: MLAModel) -> Finding:
     sides = outputs.side_logits_BF3[0, f].log_softmax(-1).tolist()
     sites = outputs.site_logits_BFT[0, f].log_softmax(-1).tolist()
     legal = [
-        (sides[list(Side).index(side)] + (sites[model.config.sites.index(site)] if site else 0.0), side, site)
-        for side in kind.sides
-        for site in kind.sites or (None,)
-        if not (site == "middle_lobe" and side is not Side.RIGHT)
+        (
+            (sides[list(Side).index(side)] if side else 0.0)
+            + (sites[model.config.sites.index(site)] if site else 0.0),
+            side,
+            site,
+        )
+        for side, site in kind.places
     ]
-    _, side, site = max(legal, key=lambda row: row[0]) if legal else (0.0, None, None)
+    _, side, site = max(legal, key=lambda row: row[0])
     size = float(round(outputs.size_mm_BF[0, f].item())) if kind.has_size else None
     return Finding(code, Presence.PRESENT, site, side, size)
 
@@ -331,9 +336,12 @@ def _modal_weights(fused: Fused) -> dict[str, float]:
     return {n: round(w, 4) for n, w in zip(names, fused.modal_weights_BM[0].tolist(), strict=True)}
 
 
-def _technique(volume: Volume) -> str:
+def _technique(volume: Volume, codes: Sequence[str]) -> str:
+    """How it was examined, and what this model does not look for: its silence is no statement."""
     spacing = volume.certificate.spacing_mm
-    return f"CT of the chest, {volume.certificate.shape[2]} slices {spacing[2]:.1f} mm apart."
+    unseen = [kind.term for code, kind in CHEST_CT.items() if kind.required and code not in codes]
+    examined = f"CT of the chest, {volume.certificate.shape[2]} slices {spacing[2]:.1f} mm apart."
+    return f"{examined} Not assessed: {', '.join(unseen)}." if unseen else examined
 
 
 def _refuse(study, checkpoint, verdicts, reasons: tuple[Reason, ...], scores=None) -> Draft:

@@ -33,6 +33,16 @@ class Side(StrEnum):
     BILATERAL = "bilateral"
 
 
+class Change(StrEnum):
+    """Against the prior examination; stated only where there is one."""
+
+    NEW = "new"
+    STABLE = "stable"
+    INCREASED = "increased"
+    DECREASED = "decreased"
+    RESOLVED = "resolved"
+
+
 class Sex(StrEnum):
     FEMALE = "F"
     MALE = "M"
@@ -187,11 +197,14 @@ class Finding:
     parsed report equals the findings it was rendered from."""
 
     code: str
-    """A key of report.schema.CHEST_CT (or of another examination's schema)."""
+    """A key of the examination's schema (report.schema.SCHEMAS)."""
     presence: Presence = Presence.PRESENT
     site: str | None = None
     side: Side | None = None
     size_mm: float | None = None
+    count: int | None = None
+    """How many there are, where more than one is stated; the size is then that of the largest."""
+    change: Change | None = None
     confidence: float | None = field(default=None, compare=False)
     evidence: Evidence | None = field(default=None, compare=False)
 
@@ -213,6 +226,8 @@ class Report:
     impression: tuple[Sentence, ...]
     technique: str
     language: str = "en"
+    examination: str = "chest_ct"
+    """A key of report.schema.SCHEMAS."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def checkpoint():
 @pytest.fixture(scope="session")
 def phantom_series(tmp_path_factory) -> Path:
     """A phantom with a mass, an effusion and a large heart, as DICOM at 3 mm."""
-    from mla_med.phantom.cohort import make_phantom, write_phantom
+    from mla_med.phantom.plain.cohort import make_phantom, write_phantom
 
     phantom = make_phantom(950_000, ("lung_mass", "pleural_effusion", "cardiomegaly"))
     return write_phantom(phantom, tmp_path_factory.mktemp("phantom"), (3.0, 3.0, 3.0), 136)

@@ -167,7 +167,7 @@ def test_an_unknown_finding_names_those_that_exist(run, tmp_path):
 
 
 def test_evaluate_scores_and_says_where_the_page_is(run, tmp_path):
-    from mla_med.phantom.cohort import make_phantom
+    from mla_med.phantom.plain.cohort import make_phantom
     from mla_med.report.render import body_text
 
     texts = [body_text(make_phantom(seed).report) for seed in range(12)]
@@ -224,7 +224,7 @@ def test_a_phantom_never_replaces_what_is_no_phantom(run, tmp_path):
 
 def write_days_work(folder):
     """Three studies: a phantom, a series with a hole, and one of which a file is damaged."""
-    from mla_med.phantom.cohort import make_phantom, write_phantom
+    from mla_med.phantom.plain.cohort import make_phantom, write_phantom
 
     write_phantom(make_phantom(950_001, ()), folder / "a", (4.0, 4.0, 4.0), 96)
     write_series(folder / "b", [0, 2, 6, 8], series=2, StudyInstanceUID="2.25.72", PatientID="B")

@@ -12,8 +12,8 @@ from mla_med.dicom.content import Content, look
 from mla_med.dicom.study import read_study
 from mla_med.dicom.terms import BODY_PARTS, body_part_of, contrast_of, disagreements
 from mla_med.dicom.volume import read_volume
-from mla_med.phantom.anatomy import heart_sdf
-from mla_med.phantom.cohort import make_phantom, scan_phantom
+from mla_med.phantom.plain.anatomy import heart_sdf
+from mla_med.phantom.plain.cohort import make_phantom, scan_phantom
 
 SPACING_MM = (4.0, 4.0, 5.0)
 SEEDS = {

@@ -115,8 +115,10 @@ def make_report() -> Report:
     )
     effusion = Evidence(("2.25.1018",), ((-125.0, -90.0, -105.0), (-50.0, -45.0, -20.0)), faithfulness=1.07)
     findings = (
-        Finding("lung_nodule", Presence.PRESENT, "upper_lobe", Side.RIGHT, 14.0, 0.93, nodule),
-        Finding("pleural_effusion", Presence.PRESENT, None, Side.LEFT, None, 0.88, effusion),
+        Finding(
+            "lung_nodule", Presence.PRESENT, "upper_lobe", Side.RIGHT, 14.0, confidence=0.93, evidence=nodule
+        ),
+        Finding("pleural_effusion", Presence.PRESENT, None, Side.LEFT, confidence=0.88, evidence=effusion),
         Finding("hiatal_hernia", Presence.CANNOT_SAY, confidence=0.51),
         Finding("pneumothorax", Presence.ABSENT, confidence=0.99),
         Finding("consolidation", Presence.ABSENT, confidence=0.97),

@@ -70,7 +70,7 @@ def test_the_same_study_gives_the_same_draft(drafted, phantom_series, checkpoint
 
 def test_the_images_decide(checkpoint, drafted, phantom_series, tmp_path):
     """Another patient's pixels under the same headers: other findings, and they are those planted."""
-    from mla_med.phantom.cohort import make_phantom, write_phantom
+    from mla_med.phantom.plain.cohort import make_phantom, write_phantom
 
     other = make_phantom(950_000, ("pneumothorax",))
     folder = write_phantom(other, tmp_path / "other", (3.0, 3.0, 3.0), 136)

@@ -10,7 +10,7 @@ from mla_med.drafting import write
 from mla_med.model.config import tiny
 from mla_med.model.generate import SlotMachine, write_text
 from mla_med.model.mla import MLAModel
-from mla_med.phantom.cohort import make_phantom
+from mla_med.phantom.plain.cohort import make_phantom
 from mla_med.report.check import check_report
 from mla_med.report.render import body_text, complete_findings
 from mla_med.types import ClinicalContext, Presence

@@ -18,6 +18,7 @@ from mla_med.model.findings import FindingTargets, finding_loss
 from mla_med.model.fusion import CrossModalAttentionBridge, DynamicModalAttention
 from mla_med.model.image_encoder import Level, cell_positions, frame_of
 from mla_med.model.mla import MLAModel
+from mla_med.report.schema import CHEST_CT
 
 BALL = [{"key": "ball", "sides": ["right", "left"], "sites": ["upper_lobe"], "has_size": True}]
 
@@ -51,7 +52,7 @@ def findings_differ(one, other, row):
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_every_fusion_runs_for_every_batch_size(fusion_type, batch):
     output = a_model(fusion_type=fusion_type)(["cough", "", "a longer text"][:batch], images(batch))
-    assert output.findings.presence_logits_BF.shape == (batch, 12)
+    assert output.findings.presence_logits_BF.shape == (batch, len(CHEST_CT))
     assert output.fused.tokens_BSD.shape[1] != len("cough")
     assert torch.allclose(output.fused.modal_weights_BM.sum(1), torch.ones(batch))
 
@@ -318,7 +319,8 @@ def test_a_missing_sequence_or_text_or_image_is_harmless(fusion_type):
     present_BC = torch.tensor([[1, 0, 1], [1, 1, 1], [0, 0, 0]])
     blank = torch.where(present_BC.bool()[:, :, None, None, None], image, torch.nan)
     one, other = (model(["a", "", "bc"], x, present_BC=present_BC) for x in (image, blank))
-    assert torch.equal(one.findings.presence_logits_BF, other.findings.presence_logits_BF)
+    # equal weights at other addresses: a product may differ in its last bit
+    torch.testing.assert_close(one.findings.presence_logits_BF, other.findings.presence_logits_BF)
     assert other.findings.presence_logits_BF.isfinite().all()
     weights_BM = other.fused.modal_weights_BM
     assert weights_BM[1].tolist() == [1.0, 0.0]
@@ -354,7 +356,9 @@ def test_evidence_is_rewarded_inside_the_lesion_only():
     model = a_model()
     output = model("", images())
     targets, nowhere = targets_for(model, 2), targets_for(model, 2)
-    nowhere = FindingTargets(nowhere.presence_BF, lesion_box_BF23=torch.full((2, 12, 2, 3), torch.nan))
+    nowhere = FindingTargets(
+        nowhere.presence_BF, lesion_box_BF23=torch.full((2, len(CHEST_CT), 2, 3), torch.nan)
+    )
     assert finding_loss(output.findings, targets, output.fused)["evidence"] > 0
     assert finding_loss(output.findings, nowhere, output.fused)["evidence"] == 0
 
@@ -362,8 +366,8 @@ def test_evidence_is_rewarded_inside_the_lesion_only():
 def test_unknown_targets_teach_nothing():
     model = a_model()
     output = model("", images())
-    unknown = torch.full((2, 12), torch.nan)
-    none = torch.full((2, 12), -1)
+    unknown = torch.full((2, len(CHEST_CT)), torch.nan)
+    none = torch.full((2, len(CHEST_CT)), -1)
     losses = finding_loss(output.findings, FindingTargets(unknown, none, none, unknown), output.fused)
     assert {name: loss.item() for name, loss in losses.items()} == dict.fromkeys(
         ["presence", "side", "site", "size"], 0.0
@@ -504,7 +508,7 @@ def test_the_map_is_taught_where_lesions_are_and_absent_findings_nowhere():
     perfect = torch.where(inside, 12.0, -12.0)
     assert map_loss(replace(selection, map_BFN=perfect), targets) < 1e-3
     assert map_loss(replace(selection, map_BFN=-perfect), targets) > 10
-    assert map_peak(replace(selection, map_BFN=perfect))[0].tolist() == [12.0] + [-12.0] * 11
+    assert map_peak(replace(selection, map_BFN=perfect))[0].tolist() == [12.0] + [-12.0] * (len(CHEST_CT) - 1)
 
 
 def test_the_signal_does_not_vanish_with_length():

@@ -12,13 +12,12 @@ import pytest
 from mla_med.dicom.select import choose_series
 from mla_med.dicom.study import read_study
 from mla_med.dicom.volume import read_volume
-from mla_med.phantom.anatomy import Grid, make_person, render_anatomy
-from mla_med.phantom.cohort import make_phantom, scan_phantom, truth_of, write_phantom
-from mla_med.phantom.lesions import plant, render_person
-from mla_med.phantom.scanner import uid
+from mla_med.phantom.plain.anatomy import Grid, make_person, render_anatomy
+from mla_med.phantom.plain.cohort import make_phantom, scan_phantom, truth_of, write_phantom
+from mla_med.phantom.plain.lesions import PREVALENCE, plant, render_person
+from mla_med.phantom.plain.scanner import uid
 from mla_med.report.parse import parse_report
 from mla_med.report.render import report_text
-from mla_med.report.schema import CHEST_CT
 from mla_med.types import Presence, Side
 
 GRID = Grid.centred((112, 84, 100), (3.4, 3.4, 3.4))
@@ -32,7 +31,7 @@ def _box(grid: Grid, box_mm):
     return tuple(index)
 
 
-@pytest.mark.parametrize("code", list(CHEST_CT))
+@pytest.mark.parametrize("code", list(PREVALENCE))
 def test_a_planted_finding_changes_the_voxels_in_its_box_most(code):
     person = make_person(5)
     (lesion,) = plant(person, (code,), np.random.default_rng(3))

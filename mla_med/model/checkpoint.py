@@ -70,7 +70,7 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
             f"The weights at {folder} are of another model than its config.json. Copy or train it again.",
             code="CHECKPOINT_DAMAGED",
         )
-    if model.config.finding_keys != tuple(CHEST_CT):
+    if not set(model.config.finding_keys) <= set(CHEST_CT):
         raise CheckpointError(
             f"The checkpoint at {folder} knows other findings than this version of mla_med. "
             "Use the version it was trained with, or train it again.",

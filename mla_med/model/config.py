@@ -11,7 +11,7 @@ from typing import Any
 from transformers import GPT2Config, PreTrainedConfig
 
 from mla_med.errors import ConfigError
-from mla_med.report.schema import CHEST_CT, FindingType
+from mla_med.report.schema import CHEST_CT, Schema
 from mla_med.types import Side
 
 FUSION_TYPES = ("bridge", "dma", "hffn", "concat", "full")
@@ -116,7 +116,7 @@ class ModalConfig(PreTrainedConfig):
         return tuple(dict.fromkeys(site for finding in self.findings for site in finding["sites"]))
 
 
-def findings_of(schema: dict[str, FindingType]) -> list[dict[str, Any]]:
+def findings_of(schema: Schema) -> list[dict[str, Any]]:
     return [
         {
             "key": finding.key,

@@ -1,26 +1,26 @@
 """Findings + text + header -> complaints: the linter. Each names the sentence and the rule.
 
-First rules: what the text says against the findings, side against evidence, comparison without a
-prior, contrast against the header, and a slot that is missing or said twice.
+`check_report` holds a report against its findings, its images and its header. `check_text` knows the
+text alone, whoever wrote it, and claims only what is a contradiction in itself. What counts as a
+comparison, as contrast medium or as an organ of one sex is data: `lexicon/check.toml`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
+from pathlib import Path
 
-from mla_med.report.parse import parse_sentence
-from mla_med.report.schema import CHEST_CT
-from mla_med.types import ClinicalContext, Complaint, Finding, Presence, Report, Side
+from mla_med.report.parse import agrees, parse_impression, parse_sentence
+from mla_med.report.schema import Schema, schema_of
+from mla_med.report.style import Style, load_style
+from mla_med.types import ClinicalContext, Complaint, Finding, Presence, Report, Sentence, Sex, Side
 
-_COMPARISON = re.compile(
-    r"\b(unchanged|stable|interval|previous(?:ly)?|prior|compared|again seen|"
-    r"increased|decreased|resolved|new)\b",
-    re.IGNORECASE,
-)
-_CONTRAST = re.compile(r"\b(?<!without )(?:after|with|post)[- ](?:intravenous )?contrast\b", re.IGNORECASE)
 MIDLINE_MM = 10.0
 """Evidence nearer to the middle than this says nothing about a side."""
+_ONE_SIDE = (Side.RIGHT, Side.LEFT)
 
 
 def check_report(
@@ -28,60 +28,104 @@ def check_report(
     context: ClinicalContext | None = None,
     contrast_given: bool | None = None,
     midline_mm: float = 0.0,
-    style: str = "prose",
+    style: Style | None = None,
+    codes: Collection[str] | None = None,
 ) -> tuple[Complaint, ...]:
-    """Complaints in the order of the sentences. `midline_mm`: the patient's middle along x (RAS)."""
+    """Complaints in the order of the sentences. `midline_mm`: the patient's middle along x (RAS).
+    `codes`: what this report has to speak of; None is every required finding of the examination."""
+    style = style or load_style(language=report.language)
+    schema = schema_of(report.examination)
+    asked = [c for c, kind in schema.items() if (kind.required if codes is None else c in codes)]
     return (
-        *_check_slots(report),
+        *_check_slots(report, schema, asked),
         *_check_sentences(report, style),
-        *_check_impression(report),
-        *_check_sides(report.findings, midline_mm),
+        *_check_impression(report, schema, style),
+        *_check_sides(report.findings, schema, midline_mm),
         *_check_words(report, context, contrast_given),
     )
 
 
-def _check_slots(report: Report) -> Iterable[Complaint]:
+def _check_slots(report: Report, schema: Schema, asked: Iterable[str]) -> Iterator[Complaint]:
     said = [code for sentence in report.sentences for code in sentence.codes]
-    for code, kind in CHEST_CT.items():
-        if said.count(code) != 1:
-            times = "not said" if code not in said else f"said {said.count(code)} times"
-            yield Complaint("REQUIRED_SLOT", f"{kind.term} is {times}; a complete report says it once.")
+    true = [finding.code for finding in report.findings]
+    for code in asked:
+        if code not in said:
+            yield Complaint("REQUIRED_SLOT", f"{schema[code].term} is not said; a complete report says it.")
+    for code in dict.fromkeys(said):
+        times = max(1, true.count(code))
+        if said.count(code) > times:
+            words = f"{schema[code].term} is said {said.count(code)} times, and there is {times} to say."
+            yield Complaint("SAID_TWICE", words)
 
 
-def _check_sentences(report: Report, style: str) -> Iterable[Complaint]:
-    truth = {f.code: f for f in report.findings}
+def _check_sentences(report: Report, style: Style) -> Iterator[Complaint]:
     for sentence in report.sentences:
-        stated = parse_sentence(sentence.text, style, report.language)
+        stated = parse_sentence(sentence.text, style, report.examination)
         if stated is None:
-            yield Complaint(
-                "UNKNOWN_SENTENCE", "The sentence states nothing that can be checked.", sentence.text
-            )
-            continue
-        finding = truth[stated.code]
-        for rule, said, found in (
-            ("NEGATION", stated.presence, finding.presence),
-            ("SIDE", stated.side, finding.side),
-            ("SITE", stated.site, finding.site),
-            ("SIZE", stated.size_mm, finding.size_mm),
-        ):
-            if said != found:
-                yield Complaint(rule, f"The sentence says {said}, the finding is {found}.", sentence.text)
-                break
+            words = "The sentence states nothing that can be checked."
+            yield Complaint("UNKNOWN_SENTENCE", words, sentence.text)
+        elif complaint := _against(stated, report.findings, sentence.text):
+            yield complaint
 
 
-def _check_impression(report: Report) -> Iterable[Complaint]:
+def _against(stated: Finding, findings: Iterable[Finding], sentence: str) -> Complaint | None:
+    """What a sentence says against the findings of its code, held to the nearest of them."""
+    same = [f for f in findings if f.code == stated.code]
+    if stated in same:
+        return None
+    if not same:
+        return Complaint(
+            "NOT_A_FINDING", f"The sentence states {stated.code}, the findings do not.", sentence
+        )
+    return min((_difference(stated, f, sentence) for f in same), key=lambda row: row[0])[1]
+
+
+def _difference(stated: Finding, true: Finding, sentence: str) -> tuple[int, Complaint]:
+    """-> how far from each other, and the first thing that differs, the gravest first."""
+    values = (
+        ("NEGATION", stated.presence, true.presence),
+        ("SIDE", stated.side, true.side),
+        ("SITE", stated.site, true.site),
+        ("SIZE", stated.size_mm, true.size_mm),
+        ("COUNT", stated.count, true.count),
+        ("CHANGE", stated.change, true.change),
+    )
+    faults = [(rule, said, is_) for rule, said, is_ in values if said != is_]
+    rule, said, is_ = faults[0]
+    return len(faults), Complaint(rule, f"The sentence says {said}, the finding is {is_}.", sentence)
+
+
+def _check_impression(report: Report, schema: Schema, style: Style) -> Iterator[Complaint]:
+    said: set[str] = set()
+    for sentence in report.impression:
+        stated = parse_impression(sentence.text, style, report.examination)
+        said |= {f.code for f in stated} or set(sentence.codes)
+        for finding in stated:
+            yield from _against_findings(finding, report.findings, schema, sentence)
     present = {f.code for f in report.findings if f.presence is Presence.PRESENT}
-    said = {code for s in report.impression for code in s.codes}
-    unsure = {f.code for f in report.findings if f.presence is Presence.CANNOT_SAY}
-    for code in sorted(present - said):
-        yield Complaint("IMPRESSION", f"{CHEST_CT[code].term} is present and not in the impression.")
-    for code in sorted(said - present - unsure):
-        yield Complaint("IMPRESSION", f"The impression says {CHEST_CT[code].term}, which is not a finding.")
+    for code in schema:
+        if code in present - said:
+            words = f"{schema[code].term} is present and not in the impression."
+            yield Complaint("IMPRESSION", words)
 
 
-def _check_sides(findings: Iterable[Finding], midline_mm: float) -> Iterable[Complaint]:
+def _against_findings(
+    stated: Finding, findings: Iterable[Finding], schema: Schema, sentence: Sentence
+) -> Iterator[Complaint]:
+    same = [f for f in findings if f.code == stated.code]
+    if any(agrees(stated, f) for f in same):
+        return
+    term = schema[stated.code].term
+    if not any(f.presence is stated.presence for f in same):
+        words = f"The impression says {term} {stated.presence}, the findings do not."
+    else:
+        words = f"The impression describes {term} otherwise than the findings."
+    yield Complaint("IMPRESSION", words, sentence.text)
+
+
+def _check_sides(findings: Iterable[Finding], schema: Schema, midline_mm: float) -> Iterator[Complaint]:
     for finding in findings:
-        if finding.evidence is None or finding.side not in (Side.RIGHT, Side.LEFT):
+        if finding.evidence is None or finding.side not in _ONE_SIDE:
             continue
         low, high = finding.evidence.box_mm
         x = (low[0] + high[0]) / 2 - midline_mm
@@ -89,20 +133,46 @@ def _check_sides(findings: Iterable[Finding], midline_mm: float) -> Iterable[Com
             seen = "right" if x > 0 else "left"
             yield Complaint(
                 "SIDE_OF_EVIDENCE",
-                f"{CHEST_CT[finding.code].term} is said to be {finding.side}, its evidence "
+                f"{schema[finding.code].term} is said to be {finding.side}, its evidence "
                 f"lies {abs(x):.0f} mm to the {seen}.",
             )
 
 
 def _check_words(
     report: Report, context: ClinicalContext | None, contrast_given: bool | None
-) -> Iterable[Complaint]:
-    for sentence in (*report.sentences, *report.impression):
-        if not (context and context.prior) and (match := _COMPARISON.search(sentence.text)):
+) -> Iterator[Complaint]:
+    words = _words(report.language)
+    whole = (*report.sentences, *report.impression)
+    for sentence in whole:
+        if not (context and context.prior) and (match := words["comparison"].search(sentence.text)):
             yield Complaint(
                 "COMPARISON_WITHOUT_PRIOR", f"'{match[0]}' compares, and there is no prior.", sentence.text
             )
-    if contrast_given is False and _CONTRAST.search(report.technique):
-        yield Complaint(
-            "CONTRAST", "The technique says contrast medium, the header has none.", report.technique
-        )
+        if context and context.sex in (Sex.FEMALE, Sex.MALE):
+            organ = words["male" if context.sex is Sex.FEMALE else "female"].search(sentence.text)
+            if organ:
+                yield Complaint(
+                    "ORGAN_OF_OTHER_SEX", f"'{organ[0]}', and the patient is {context.sex}.", sentence.text
+                )
+    for text in (report.technique, *(s.text for s in whole)):
+        yield from _check_contrast(text, contrast_given, words)
+
+
+def _check_contrast(
+    text: str, contrast_given: bool | None, words: dict[str, re.Pattern[str]]
+) -> Iterator[Complaint]:
+    if contrast_given is not None:
+        if not contrast_given and (match := words["contrast"].search(text)):
+            yield Complaint("CONTRAST", f"'{match[0]}', and the header has no contrast medium.", text)
+        if contrast_given and (match := words["no_contrast"].search(text)):
+            yield Complaint("CONTRAST", f"'{match[0]}', and the header has a contrast medium.", text)
+
+
+@cache
+def _words(language: str) -> dict[str, re.Pattern[str]]:
+    """What a language calls each thing that a rule looks for."""
+    lists = tomllib.loads((Path(__file__).parent / "lexicon" / "check.toml").read_text(encoding="utf-8"))
+    return {
+        name: re.compile("|".join(expressions), re.IGNORECASE)
+        for name, expressions in lists[language].items()
+    }

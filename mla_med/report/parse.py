@@ -1,89 +1,295 @@
 """Text -> Report: the inverse of render, for text in a known style.
 
 A sentence that the style does not hold is kept without a code: nothing is guessed, nothing is lost.
+Width of punctuation, digits and spaces does not matter, nor does the case of letters.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
-from mla_med.report.render import complete_findings
-from mla_med.report.schema import CHEST_CT
-from mla_med.report.styles import Style, load_style
-from mla_med.types import Finding, Presence, Report, Sentence, Side
+from mla_med.report.render import impression_choices, sentence_choices
+from mla_med.report.schema import FindingType, schema_of
+from mla_med.report.style import KEY_OF, Style, load_style
+from mla_med.types import Change, Finding, Presence, Report, Sentence
 
-_PRESENCES = {"present": Presence.PRESENT, "absent": Presence.ABSENT, "cannot_say": Presence.CANNOT_SAY}
+_BULLET = re.compile(r"\s*(?:[-•*·]\s+|\(?\d{1,2}[.)、．]\s*)(?!\d)")
 
 
-def parse_report(text: str, style: str = "prose", language: str = "en") -> Report:
-    """-> Report with one finding for each sentence that the style knows, the first if it says two
-    things of one code. Codes that no sentence states are absent."""
-    sections = _split_sections(text, load_style(style, language))
-    sentences: list[Sentence] = []
-    findings: dict[str, Finding] = {}
-    for sentence in _split_sentences(sections["findings"]):
-        finding = parse_sentence(sentence, style, language)
-        sentences.append(Sentence(sentence, (finding.code,) if finding else ()))
-        if finding:
-            findings.setdefault(finding.code, finding)
-    impression = tuple(Sentence(s) for s in _split_sentences(sections["impression"]))
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    code: str
+    presence: Presence
+    words: re.Pattern[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Patterns:
+    """Phrases without slots by their text, those with slots as expressions."""
+
+    literal: dict[str, Finding]
+    slotted: tuple[_Pattern, ...]
+
+
+def parse_report(text: str, style: Style | None = None, examination: str = "chest_ct") -> Report:
+    """-> Report with a finding for each sentence that the style knows, in the order of the schema.
+    What no sentence states is not among them."""
+    style = style or load_style()
+    order = list(schema_of(examination))
+    sections = _split_sections(text, style)
+    sentences, findings = [], []
+    for words in _split_sentences(sections["findings"], style, examination):
+        finding = parse_sentence(words, style, examination)
+        sentences.append(Sentence(words, (finding.code,) if finding else ()))
+        if finding and finding not in findings:
+            findings.append(finding)
+    findings.sort(key=lambda f: order.index(f.code))
+    impression = tuple(
+        Sentence(words, tuple(dict.fromkeys(f.code for f in parse_impression(words, style, examination))))
+        for words in _split_sentences(sections["impression"], style, examination)
+    )
     return Report(
-        complete_findings(findings.values()), tuple(sentences), impression, sections["technique"], language
+        tuple(findings), tuple(sentences), impression, sections["technique"], style.language, examination
     )
 
 
-def parse_sentence(sentence: str, style: str = "prose", language: str = "en") -> Finding | None:
-    """The finding that one sentence states, None where the style has no such sentence."""
-    for code, presence, pattern in _patterns(style, language):
-        match = pattern.fullmatch(sentence)
-        if match:
-            return _to_finding(code, presence, match.groupdict(), load_style(style, language))
-    return None
+def parse_sentence(
+    sentence: str, style: Style | None = None, examination: str = "chest_ct"
+) -> Finding | None:
+    """The finding that one sentence of the findings states, None where the style has no such sentence."""
+    style = style or load_style()
+    return next(iter(_read(sentence, style, examination, "findings")), None)
+
+
+def parse_impression(
+    sentence: str, style: Style | None = None, examination: str = "chest_ct"
+) -> list[Finding]:
+    """The findings that one sentence of the impression states: none, one, or all that cannot be said."""
+    style = style or load_style()
+    return _read(sentence, style, examination, "impression") or _read_cannot_say(sentence, style, examination)
+
+
+def check_style(style: Style) -> list[str]:
+    """What is wrong with a style's phrases, a line each: every statement it can make is made and read back.
+
+    Sites, sides and change are tried one by one, sizes and counts with two values."""
+    return [fault for examination in style.examinations for fault in _faults(style, examination)]
+
+
+def _read(sentence: str, style: Style, examination: str, section: str) -> list[Finding]:
+    patterns = _patterns(style, examination, section)
+    words = _normal(sentence, style)
+    for change, bare in _without_change(words, style):
+        finding = patterns.literal.get(bare)
+        if finding is None:
+            for pattern in patterns.slotted:
+                if match := pattern.words.fullmatch(bare):
+                    finding = _to_finding(pattern, match.groupdict(), style, examination)
+                    break
+        if finding is not None:
+            return [replace(finding, change=change)]
+    return []
+
+
+def _without_change(words: str, style: Style) -> Iterator[tuple[Change | None, str]]:
+    """The sentence as it stands, then without the words for a change."""
+    yield None, words
+    stop = _normal(style.stop, style)
+    for change, said in style.changes.items():
+        ending = _normal(said, style) + stop
+        if words.endswith(ending):
+            yield change, words.removesuffix(ending) + stop
 
 
 @cache
-def _patterns(style: str, language: str) -> tuple[tuple[str, Presence, re.Pattern], ...]:
-    pack = load_style(style, language)
-    return tuple(
-        (code, presence, _to_pattern(phrase, pack))
-        for code in CHEST_CT
-        for key, presence in _PRESENCES.items()
-        for phrase in pack[code][key]
-    )
+def _patterns(style: Style, examination: str, section: str) -> _Patterns:
+    literal, slotted = {}, []
+    phrases = style.wording(examination).phrases
+    for code, kind in schema_of(examination).items():
+        for presence, key in _keys(kind, section):
+            for phrase in phrases[code][key]:
+                if "{" in phrase:
+                    slotted.append(_Pattern(code, presence, _to_expression(phrase, kind, style)))
+                else:
+                    literal[_normal(phrase, style)] = Finding(code, presence)
+    return _Patterns(literal, tuple(slotted))
 
 
-def _to_pattern(phrase: str, pack: Style) -> re.Pattern:
-    pattern = re.escape(phrase)
-    for slot, values in (("side", pack["sides"].values()), ("site", pack["sites"].values()), ("size", None)):
-        words = r"\d{1,3}" if values is None else "|".join(map(re.escape, values))
-        pattern = pattern.replace(re.escape("{" + slot + "}"), f"(?P<{slot}>{words})")
+def _keys(kind: FindingType, section: str) -> Iterator[tuple[Presence, str]]:
+    several = ("several",) if kind.countable else ()
+    if section == "impression":
+        yield from ((Presence.PRESENT, key) for key in ("impression", *(f"impression_{s}" for s in several)))
+        return
+    yield from ((Presence.PRESENT, key) for key in several)
+    yield from KEY_OF.items()
+
+
+def _to_expression(phrase: str, kind: FindingType, style: Style) -> re.Pattern[str]:
+    def any_of(words) -> str:
+        texts = {_normal(word, style) for word in words if word}
+        return "|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True))
+
+    slots = {
+        "place": any_of(style.place_words(place) for place in kind.places),
+        "side": any_of(style.sides[side] for side in kind.sides),
+        "site": any_of(style.sites[site] for site in kind.sites),
+        "size": r"\d{1,3}(?:\.\d)?",
+        "size_cm": r"\d{1,2}(?:\.\d{1,2})?",
+        "count": r"\d{1,2}",
+    }
+    # the slots are kept whole while the words around them are normalised
+    parts = re.split(r"(\{\w+\})", phrase)
+    words = [f"\ue000{part[1:-1]}\ue001" if part.startswith("{") else part for part in parts]
+    pattern = re.escape(_normal("".join(words), style))
+    for slot, legal in slots.items():
+        pattern = pattern.replace(f"\ue000{slot}\ue001", f"(?P<{slot}>{legal})", 1)
     return re.compile(pattern)
 
 
-def _to_finding(code: str, presence: Presence, slots: dict[str, str], pack: Style) -> Finding:
-    sides = {word: Side(side) for side, word in pack["sides"].items()}
-    sites = {word: site for site, word in pack["sites"].items()}
-    return Finding(
-        code=code,
-        presence=presence,
-        site=sites.get(slots.get("site", "")),
-        side=sides.get(slots.get("side", "")),
-        size_mm=float(slots["size"]) if "size" in slots else None,
+def _to_finding(pattern: _Pattern, slots: dict[str, str], style: Style, examination: str) -> Finding | None:
+    """None where the words name a place that the finding cannot have."""
+    kind = schema_of(examination)[pattern.code]
+    places = [place for place in kind.places if _says(slots, place, style)]
+    if pattern.presence is Presence.PRESENT and not places:
+        return None
+    side, site = places[0] if pattern.presence is Presence.PRESENT else (None, None)
+    size = float(slots["size"]) if "size" in slots else None
+    if "size_cm" in slots:
+        size = round(float(slots["size_cm"]) * 10, 1)
+    count = int(slots["count"]) if "count" in slots else None
+    return Finding(pattern.code, pattern.presence, site, side, size, count)
+
+
+def _says(slots: dict[str, str], place, style: Style) -> bool:
+    side, site = place
+    said = {
+        "place": style.place_words(place),
+        "side": style.sides[side] if side else "",
+        "site": style.sites[site] if site else "",
+    }
+    return all(slots[slot] == _normal(words, style) for slot, words in said.items() if slot in slots)
+
+
+def _read_cannot_say(sentence: str, style: Style, examination: str) -> list[Finding]:
+    wording = style.wording(examination)
+    words = _normal(sentence, style)
+    between = _normal(style.listed, style)
+    codes = {_normal(term, style): code for code, term in wording.terms.items()}
+    for phrase in wording.cannot_say:
+        before, _, after = (_normal(part, style) for part in phrase.partition("{terms}"))
+        if words.startswith(before) and words.endswith(after) and len(words) > len(before) + len(after):
+            terms = words[len(before) : len(words) - len(after)].split(between)
+            if all(term in codes for term in terms):
+                return [Finding(codes[term], Presence.CANNOT_SAY) for term in terms]
+    return []
+
+
+@cache
+def _normal(text: str, style: Style) -> str:
+    """One spelling for what reads the same: width, case and spaces. Chinese has no spaces to keep."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    if style.language == "zh":
+        return re.sub(r"\s+", "", text)
+    return re.sub(r"\ban (?=\d|\ue000)", "a ", re.sub(r"\s+", " ", text))
+
+
+def _split_sections(text: str, style: Style) -> dict[str, str]:
+    """Section name -> its text. Text without headings is all findings."""
+    heads = {_normal(style.headings[name], style): name for name in ("technique", "findings", "impression")}
+    sections = dict.fromkeys(heads.values(), "")
+    section = "findings"
+    for line in re.split(
+        "(" + "|".join(map(_loosely, style.headings.values())) + r")|(\n)", text, flags=re.IGNORECASE
+    ):
+        if line is None:
+            continue
+        if _normal(line, style) in heads:
+            section = heads[_normal(line, style)]
+        else:
+            sections[section] += line
+    return {name: body.strip() for name, body in sections.items()}
+
+
+def _loosely(heading: str) -> str:
+    """A heading with its colon of either width."""
+    return re.sub("[:：]", "[:：]", re.escape(heading)) if heading.strip(", ") else r"(?!)"
+
+
+def _split_sentences(text: str, style: Style, examination: str) -> list[str]:
+    """Sentences without their bullets and without the titles of groups."""
+    titles = sorted((g.title for g in style.wording(examination).groups), key=len, reverse=True)
+    ends = r"(?<=[.!?])\s+|\n+" if style.stop == "." else r"(?<=[。！？])\s*|(?<=；)\s*|\n+"
+    sentences = []
+    for line in re.split(r"\n+", text):
+        for title in titles:
+            if line.startswith(title):
+                line = line.removeprefix(title).strip()
+                break
+        line = _BULLET.sub("", line, count=1)
+        sentences += [s.strip() for s in re.split(ends, line)]
+    return [s for s in sentences if s]
+
+
+def _faults(style: Style, examination: str) -> Iterator[str]:
+    for code, kind in schema_of(examination).items():
+        for finding in _every_statement(kind):
+            for text in sentence_choices(finding, style, examination):
+                yield from _fault(
+                    text, finding, [parse_sentence(text, style, examination)], style, examination
+                )
+                if len(_split_sentences(text, style, examination)) != 1:
+                    yield f"{examination} [{code}]: '{text}' is read as more than one sentence."
+            if finding.presence is Presence.PRESENT:
+                for slot in impression_choices([finding], style, examination):
+                    for sentence in slot:
+                        read = parse_impression(sentence.text, style, examination)
+                        yield from _fault(sentence.text, finding, read, style, examination, whole=False)
+
+
+def _fault(
+    text: str,
+    meant: Finding,
+    read: Sequence[Finding | None],
+    style: Style,
+    examination: str,
+    whole: bool = True,
+) -> Iterator[str]:
+    """An impression need not repeat size or place, but must not contradict them."""
+    where = f"{examination} [{meant.code}]: '{text}'"
+    if len(read) != 1 or read[0] is None:
+        yield f"{where} is not read as a statement."
+    elif (read[0] != meant) if whole else not agrees(read[0], meant):
+        yield f"{where} is read as {_brief(read[0])}, and means {_brief(meant)}."
+
+
+def agrees(said: Finding, meant: Finding) -> bool:
+    """Whether everything that `said` states is so in `meant`; what it leaves open is no contradiction."""
+    return (said.code, said.presence) == (meant.code, meant.presence) and all(
+        said_value is None or said_value == meant_value
+        for said_value, meant_value in (
+            (said.side, meant.side),
+            (said.site, meant.site),
+            (said.size_mm, meant.size_mm),
+            (said.count, meant.count),
+            (said.change, meant.change),
+        )
     )
 
 
-def _split_sections(text: str, pack: Style) -> dict[str, str]:
-    """Section name -> its text. Text without headings is all findings."""
-    heads = {h: name for name, h in pack["headings"].items()}
-    parts = re.split("(" + "|".join(map(re.escape, heads)) + ")", text)
-    sections = dict.fromkeys(pack["headings"], "")
-    if len(parts) == 1:
-        return sections | {"findings": text.strip()}
-    for head, body in zip(parts[1::2], parts[2::2], strict=True):
-        sections[heads[head]] += body.strip()
-    return sections
+def _every_statement(kind: FindingType) -> Iterator[Finding]:
+    yield from (Finding(kind.key, p) for p in (Presence.ABSENT, Presence.CANNOT_SAY))
+    yield Finding(kind.key, Presence.ABSENT, change=Change.RESOLVED)
+    for side, site in kind.places:
+        for size in (7.0, 12.5) if kind.has_size else (None,):
+            for count in (None, 3, 12) if kind.countable else (None,):
+                for change in (None, *(c for c in Change if c is not Change.RESOLVED)):
+                    yield Finding(kind.key, Presence.PRESENT, site, side, size, count, change)
 
 
-def _split_sentences(text: str) -> list[str]:
-    return [s for s in re.split(r"(?<=[.!?])\s+", text.strip()) if s]
+def _brief(finding: Finding) -> str:
+    values = (finding.presence, finding.side, finding.site, finding.size_mm, finding.count, finding.change)
+    return " ".join([finding.code, *(str(v) for v in values if v is not None)])

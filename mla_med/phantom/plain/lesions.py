@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from mla_med.phantom.anatomy import (
+from mla_med.phantom.plain.anatomy import (
     AIR,
     MUSCLE,
     WATER,
@@ -27,7 +27,6 @@ from mla_med.phantom.anatomy import (
     render_anatomy,
     soft,
 )
-from mla_med.report.schema import CHEST_CT
 from mla_med.types import Box, Finding, Presence, Side
 
 PREVALENCE: dict[str, float] = {
@@ -70,7 +69,7 @@ def choose_codes(rng: np.random.Generator) -> tuple[str, ...]:
         odds["cardiomegaly"], odds["pleural_effusion"] = 0.6, 0.6
     if rng.random() < 0.2:
         odds["emphysema"], odds["lung_mass"] = 0.6, 0.35
-    return tuple(code for code in CHEST_CT if rng.random() < odds[code])
+    return tuple(code for code in PREVALENCE if rng.random() < odds[code])
 
 
 def plant(person: Person, codes: tuple[str, ...], rng: np.random.Generator) -> tuple[Lesion, ...]:

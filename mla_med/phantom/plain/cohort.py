@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from mla_med.errors import OutputError
-from mla_med.phantom.anatomy import Grid, Person, make_person
-from mla_med.phantom.lesions import Lesion, choose_codes, plant
-from mla_med.phantom.scanner import Scan, random_scan, scan_person, write_series
+from mla_med.phantom.plain.anatomy import Grid, Person, make_person
+from mla_med.phantom.plain.lesions import PREVALENCE, Lesion, choose_codes, plant
+from mla_med.phantom.plain.scanner import Scan, random_scan, scan_person, write_series
 from mla_med.report.render import render_report
 from mla_med.types import ClinicalContext, Report
 
@@ -48,13 +48,13 @@ class Phantom:
 
 
 def make_phantom(seed: int, codes: tuple[str, ...] | None = None) -> Phantom:
-    """`codes`: what to plant, keys of report.schema.CHEST_CT; None lets the seed choose."""
+    """`codes`: what to plant, keys of lesions.PREVALENCE; None lets the seed choose."""
     person = make_person(seed)
     rng = np.random.default_rng([seed, 5])
     chosen = choose_codes(rng) if codes is None else codes
     lesions = plant(person, chosen, rng)
     words = random.Random(f"report-{seed}")
-    report = render_report([lesion.finding for lesion in lesions], rng=words)
+    report = render_report([lesion.finding for lesion in lesions], rng=words, codes=tuple(PREVALENCE))
     # half of the requests know something, the others are general, as in life
     hints = [_INDICATIONS[code] for code in chosen]
     indication = words.choice(hints) if hints and words.random() < 0.5 else words.choice(_GENERAL)

@@ -15,8 +15,8 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from scipy import ndimage
 
-from mla_med.phantom.anatomy import Grid, Person, blend, soft
-from mla_med.phantom.lesions import Lesion, render_person
+from mla_med.phantom.plain.anatomy import Grid, Person, blend, soft
+from mla_med.phantom.plain.lesions import Lesion, render_person
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The plain chest that the packaged checkpoint was trained on. It goes when that is trained anew."""

@@ -30,6 +30,8 @@ MAX_MEMBERS = 200_000
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 GZIP_MAGIC = b"\x1f\x8b\x08"
 _CHUNK = 2**20
+_BUFFER = 2**14
+"""Holds the header of most images: one call of the system reads it."""
 
 
 class ArchiveError(OSError):
@@ -62,6 +64,11 @@ def open_file(path: Path) -> BinaryIO:
         with file:
             return io.BytesIO(_gunzip(file))
     return file
+
+
+def size_of(file: BinaryIO) -> int:
+    """In bytes; leaves the file where it stands, or, in memory, at its end."""
+    return file.seek(0, io.SEEK_END) if isinstance(file, io.BytesIO) else os.fstat(file.fileno()).st_size
 
 
 def stamp(path: Path) -> tuple[int, int]:
@@ -112,7 +119,7 @@ def _open_regular(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ArchiveError("is not a regular file")
-    return os.fdopen(descriptor, "rb")
+    return os.fdopen(descriptor, "rb", _BUFFER)
 
 
 def _read_member(path: Path) -> bytes:

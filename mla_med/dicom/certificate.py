@@ -6,6 +6,7 @@ else that would make millimetres wrong refused by name. Knows nothing of pixel v
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -165,9 +166,9 @@ def _missing_geometry(header: Header) -> str:
 
 
 def _is_orthonormal(orientation: Sequence[float]) -> bool:
-    row, column = np.array(orientation[:3]), np.array(orientation[3:])
-    products = (row @ row - 1, column @ column - 1, row @ column)
-    return bool(np.abs(products).max() < 0.01)
+    row, column = orientation[:3], orientation[3:]
+    pairs = ((row, row, 1.0), (column, column, 1.0), (row, column, 0.0))
+    return all(abs(sum(map(operator.mul, a, b)) - wanted) < 0.01 for a, b, wanted in pairs)
 
 
 def _drop_duplicates(headers: Sequence[Header]) -> list[Header]:
@@ -175,7 +176,7 @@ def _drop_duplicates(headers: Sequence[Header]) -> list[Header]:
     images: dict[tuple[str, int | None], Header] = {}
     for header in headers:
         kept = images.setdefault((header.sop_instance_uid, header.frame), header)
-        if replace(kept, path=header.path) != header:
+        if kept is not header and replace(kept, path=header.path) != header:
             raise SeriesError(
                 f"{kept.file_name} and {header.file_name} of series {header.series_uid} are different "
                 f"images with one SOPInstanceUID, {header.sop_instance_uid}. Send the series again.",

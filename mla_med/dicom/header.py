@@ -13,7 +13,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,7 +27,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from mla_med.archive import ZIP_MAGIC, open_file, stamp
+from mla_med.archive import ZIP_MAGIC, open_file, size_of, stamp
 from mla_med.dicom.mosaic import slice_positions, tile_side
 from mla_med.dicom.scan import EXPLICIT_LE, IMPLICIT_LE, Elements, clean, printable, scan
 
@@ -110,6 +110,12 @@ _VRS = {
     tag: _PRIVATE_VRS.get(tag) or dictionary_VR(tag).replace("US or SS", "US")
     for tag in map(int, filter(None, _TAG_OF.values()))
 }
+_OF_IMAGE = (
+    *("SOPInstanceUID", "SOPClassUID", "AcquisitionTime", "ContentTime", "InstanceNumber"),
+    "ImagePositionPatient",
+)
+_OF_SERIES = tuple(tag for key, tag in _TAG_OF.items() if key not in _OF_IMAGE)
+"""Elements that are nearly always the same in all files of a series."""
 
 
 class NotDicomError(Exception):
@@ -224,14 +230,17 @@ def read_headers(path: Path) -> tuple[Header, ...]:
     return _read_headers(path, stamp(path))
 
 
+_NO_META = Dataset()
+
+
 @lru_cache(maxsize=65536)
 def _read_headers(path: Path, _stamp: tuple[int, int]) -> tuple[Header, ...]:
     with open_file(path) as file:
-        size = file.seek(0, os.SEEK_END)
         elements = scan(file, _VRS)
+        size = size_of(file)
         if elements is not None and _is_plain(elements):
             file.seek(elements.pixel_tag_at)
-            return tuple(_headers(path, elements, Dataset(), elements.transfer_syntax_uid, file, size))
+            return tuple(_headers(path, elements, _NO_META, elements.transfer_syntax_uid, file, size))
         return _read_slowly(path, file, size)
 
 
@@ -352,12 +361,37 @@ def _check_inflated_size(file: BinaryIO) -> None:
 
 def _common(path: Path, dataset: Dataset | Elements, meta: Dataset, syntax: str) -> dict[str, Any]:
     """What all frames of a file share."""
-    patient = (_text(dataset, "PatientID"), _text(dataset, "IssuerOfPatientID"))
-    signed = _whole(dataset, "PixelRepresentation") == 1
     return {
+        **_alike(_shared, dataset, syntax),
         "path": path,
         "sop_instance_uid": _uid(_text(dataset, "SOPInstanceUID"), _text(meta, "MediaStorageSOPInstanceUID")),
         "sop_class_uid": _uid(_text(dataset, "SOPClassUID"), _text(meta, "MediaStorageSOPClassUID")),
+        "acquisition_time": _text(dataset, "AcquisitionTime"),
+        "content_time": _text(dataset, "ContentTime"),
+        "instance_number": _whole(dataset, "InstanceNumber"),
+    }
+
+
+_Reader = Callable[[Dataset | Elements, str], dict[str, Any]]
+
+
+def _alike(read: _Reader, dataset: Dataset | Elements, syntax: str) -> dict[str, Any]:
+    """What `read` makes of a file; once for all files of a series whose text is equal."""
+    if isinstance(dataset, Elements):
+        return _of_equal_text(read, dataset.select(_OF_SERIES), syntax)
+    return read(dataset, syntax)
+
+
+@lru_cache(maxsize=256)
+def _of_equal_text(read: _Reader, texts: tuple[tuple[str, ...] | None, ...], syntax: str) -> dict[str, Any]:
+    known = {tag: text for tag, text in zip(_OF_SERIES, texts, strict=True) if text is not None}
+    return read(Elements(known, syntax, 0), syntax)
+
+
+def _shared(dataset: Dataset | Elements, syntax: str) -> dict[str, Any]:
+    patient = (_text(dataset, "PatientID"), _text(dataset, "IssuerOfPatientID"))
+    signed = _whole(dataset, "PixelRepresentation") == 1
+    return {
         "series_uid": _uid(_text(dataset, "SeriesInstanceUID")),
         "study_uid": _uid(_text(dataset, "StudyInstanceUID")),
         "patient_hash": hash(patient) if patient[0] else None,
@@ -380,9 +414,6 @@ def _common(path: Path, dataset: Dataset | Elements, meta: Dataset, syntax: str)
         "kernel": "/".join(_texts(dataset, "ConvolutionKernel")),
         "acquisition_number": _whole(dataset, "AcquisitionNumber"),
         "kvp": _number(dataset, "KVP"),
-        "acquisition_time": _text(dataset, "AcquisitionTime"),
-        "content_time": _text(dataset, "ContentTime"),
-        "instance_number": _whole(dataset, "InstanceNumber"),
         "scanning_sequence": (*_texts(dataset, "ScanningSequence"), *_texts(dataset, "SequenceVariant")),
         "sequence_name": _text(dataset, "SequenceName") or _text(dataset, "PulseSequenceName"),
         "acquisition_type": _text(dataset, "MRAcquisitionType").upper(),
@@ -437,14 +468,20 @@ def _has_all_pixels(file: BinaryIO, size: int, common: dict[str, Any]) -> bool:
     """Compare what the file holds after its header with what the header promises."""
     if not common["rows"]:
         return True
-    syntax = pydicom.uid.UID(common["transfer_syntax_uid"])
+    syntax = common["transfer_syntax_uid"]
     if syntax == DeflatedExplicitVRLittleEndian:
         return True
-    if syntax.is_transfer_syntax and syntax.is_encapsulated:
+    if _is_encapsulated(syntax):
         return _has_delimiter(file, size)
     bits = common["rows"] * common["columns"] * common["samples"] * common["frames"]
     promised = bits * common["bits_allocated"] // 8
-    return size - file.tell() - (8 if syntax.is_implicit_VR else 12) >= promised
+    return size - file.tell() - (8 if syntax == IMPLICIT_LE else 12) >= promised
+
+
+@lru_cache(maxsize=256)
+def _is_encapsulated(syntax: str) -> bool:
+    uid = pydicom.uid.UID(syntax)
+    return uid.is_transfer_syntax and uid.is_encapsulated
 
 
 def _has_delimiter(file: BinaryIO, size: int) -> bool:
@@ -496,9 +533,15 @@ def _tiles(dataset: Dataset, common: dict[str, Any], file: BinaryIO) -> Iterator
 
 def _classic(dataset: Dataset | Elements) -> dict[str, Any]:
     return {
+        **_alike(_acquired, dataset, ""),
+        "position_mm": _numbers(dataset, "ImagePositionPatient", 3),
+    }
+
+
+def _acquired(dataset: Dataset | Elements, _syntax: str) -> dict[str, Any]:
+    return {
         "image_type": _texts(dataset, "ImageType"),
         "orientation": _numbers(dataset, "ImageOrientationPatient", 6),
-        "position_mm": _numbers(dataset, "ImagePositionPatient", 3),
         "row_column_spacing_mm": _numbers(dataset, "PixelSpacing", 2),
         "thickness_mm": _number(dataset, "SliceThickness"),
         "slope": _number(dataset, "RescaleSlope"),

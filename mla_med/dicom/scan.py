@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import BinaryIO
 
@@ -69,6 +69,10 @@ class Elements:
 
     def __contains__(self, tag: int) -> bool:
         return tag in self._texts
+
+    def select(self, tags: Sequence[int]) -> tuple[tuple[str, ...] | None, ...]:
+        """The texts of these elements, None where there is no such element."""
+        return tuple(map(self._texts.get, tags))
 
     def texts(self, tag: int) -> tuple[str, ...]:
         return self._texts.get(tag, ())

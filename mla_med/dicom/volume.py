@@ -34,7 +34,7 @@ AIR_HU = (-1100.0, -850.0)
 """Where the darkest voxels of a CT lie, if there is air in it."""
 UNDECLARED_PADDING_HU = -1500.0
 """Nothing in a patient is darker; scanners fill the corners with such values."""
-MAX_SAMPLED_VOXELS = 2**18
+MAX_SAMPLED_VOXELS = 2**16
 """The HU check looks at every n-th voxel of a larger volume."""
 
 # What decoders raise on damaged pixels: theirs are RuntimeErrors.
@@ -331,7 +331,7 @@ def _is_measured(sample: np.ndarray) -> bool:
 
 def _sample(voxels: np.ndarray) -> np.ndarray:
     every = max(1, -(-voxels.size // MAX_SAMPLED_VOXELS))
-    return voxels.reshape(-1, order="F")[::every]
+    return np.ascontiguousarray(voxels.reshape(-1, order="F")[::every])
 
 
 def _implausible(name: str, darkest: float, dense: float, why: str) -> SeriesError:

@@ -228,6 +228,8 @@ class Report:
     language: str = "en"
     examination: str = "chest_ct"
     """A key of report.schema.SCHEMAS."""
+    interpretations: tuple[str, ...] = ()
+    """What the findings mean in the light of the request: keys of report/interpretations.toml."""
 
 
 @dataclass(frozen=True, slots=True)

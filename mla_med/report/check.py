@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+from mla_med.report.interpret import interpret
 from mla_med.report.parse import agrees, parse_impression, parse_sentence
 from mla_med.report.schema import Schema, schema_of
 from mla_med.report.style import Style, load_style
@@ -41,6 +42,7 @@ def check_report(
         *_check_sentences(report, style),
         *_check_impression(report, schema, style),
         *_check_sides(report.findings, schema, midline_mm),
+        *_check_interpretations(report, context),
         *_check_words(report, context, contrast_given),
     )
 
@@ -136,6 +138,16 @@ def _check_sides(findings: Iterable[Finding], schema: Schema, midline_mm: float)
                 f"{schema[finding.code].term} is said to be {finding.side}, its evidence "
                 f"lies {abs(x):.0f} mm to the {seen}.",
             )
+
+
+def _check_interpretations(report: Report, context: ClinicalContext | None) -> Iterator[Complaint]:
+    if context is None:
+        return
+    legal = interpret(report.findings, context, report.examination)
+    for key in report.interpretations:
+        if key not in legal:
+            words = f"The impression says {key.replace('_', ' ')}, which findings and request do not support."
+            yield Complaint("INTERPRETATION", words)
 
 
 def _check_words(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
+from mla_med.report.interpret import Interpretation, rules
 from mla_med.report.render import impression_choices, sentence_choices
 from mla_med.report.schema import FindingType, schema_of
 from mla_med.report.style import KEY_OF, Style, load_style
@@ -48,12 +49,21 @@ def parse_report(text: str, style: Style | None = None, examination: str = "ches
         if finding and finding not in findings:
             findings.append(finding)
     findings.sort(key=lambda f: order.index(f.code))
-    impression = tuple(
-        Sentence(words, tuple(dict.fromkeys(f.code for f in parse_impression(words, style, examination))))
-        for words in _split_sentences(sections["impression"], style, examination)
-    )
+    impression, meanings = [], []
+    for words in _split_sentences(sections["impression"], style, examination):
+        rule = parse_interpretation(words, style, examination)
+        if rule is not None:
+            meanings.append(rule.key)
+        codes = [rule.finding] if rule else [f.code for f in parse_impression(words, style, examination)]
+        impression.append(Sentence(words, tuple(dict.fromkeys(codes))))
     return Report(
-        tuple(findings), tuple(sentences), impression, sections["technique"], style.language, examination
+        findings=tuple(findings),
+        sentences=tuple(sentences),
+        impression=tuple(impression),
+        technique=sections["technique"],
+        language=style.language,
+        examination=examination,
+        interpretations=tuple(dict.fromkeys(meanings)),
     )
 
 
@@ -71,6 +81,14 @@ def parse_impression(
     """The findings that one sentence of the impression states: none, one, or all that cannot be said."""
     style = style or load_style()
     return _read(sentence, style, examination, "impression") or _read_cannot_say(sentence, style, examination)
+
+
+def parse_interpretation(
+    sentence: str, style: Style | None = None, examination: str = "chest_ct"
+) -> Interpretation | None:
+    """The rule whose words a sentence of the impression has, None if it has no rule's."""
+    style = style or load_style()
+    return _interpretations(style, examination).get(_normal(sentence, style))
 
 
 def check_style(style: Style) -> list[str]:
@@ -189,6 +207,13 @@ def _read_cannot_say(sentence: str, style: Style, examination: str) -> list[Find
 
 
 @cache
+def _interpretations(style: Style, examination: str) -> dict[str, Interpretation]:
+    rule_of = {rule.key: rule for rule in rules(examination)}
+    phrases = style.wording(examination).interpretations
+    return {_normal(words, style): rule_of[key] for key in rule_of for words in phrases[key]}
+
+
+@cache
 def _normal(text: str, style: Style) -> str:
     """One spelling for what reads the same: width, case and spaces. Chinese has no spaces to keep."""
     text = unicodedata.normalize("NFKC", text).casefold()
@@ -235,6 +260,13 @@ def _split_sentences(text: str, style: Style, examination: str) -> list[str]:
 
 
 def _faults(style: Style, examination: str) -> Iterator[str]:
+    for rule in rules(examination):
+        for words in style.wording(examination).interpretations[rule.key]:
+            read = parse_interpretation(words, style, examination)
+            if read is not rule or parse_impression(words, style, examination):
+                yield f"{examination} [interpretations] {rule.key}: '{words}' is read as something else."
+            if len(_split_sentences(words, style, examination)) != 1:
+                yield f"{examination} [interpretations] {rule.key}: '{words}' is read as two sentences."
     for code, kind in schema_of(examination).items():
         for finding in _every_statement(kind):
             for text in sentence_choices(finding, style, examination):

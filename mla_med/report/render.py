@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 
 from mla_med.errors import ReportError
+from mla_med.report.interpret import rules
 from mla_med.report.schema import FindingType, Schema, schema_of
 from mla_med.report.style import KEY_OF, Style, load_style
 from mla_med.types import Change, Finding, Presence, Report, Sentence
@@ -85,6 +86,17 @@ def impression_choices(
     return tuple(slots)
 
 
+def interpretation_choices(
+    interpretations: Sequence[str], style: Style, examination: str = "chest_ct"
+) -> tuple[tuple[Sentence, ...], ...]:
+    """For each of these keys of interpretations.toml, its legal wordings."""
+    finding = {rule.key: rule.finding for rule in rules(examination)}
+    phrases = style.wording(examination).interpretations
+    return tuple(
+        tuple(Sentence(phrase, (finding[key],)) for phrase in phrases[key]) for key in interpretations
+    )
+
+
 def render_report(
     findings: Iterable[Finding],
     style: Style | None = None,
@@ -92,6 +104,7 @@ def render_report(
     technique: str | None = None,
     rng: random.Random | None = None,
     codes: Collection[str] | None = None,
+    interpretations: Sequence[str] = (),
 ) -> Report:
     """The complete report of these findings (of those `codes`, where they are given); with `rng` a
     colleague's phrase instead of the preferred one, in a fifth of the sentences."""
@@ -107,10 +120,17 @@ def render_report(
             Sentence(pick(sentence_choices(f, style, examination)), (f.code,))
             for f in _in_groups(complete, style, examination)
         ),
-        impression=tuple(pick(slot) for slot in impression_choices(complete, style, examination)),
+        impression=tuple(
+            pick(slot)
+            for slot in (
+                *impression_choices(complete, style, examination),
+                *interpretation_choices(interpretations, style, examination),
+            )
+        ),
         technique=style.wording(examination).technique if technique is None else technique,
         language=style.language,
         examination=examination,
+        interpretations=tuple(interpretations),
     )
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mla_med.errors import ConfigError
+from mla_med.report.interpret import rules
 from mla_med.report.schema import SCHEMAS, FindingType, Place
 from mla_med.types import Change, Presence, Side
 
@@ -50,6 +51,8 @@ class Wording:
     """Empty: one paragraph in the order of the schema."""
     terms: Mapping[str, str]
     """Code -> the bare term."""
+    interpretations: Mapping[str, tuple[str, ...]]
+    """Keys of interpretations.toml -> sentences of the impression."""
     phrases: Mapping[str, Mapping[str, tuple[str, ...]]]
     """Code -> present, several, absent, cannot_say, impression, impression_several -> phrases."""
 
@@ -203,7 +206,7 @@ def _text(table: Mapping[str, Any], key: str, folder: Path, inner: str | None = 
 def _to_wording(examination: str, table: dict[str, Any], folder: Path) -> Wording:
     schema = SCHEMAS[examination]
     where = f"{folder}/{examination}.toml"
-    unknown = sorted(set(table) - set(schema) - {"technique", "impression", "groups"})
+    unknown = sorted(set(table) - set(schema) - {"technique", "impression", "interpretations", "groups"})
     if unknown:
         raise ConfigError(f"{where}: [{unknown[0]}] is no finding of this examination.", code="STYLE_INVALID")
     impression = table.get("impression", {})
@@ -213,6 +216,10 @@ def _to_wording(examination: str, table: dict[str, Any], folder: Path) -> Wordin
         cannot_say=_phrases(impression, "cannot_say", f"{where} [impression]"),
         groups=_groups(table.get("groups", []), schema, where),
         terms={code: str(table.get(code, {}).get("term", kind.term)) for code, kind in schema.items()},
+        interpretations={
+            rule.key: _phrases(table.get("interpretations", {}), rule.key, f"{where} [interpretations]")
+            for rule in rules(examination)
+        },
         phrases={
             code: {key: _phrases(table.get(code, {}), key, f"{where} [{code}]") for key in _keys(kind)}
             for code, kind in schema.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -47,6 +47,30 @@ def check_report(
     )
 
 
+def check_text(
+    text: str,
+    language: str = "en",
+    context: ClinicalContext | None = None,
+    contrast_given: bool | None = None,
+) -> tuple[Complaint, ...]:
+    """Complaints about a report that anybody wrote, in any words: what contradicts the header, and what
+    cannot be in any patient. `context` of None: nothing is known of the patient or of a prior."""
+    words = _words(language)
+    complaints: list[Complaint] = []
+    for sentence in re.split(r"(?<=[.!?])\s+|(?<=[。！？])|\n+", text):
+        if match := words["nowhere"].search(sentence):
+            complaints.append(Complaint("NO_SUCH_PLACE", f"'{match[0]}' is in no patient.", sentence))
+        if match := words["impossible_size"].search(sentence):
+            complaints.append(Complaint("SIZE", f"'{match[0]}' is no size that a chest holds.", sentence))
+        complaints += _check_contrast(sentence, contrast_given, words)
+        if context is not None:
+            complaints += _check_against_context(sentence, context, words)
+    male, female = words["male"].search(text), words["female"].search(text)
+    if male and female:
+        complaints.append(Complaint("ORGAN_OF_OTHER_SEX", f"'{male[0]}' and '{female[0]}' in one patient."))
+    return tuple(complaints)
+
+
 def _check_slots(report: Report, schema: Schema, asked: Iterable[str]) -> Iterator[Complaint]:
     said = [code for sentence in report.sentences for code in sentence.codes]
     true = [finding.code for finding in report.findings]
@@ -61,25 +85,32 @@ def _check_slots(report: Report, schema: Schema, asked: Iterable[str]) -> Iterat
 
 
 def _check_sentences(report: Report, style: Style) -> Iterator[Complaint]:
+    """Each sentence against a finding of its own: two that say the same of two nodules are one too few."""
+    unsaid = list(report.findings)
+    doubtful: list[tuple[Finding, str]] = []
     for sentence in report.sentences:
         stated = parse_sentence(sentence.text, style, report.examination)
         if stated is None:
             words = "The sentence states nothing that can be checked."
             yield Complaint("UNKNOWN_SENTENCE", words, sentence.text)
-        elif complaint := _against(stated, report.findings, sentence.text):
-            yield complaint
+        elif stated in unsaid:
+            unsaid.remove(stated)
+        else:
+            doubtful.append((stated, sentence.text))
+    for stated, text in doubtful:
+        yield from _against(stated, unsaid, report.findings, text)
 
 
-def _against(stated: Finding, findings: Iterable[Finding], sentence: str) -> Complaint | None:
-    """What a sentence says against the findings of its code, held to the nearest of them."""
-    same = [f for f in findings if f.code == stated.code]
-    if stated in same:
-        return None
-    if not same:
-        return Complaint(
-            "NOT_A_FINDING", f"The sentence states {stated.code}, the findings do not.", sentence
-        )
-    return min((_difference(stated, f, sentence) for f in same), key=lambda row: row[0])[1]
+def _against(
+    stated: Finding, unsaid: Sequence[Finding], findings: Sequence[Finding], sentence: str
+) -> Iterator[Complaint]:
+    """What a sentence says against the nearest finding of its code that nothing else speaks of."""
+    same = [f for f in unsaid if f.code == stated.code]
+    if same:
+        yield min((_difference(stated, f, sentence) for f in same), key=lambda row: row[0])[1]
+    elif stated not in findings:
+        words = f"The sentence states {stated.code} {stated.presence}, which is no finding."
+        yield Complaint("NOT_A_FINDING", words, sentence)
 
 
 def _difference(stated: Finding, true: Finding, sentence: str) -> tuple[int, Complaint]:
@@ -156,18 +187,23 @@ def _check_words(
     words = _words(report.language)
     whole = (*report.sentences, *report.impression)
     for sentence in whole:
-        if not (context and context.prior) and (match := words["comparison"].search(sentence.text)):
-            yield Complaint(
-                "COMPARISON_WITHOUT_PRIOR", f"'{match[0]}' compares, and there is no prior.", sentence.text
-            )
-        if context and context.sex in (Sex.FEMALE, Sex.MALE):
-            organ = words["male" if context.sex is Sex.FEMALE else "female"].search(sentence.text)
-            if organ:
-                yield Complaint(
-                    "ORGAN_OF_OTHER_SEX", f"'{organ[0]}', and the patient is {context.sex}.", sentence.text
-                )
+        yield from _check_against_context(sentence.text, context or ClinicalContext(), words)
     for text in (report.technique, *(s.text for s in whole)):
         yield from _check_contrast(text, contrast_given, words)
+
+
+def _check_against_context(
+    sentence: str, context: ClinicalContext, words: dict[str, re.Pattern[str]]
+) -> Iterator[Complaint]:
+    if not context.prior and (match := words["comparison"].search(sentence)):
+        yield Complaint(
+            "COMPARISON_WITHOUT_PRIOR", f"'{match[0]}' compares, and there is no prior.", sentence
+        )
+    if context.sex in (Sex.FEMALE, Sex.MALE):
+        organ = words["male" if context.sex is Sex.FEMALE else "female"].search(sentence)
+        if organ:
+            words_ = f"'{organ[0]}', and the patient is {context.sex}."
+            yield Complaint("ORGAN_OF_OTHER_SEX", words_, sentence)
 
 
 def _check_contrast(

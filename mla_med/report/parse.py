@@ -262,8 +262,8 @@ def _split_sentences(text: str, style: Style, examination: str) -> list[str]:
 def _faults(style: Style, examination: str) -> Iterator[str]:
     for rule in rules(examination):
         for words in style.wording(examination).interpretations[rule.key]:
-            read = parse_interpretation(words, style, examination)
-            if read is not rule or parse_impression(words, style, examination):
+            meant = parse_interpretation(words, style, examination)
+            if meant is not rule or parse_impression(words, style, examination):
                 yield f"{examination} [interpretations] {rule.key}: '{words}' is read as something else."
             if len(_split_sentences(words, style, examination)) != 1:
                 yield f"{examination} [interpretations] {rule.key}: '{words}' is read as two sentences."

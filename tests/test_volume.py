@@ -1,6 +1,7 @@
 """Geometry and values of volumes: the traps that MONAI's readers fall into, and real series beside
 the conversions that the field trusts."""
 
+import io
 import logging
 import math
 from pathlib import Path
@@ -23,6 +24,7 @@ from dicom_series import (
     write_series,
 )
 from nibabel.orientations import io_orientation, ornt_transform
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -202,12 +204,24 @@ def test_a_slice_beside_the_others_is_refused(tmp_path):
     assert "Slice 3 of 4" in str(error)
 
 
+def lookup_table() -> Dataset:
+    """Stored 0 to 3 are 0, 10, 100 and 1000 of some unit."""
+    table = Dataset()
+    table.add_new(0x00283002, "US", [4, 0, 16])
+    table.ModalityLUTType = "US"
+    table.add_new(0x00283006, "OW", np.array([0, 10, 100, 1000], "<u2").tobytes())
+    return table
+
+
 @pytest.mark.parametrize(
     ("code", "heights_mm", "attributes"),
     [
         ("TOO_FEW_SLICES", [0, 2], {}),
         ("NOT_A_VOLUME", [4, 4, 4, 4], {}),
         ("NOT_CT_OR_MR", HEIGHTS_MM, {"Modality": "PT"}),
+        ("NOT_HU", HEIGHTS_MM, {"RescaleType": "MGML"}),
+        ("NOT_HU", HEIGHTS_MM, {"RescaleType": lambda k: "HU" if k else "Z_EFF"}),
+        ("MODALITY_LUT", HEIGHTS_MM, {"ModalityLUTSequence": [lookup_table()], "RescaleSlope": None}),
         ("SECONDARY_CAPTURE", HEIGHTS_MM, {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}),
         ("LOCALIZER", HEIGHTS_MM, {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}),
         ("MOSAIC", HEIGHTS_MM, {"Modality": "MR", "ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}),
@@ -679,3 +693,25 @@ def test_every_depth_and_sign_in_every_plain_syntax(tmp_path, bits, signed, synt
     volume = read_volume(only_series(tmp_path))
     for k in range(5):
         assert np.array_equal(volume.voxels[:, :, k], values.T.astype(np.float32))
+
+
+@pytest.mark.parametrize("stated", ["none", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"])
+@pytest.mark.parametrize("implicit", [False, True])
+def test_pixels_are_not_shifted_where_the_transfer_syntax_is_wrong_or_missing(tmp_path, stated, implicit):
+    for path in write_series(tmp_path, HEIGHTS_MM):
+        dataset = pydicom.dcmread(path)
+        buffer = io.BytesIO()
+        del dataset.file_meta
+        dataset.preamble = None
+        dataset.save_as(buffer, implicit_vr=implicit, little_endian=True)
+        body = buffer.getvalue()
+        if stated != "none":
+            meta = io.BytesIO()
+            other = pydicom.dcmread(path)
+            other.file_meta.TransferSyntaxUID = stated
+            pydicom.filewriter.write_file_meta_info(meta, other.file_meta)
+            body = b"\0" * 128 + b"DICM" + meta.getvalue() + body
+        path.write_bytes(body)
+    volume = read_volume(only_series(tmp_path))
+    assert volume.voxels[:, 0, 0].tolist() == [-1000, -999, -998, -997, -996, -995]
+    assert volume.voxels[:, 7, 0].tolist() == [-1000, -999, -998, -997, -996, -995]

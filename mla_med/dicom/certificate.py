@@ -90,6 +90,10 @@ def _headers(series: Series) -> list[Header]:
         ) from error
 
 
+HU_TYPES = ("HU", "HU_MOD", "US", "")
+"""Rescale types of CT (PS3.3 C.11.1.1.2) that may be HU; US is what some scanners write for them."""
+
+
 def _check_kind(headers: Sequence[Header]) -> None:
     """Is it CT or MR, made of slices?"""
     first = headers[0]
@@ -129,6 +133,18 @@ def _check_kind(headers: Sequence[Header]) -> None:
             "DERIVED_PROJECTION",
             f"{name} is a projection ({', '.join(sorted(words & PROJECTION_WORDS))}). "
             "Choose the slices that it was made from.",
+        ),
+        (
+            first.modality == "CT" and any(h.rescale_type not in HU_TYPES for h in headers),
+            "NOT_HU",
+            f"{name} is in {first.rescale_type or 'mixed units'}, not in HU (RescaleType): a material map of "
+            "a dual-energy scan, mostly. Choose the series in HU.",
+        ),
+        (
+            any(h.has_lut for h in headers),
+            "MODALITY_LUT",
+            f"{name} turns stored values into units by a table (ModalityLUTSequence), which is not read. "
+            "Export it with RescaleSlope and RescaleIntercept.",
         ),
         (
             any(h.frames > 1 and h.frame is None for h in headers),

@@ -62,6 +62,7 @@ LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91, 
 READABLE_HERE = frozenset(
     (EXPLICIT_LE, *(f"1.2.840.10008.1.2.{n}" for n in ("4.57", "4.70", "4.80", "4.90", "4.91", "5")))
 )
+_PIXEL_TAG, _PIXEL_VRS = b"\xe0\x7f\x10\0", (b"OW\0\0", b"OB\0\0")
 _DELIMITER = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 
 _SIEMENS_B_VALUE = 0x0019100C
@@ -87,7 +88,8 @@ _TAGS: list[Any] = [
         "ImageOrientationPatient",
         "ImagePositionPatient",
     ),
-    *("PixelSpacing", "SliceThickness", "RescaleSlope", "RescaleIntercept", "PixelPaddingValue"),
+    *("PixelSpacing", "SliceThickness", "RescaleSlope", "RescaleIntercept", "RescaleType"),
+    *("ModalityLUTSequence", "PixelPaddingValue"),
     *("PixelPaddingRangeLimit", "ConvolutionKernel", "EchoTime", "EchoNumbers", "DiffusionBValue"),
     *("DiffusionGradientOrientation", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime"),
     *("AcquisitionTime", "ContentTime", "InstanceNumber", "SpacingBetweenSlices"),
@@ -169,6 +171,10 @@ class Header:
     thickness_mm: float | None
     slope: float | None
     intercept: float | None
+    rescale_type: str
+    """The unit that rescaling gives (PS3.3 C.11.1.1.2); empty where it is not stated."""
+    has_lut: bool
+    """Stored values go through a table (ModalityLUTSequence), not through slope and intercept."""
     padding: tuple[int, int] | None
     """Lowest and highest stored value that means: nothing was measured here."""
     kernel: str
@@ -266,12 +272,12 @@ def _headers(
     path: Path, dataset: Dataset | Elements, meta: Dataset, syntax: str, file: BinaryIO, size: int
 ) -> Iterator[Header]:
     """`file` stands at the element of the pixel data, or where the file ended before it."""
-    common = _common(path, dataset, meta, syntax)
+    common = _common(path, dataset, meta, _true_syntax(file, syntax))
     if _lacks_pixels(file, size, common):
         raise PixelsMissingError(common["study_uid"])
     if common["sop_class_uid"] == DICOMDIR_CLASS:
         return
-    common["pixels_at"] = _pixels_at(file, syntax)
+    common["pixels_at"] = _pixels_at(file, common["transfer_syntax_uid"], _promised_bytes(common))
     common["pixels_complete"] = _has_all_pixels(file, size, common)
     if isinstance(dataset, Dataset) and _is_tiled(dataset):
         yield from _tiles(dataset, common, file)
@@ -452,16 +458,37 @@ def _lacks_pixels(file: BinaryIO, size: int, common: dict[str, Any]) -> bool:
     return common["sop_class_uid"] in IMAGE_CLASSES and not deflated and file.tell() >= size
 
 
-def _pixels_at(file: BinaryIO, syntax: str) -> int | None:
-    """Where the value of the pixel data begins; None if anything there is not as it nearly always is."""
+def _true_syntax(file: BinaryIO, stated: str) -> str:
+    """The stated transfer syntax, but for uncompressed files that are encoded otherwise than they state:
+    what stands before the pixel data is believed, since every pixel would be shifted."""
+    if stated not in (EXPLICIT_LE, IMPLICIT_LE):
+        return stated
+    start = _peek(file)
+    if start[:4] != _PIXEL_TAG:
+        return stated
+    return EXPLICIT_LE if start[4:8] in _PIXEL_VRS else IMPLICIT_LE
+
+
+def _peek(file: BinaryIO) -> bytes:
+    """The next twelve bytes; the file stays where it is."""
     at = file.tell()
     start = file.read(12)
     file.seek(at)
-    if len(start) < 12 or start[:4] != b"\xe0\x7f\x10\0":
+    return start
+
+
+def _pixels_at(file: BinaryIO, syntax: str, promised: int) -> int | None:
+    """Where the value of the pixel data begins; None if anything there is not as it nearly always is,
+    the stated length above all."""
+    at, start = file.tell(), _peek(file)
+    if len(start) < 12 or start[:4] != _PIXEL_TAG:
         return None
-    if syntax == IMPLICIT_LE:
-        return at + 8
-    return at + 12 if start[4:8] in (b"OW\0\0", b"OB\0\0") and syntax in READABLE_HERE else None
+    explicit = start[4:8] in _PIXEL_VRS
+    (length,) = struct.unpack_from("<I", start, 8 if explicit else 4)
+    if syntax in (EXPLICIT_LE, IMPLICIT_LE):
+        as_stated = explicit == (syntax == EXPLICIT_LE) and promised <= length <= promised + 1
+        return at + (12 if explicit else 8) if as_stated else None
+    return at + 12 if explicit and syntax in READABLE_HERE else None
 
 
 def _has_all_pixels(file: BinaryIO, size: int, common: dict[str, Any]) -> bool:
@@ -473,9 +500,12 @@ def _has_all_pixels(file: BinaryIO, size: int, common: dict[str, Any]) -> bool:
         return True
     if _is_encapsulated(syntax):
         return _has_delimiter(file, size)
-    bits = common["rows"] * common["columns"] * common["samples"] * common["frames"]
-    promised = bits * common["bits_allocated"] // 8
-    return size - file.tell() - (8 if syntax == IMPLICIT_LE else 12) >= promised
+    return size - file.tell() - (8 if syntax == IMPLICIT_LE else 12) >= _promised_bytes(common)
+
+
+def _promised_bytes(common: dict[str, Any]) -> int:
+    values = common["rows"] * common["columns"] * common["samples"] * common["frames"]
+    return values * common["bits_allocated"] // 8
 
 
 @lru_cache(maxsize=256)
@@ -546,6 +576,8 @@ def _acquired(dataset: Dataset | Elements, _syntax: str) -> dict[str, Any]:
         "thickness_mm": _number(dataset, "SliceThickness"),
         "slope": _number(dataset, "RescaleSlope"),
         "intercept": _number(dataset, "RescaleIntercept"),
+        "rescale_type": _text(dataset, "RescaleType").upper(),
+        "has_lut": bool(_items(dataset, "ModalityLUTSequence")),
         "echo": (_rounded(_number(dataset, "EchoTime")), "/".join(_texts(dataset, "EchoNumbers"))),
         "b_value": _b_value(dataset),
         "gradient": _numbers(dataset, "DiffusionGradientOrientation", 3),
@@ -593,6 +625,8 @@ def _enhanced(dataset: Dataset, group: Dataset, shared: Dataset) -> dict[str, An
         "thickness_mm": _number(measures, "SliceThickness"),
         "slope": _number(rescale, "RescaleSlope"),
         "intercept": _number(rescale, "RescaleIntercept"),
+        "rescale_type": _text(rescale, "RescaleType").upper(),
+        "has_lut": bool(_items(dataset, "ModalityLUTSequence")),
         "echo": (echo_ms, _text(content, "StackID")),
         "b_value": _number(diffusion, "DiffusionBValue"),
         "gradient": _numbers(directions[0], "DiffusionGradientOrientation", 3),

@@ -215,6 +215,37 @@ def phantom(
 
 
 @app.command()
+def style(
+    folder: Annotated[
+        Path | None, typer.Argument(help="A style pack: style.toml and a file for each examination.")
+    ] = None,
+) -> None:
+    """Check a department's own style pack, and show a report in it; without one, list what is packaged."""
+    from mla_med.report.parse import check_style
+    from mla_med.report.render import render_report, report_text
+    from mla_med.report.style import load_style, packaged_languages, packaged_styles, read_style
+    from mla_med.types import Finding, Side
+
+    if folder is None:
+        for language in packaged_languages():
+            for name in packaged_styles(language):
+                out.print(f"{language}/{name}: {', '.join(load_style(name, language).examinations)}")
+        return
+    pack = read_style(folder)
+    faults = check_style(pack)
+    for fault in faults:
+        out.print(fault, style="red", markup=False)
+    if faults:
+        out.print(f"{len(faults)} statements are not read back as they are meant.")
+        raise typer.Exit(1)
+    shown = Finding("lung_nodule", site="upper_lobe", side=Side.LEFT, size_mm=8.0)
+    if "chest_ct" in pack.examinations:
+        out.print(report_text(render_report([shown], pack), pack), markup=False)
+    examinations = ", ".join(pack.examinations)
+    out.print(f"\n{pack.language}/{pack.name}: every statement of {examinations} is read back.")
+
+
+@app.command()
 def evaluate(
     references: Annotated[Path, typer.Argument(help='JSON lines {"id": ..., "report": ...}.')],
     drafts: Annotated[Path, typer.Argument(help="JSON lines with the same ids.")],

@@ -63,7 +63,7 @@ def test_what_is_not_given_is_stated_as_absent():
     required = [code for code, kind in CHEST_CT.items() if kind.required]
     assert [f.code for f in report.findings] == required
     assert sum(f.presence is Presence.PRESENT for f in report.findings) == 1
-    assert len(report.sentences) == 23
+    assert len(report.sentences) == 22
 
 
 def test_a_report_of_some_codes_is_silent_on_the_others():

@@ -251,6 +251,7 @@ CHEST_CT: Schema = _schema(
         _sct("59282003", "Pulmonary embolism"),
         _paired("central", "segmental"),
         critical=True,
+        required=False,  # without contrast medium nobody can say
     ),
     FindingType(
         "fracture",

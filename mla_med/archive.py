@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import os
 import stat
 import zipfile
@@ -39,6 +40,13 @@ class ArchiveError(OSError):
 
     def __init__(self, words: str):
         super().__init__(None, words)
+
+
+# bz2 raises OSError, lzma an error of its own
+_UNPACKABLE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError),
+    *(NotImplementedError, RuntimeError, ValueError),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +137,7 @@ def _read_member(path: Path) -> bytes:
     try:
         with _zip(archive).open(info) as file:
             return _read_at_most(file, info.file_size)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except _UNPACKABLE as error:
         raise ArchiveError("is damaged in its archive") from error
 
 

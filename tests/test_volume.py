@@ -277,7 +277,7 @@ def test_rescale_is_applied_once_and_per_slice(tmp_path):
     )
     volume = read_volume(only_series(tmp_path))
     assert volume.voxels[0, 0].tolist() == [100.0, 190.0, 30.0, 120.0, 260.0]
-    assert volume.certificate.rescale == "per slice, slope 0.5 to 3"
+    assert volume.certificate.rescale == "per slice, slope 0.5 to 3, intercept -40 to 0"
 
 
 def test_negative_stored_values_survive_a_first_slice_without_any(tmp_path):

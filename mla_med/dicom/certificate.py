@@ -10,13 +10,14 @@ import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder
 
 from mla_med.dicom.group import MIN_SLICES, SAME_DIRECTION, SAME_SPACING
-from mla_med.dicom.header import MALFORMED, Header, NotDicomError, quiet_pydicom, read_headers
+from mla_med.dicom.header import MALFORMED, Header, NotDicomError, pixel_digest, quiet_pydicom, read_headers
 from mla_med.dicom.scan import printable
 from mla_med.dicom.terms import body_part_of, contrast_of
 from mla_med.errors import SeriesError
@@ -81,13 +82,14 @@ def _headers(series: Series) -> list[Header]:
                 f"({type(error).__name__}). Was it moved or changed? Read the study again.",
                 code="FILE_CHANGED",
             ) from error
-    try:
-        return [found[instance.path, instance.frame] for instance in series.instances]
-    except KeyError as error:
+    headers = [found.get((instance.path, instance.frame)) for instance in series.instances]
+    known = [instance.sop_instance_uid for instance in series.instances]
+    if [header and header.sop_instance_uid for header in headers] != known:
         raise SeriesError(
             f"Files of series {series.series_uid} changed since it was read. Read the study again.",
             code="FILE_CHANGED",
-        ) from error
+        )
+    return [header for header in headers if header is not None]
 
 
 HU_TYPES = ("HU", "HU_MOD", "US", "")
@@ -192,13 +194,20 @@ def _drop_duplicates(headers: Sequence[Header]) -> list[Header]:
     images: dict[tuple[str, int | None], Header] = {}
     for header in headers:
         kept = images.setdefault((header.sop_instance_uid, header.frame), header)
-        if kept is not header and replace(kept, path=header.path) != header:
+        if kept is not header and not _same_image(kept, header):
             raise SeriesError(
                 f"{kept.file_name} and {header.file_name} of series {header.series_uid} are different "
                 f"images with one SOPInstanceUID, {header.sop_instance_uid}. Send the series again.",
                 code="DUPLICATE_UID",
             )
     return list(images.values())
+
+
+def _same_image(kept: Header, header: Header) -> bool:
+    """Equal headers, and equal pixels: what was corrected and sent again may keep its UID."""
+    if replace(kept, path=header.path) != header:
+        return False
+    return kept.path == header.path or pixel_digest(kept.path) == pixel_digest(header.path)
 
 
 def _check_one_geometry(headers: Sequence[Header]) -> None:
@@ -319,14 +328,31 @@ def _check_pixels_stated(ordered: Sequence[Header]) -> None:
                 "Ask the PACS for explicit VR little endian.",
                 code="UNSUPPORTED_PIXELS",
             )
-        if abs(header.slope or 1.0) > MAX_RESCALE or abs(header.intercept or 0.0) > MAX_RESCALE:
+        slope, intercept = _rescale_of(header)
+        if slope == 0 or max(abs(slope), abs(intercept)) > MAX_RESCALE:
             raise SeriesError(
-                f"{header.file_name} of series {header.series_uid} rescales by {header.slope or 1:g} and "
-                f"{header.intercept or 0:g}, which no measurement needs. Is its header damaged?",
+                f"{header.file_name} of series {header.series_uid} rescales by {slope:g} and "
+                f"{intercept:g}, which no measurement needs. Is its header damaged?",
                 code="RESCALE_IMPLAUSIBLE",
             )
         if not header.pixels_complete:
             raise truncated(header, k, len(ordered))
+        if header.pixels_in_excess:
+            raise SeriesError(
+                f"{header.file_name} of series {header.series_uid} holds twice the pixels that its header "
+                "describes, or more. Is BitsAllocated or NumberOfFrames wrong? Send the series again.",
+                code="UNREADABLE_PIXELS",
+            )
+    if len({(header.slope is None, header.intercept is None) for header in ordered}) > 1:
+        raise SeriesError(
+            f"Some slices of series {first.series_uid} state how values are rescaled and others do not, so "
+            "they have no unit in common. Were attributes lost on the way? Send the series again.",
+            code="RESCALE_MIXED",
+        )
+
+
+def _rescale_of(header: Header) -> tuple[float, float]:
+    return (1.0 if header.slope is None else header.slope), header.intercept or 0.0
 
 
 def truncated(header: Header, k: int, n: int) -> SeriesError:
@@ -399,8 +425,11 @@ def _rescale_words(headers: Sequence[Header]) -> str:
     if len(pairs) == 1:
         slope, intercept = pairs.pop()
         return f"slope {1 if slope is None else slope:g}, intercept {intercept or 0:g}"
-    slopes = [1.0 if header.slope is None else header.slope for header in headers]
-    return f"per slice, slope {min(slopes):g} to {max(slopes):g}"
+    slopes, intercepts = zip(*map(_rescale_of, headers), strict=True)
+    return (
+        f"per slice, slope {min(slopes):g} to {max(slopes):g}, "
+        f"intercept {min(intercepts):g} to {max(intercepts):g}"
+    )
 
 
 def _notes(headers: Sequence[Header], duplicates: int) -> list[str]:
@@ -423,8 +452,19 @@ def _notes(headers: Sequence[Header], duplicates: int) -> list[str]:
             headers[0].modality == "CT" and any(h.slope is None or h.intercept is None for h in headers),
             "CT without complete rescale attributes: values may not be HU.",
         ),
+        (
+            len({(h.contrast or "", h.acquisition_number) for h in headers}) > 1 and _alternates(headers),
+            "Acquisition number or contrast medium alternates from slice to slice: perhaps two scans in one.",
+        ),
     )
     return [words_for_people for seen, words_for_people in observed if seen]
+
+
+def _alternates(ordered: Sequence[Header]) -> bool:
+    """Whether slices of two acquisitions lie between each other, not one block beside the other."""
+    keys = [(h.contrast or "", h.acquisition_number) for h in ordered]
+    changes = sum(a != b for a, b in pairwise(keys))
+    return 2 * len(set(keys)) <= changes and max(map(keys.count, set(keys))) > 2
 
 
 def _place(header: Header) -> str:

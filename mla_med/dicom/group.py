@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from mla_med.dicom.header import Header
 from mla_med.types import Instance, Series
 
@@ -82,7 +84,42 @@ def _parts(headers: list[Header]) -> list[list[Header]]:
     large = [group for group in groups.values() if _number_of_images(group) >= MIN_SLICES]
     small = [h for group in groups.values() if _number_of_images(group) < MIN_SLICES for h in group]
     parts = [part for group in large for part in _without_repeats(group)]
-    return parts + ([small] if small else [])
+    left = [header for header in small if not _rejoin(header, parts)]
+    return parts + ([left] if left else [])
+
+
+def _rejoin(header: Header, parts: list[list[Header]]) -> bool:
+    """Puts an image that one odd attribute parted from its stack back into it: without its last slice a
+    stack looks whole. What it lacks is judged with the stack."""
+    for part in parts:
+        if _continues(header, part):
+            part.append(header)
+            return True
+    return False
+
+
+def _continues(header: Header, part: Sequence[Header]) -> bool:
+    """Whether it lies on the line of the slices, at a place of its own, no further off than they are."""
+    first = part[0]
+    if header.position_mm is None or (header.rows, header.columns) != (first.rows, first.columns):
+        return False
+    if header.orientation is not None and header.orientation != first.orientation:
+        return False
+    if header.frame is not None or any(h.position_mm is None for h in part):
+        return False
+    places = np.array([h.position_mm for h in part])
+    ends = places[np.argsort(places @ (places[-1] - places[0]))]
+    line = ends[-1] - ends[0]
+    length = float(np.linalg.norm(line))
+    if length == 0:
+        return False
+    along = np.sort((places - ends[0]) @ line / length)
+    step = float(np.median(np.diff(along)))
+    at = np.asarray(header.position_mm) - ends[0]
+    here = float(at @ line / length)
+    beside = float(np.linalg.norm(at - here * line / length))
+    nearest = float(np.abs(along - here).min())
+    return beside < 1.0 and 0.5 * step < nearest < 1.5 * step
 
 
 def _nearest(value: Sequence[float] | None, known: list[Sequence[float]], tolerance: float) -> int | None:
@@ -113,16 +150,26 @@ def _stacks(headers: list[Header], attributes: Sequence[Attribute]) -> list[list
     """By the first attribute that leaves such stacks, and where it does not suffice by a further one."""
     if not _repeats(headers):
         return [headers]
-    for number, attribute in enumerate(attributes):
-        parts: dict[object, list[Header]] = {}
-        for header in headers:
-            parts.setdefault(attribute.value(header), []).append(header)
-        if len(parts) < 2 or any(_number_of_images(part) < MIN_SLICES for part in parts.values()):
-            continue
-        found = [_stacks(part, attributes[number + 1 :]) for part in parts.values()]
+    splits = [(number, _split(headers, attribute)) for number, attribute in enumerate(attributes)]
+    splits = [(number, parts) for number, parts in splits if parts]
+    # the fewest, longest stacks: an attribute that alternates from slice to slice would halve them
+    alone = [parts for _, parts in splits if not any(map(_repeats, parts))]
+    if alone:
+        return min(alone, key=len)
+    for number, parts in splits:
+        found = [_stacks(part, attributes[number + 1 :]) for part in parts]
         if all(found):
             return [stack for stacks in found if stacks for stack in stacks]
     return None
+
+
+def _split(headers: Sequence[Header], attribute: Attribute) -> list[list[Header]]:
+    """Empty where the attribute does not tell stacks apart."""
+    parts: dict[object, list[Header]] = {}
+    for header in headers:
+        parts.setdefault(attribute.value(header), []).append(header)
+    large = all(_number_of_images(part) >= MIN_SLICES for part in parts.values())
+    return list(parts.values()) if len(parts) > 1 and large else []
 
 
 def _blocks(headers: list[Header]) -> list[list[Header]] | None:

@@ -6,6 +6,7 @@ enhanced objects, and files that lie; knows nothing of series, volumes or people
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -205,6 +206,8 @@ class Header:
     instance_number: int | None
     pixels_complete: bool
     """False: the file ends before its pixel data do."""
+    pixels_in_excess: bool = False
+    """True: the file holds twice the pixels that its header describes, or more."""
     tiles: int = 0
     """Siemens mosaic: how many slices lie side by side in the stored image; 0 elsewhere."""
     pixels_at: int | None = field(default=None, compare=False)
@@ -234,6 +237,18 @@ def read_headers(path: Path) -> tuple[Header, ...]:
     """One header, or one per frame of an enhanced object. Raises NotDicomError, one of MALFORMED,
     or OSError."""
     return _read_headers(path, stamp(path))
+
+
+def pixel_digest(path: Path) -> bytes:
+    """Of everything from the pixel data on, to tell images of one header apart."""
+    with open_file(path) as file:
+        elements = scan(file, _VRS)
+        if elements is None:
+            file.seek(0)
+            pydicom.dcmread(file, stop_before_pixels=True, force=True)
+        else:
+            file.seek(elements.pixel_tag_at)
+        return hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
 
 
 _NO_META = Dataset()
@@ -279,6 +294,7 @@ def _headers(
         return
     common["pixels_at"] = _pixels_at(file, common["transfer_syntax_uid"], _promised_bytes(common))
     common["pixels_complete"] = _has_all_pixels(file, size, common)
+    common["pixels_in_excess"] = _has_excess(file, common)
     if isinstance(dataset, Dataset) and _is_tiled(dataset):
         yield from _tiles(dataset, common, file)
     else:
@@ -503,6 +519,17 @@ def _has_all_pixels(file: BinaryIO, size: int, common: dict[str, Any]) -> bool:
     return size - file.tell() - (8 if syntax == IMPLICIT_LE else 12) >= _promised_bytes(common)
 
 
+def _has_excess(file: BinaryIO, common: dict[str, Any]) -> bool:
+    """A little more than promised is sloppy, twice as much is another image than the header describes."""
+    if common["transfer_syntax_uid"] not in (EXPLICIT_LE, IMPLICIT_LE):
+        return False
+    start = _peek(file)
+    if len(start) < 12 or start[:4] != _PIXEL_TAG:
+        return False
+    (length,) = struct.unpack_from("<I", start, 8 if start[4:8] in _PIXEL_VRS else 4)
+    return 0 < 2 * _promised_bytes(common) <= length
+
+
 def _promised_bytes(common: dict[str, Any]) -> int:
     values = common["rows"] * common["columns"] * common["samples"] * common["frames"]
     return values * common["bits_allocated"] // 8
@@ -574,8 +601,8 @@ def _acquired(dataset: Dataset | Elements, _syntax: str) -> dict[str, Any]:
         "orientation": _numbers(dataset, "ImageOrientationPatient", 6),
         "row_column_spacing_mm": _numbers(dataset, "PixelSpacing", 2),
         "thickness_mm": _number(dataset, "SliceThickness"),
-        "slope": _number(dataset, "RescaleSlope"),
-        "intercept": _number(dataset, "RescaleIntercept"),
+        "slope": _stated(dataset, "RescaleSlope"),
+        "intercept": _stated(dataset, "RescaleIntercept"),
         "rescale_type": _text(dataset, "RescaleType").upper(),
         "has_lut": bool(_items(dataset, "ModalityLUTSequence")),
         "echo": (_rounded(_number(dataset, "EchoTime")), "/".join(_texts(dataset, "EchoNumbers"))),
@@ -623,8 +650,8 @@ def _enhanced(dataset: Dataset, group: Dataset, shared: Dataset) -> dict[str, An
         "position_mm": _numbers(macro("PlanePositionSequence"), "ImagePositionPatient", 3),
         "row_column_spacing_mm": _numbers(measures, "PixelSpacing", 2),
         "thickness_mm": _number(measures, "SliceThickness"),
-        "slope": _number(rescale, "RescaleSlope"),
-        "intercept": _number(rescale, "RescaleIntercept"),
+        "slope": _stated(rescale, "RescaleSlope"),
+        "intercept": _stated(rescale, "RescaleIntercept"),
         "rescale_type": _text(rescale, "RescaleType").upper(),
         "has_lut": bool(_items(dataset, "ModalityLUTSequence")),
         "echo": (echo_ms, _text(content, "StackID")),
@@ -671,6 +698,16 @@ def _uid(*candidates: str) -> str:
 def _number(dataset: Dataset | Elements, keyword: Any) -> float | None:
     values = _texts(dataset, keyword)
     return _to_float(values[0]) if values else None
+
+
+def _stated(dataset: Dataset | Elements, keyword: str) -> float | None:
+    """A number, None where there is none, infinity where something stands there that is none: that has
+    to be refused, not taken for absent."""
+    number = _number(dataset, keyword)
+    if number is not None or isinstance(dataset, Elements) or keyword not in dataset:
+        return number
+    raw = dataset.get_item(keyword)
+    return math.inf if raw is not None and raw.value not in (None, "", b"") else None
 
 
 def _numbers(dataset: Dataset | Elements, keyword: str, count: int) -> tuple[float, ...] | None:

@@ -34,6 +34,8 @@ AIR_HU = (-1100.0, -850.0)
 """Where the darkest voxels of a CT lie, if there is air in it."""
 UNDECLARED_PADDING_HU = -1500.0
 """Nothing in a patient is darker; scanners fill the corners with such values."""
+BRIGHTEST_HU = 31000.0
+"""Of the extended CT scale; no metal is brighter."""
 MAX_SAMPLED_VOXELS = 2**16
 """The HU check looks at every n-th voxel of a larger volume."""
 
@@ -52,7 +54,7 @@ def read_volume(series: Series, resample: bool = False) -> Volume:
         voxels, padded, masked = _read_voxels(headers, certificate)
     certificate = replace(certificate, notes=(*certificate.notes, *_pixel_notes(padded, masked)))
     if headers[0].modality == "CT":
-        certificate = check_hu(voxels, certificate, f"Series {series.series_uid}")
+        certificate = check_hu(voxels, certificate, f"Series {series.series_uid}", filled=padded > 0)
     instances = tuple(Instance(h.sop_instance_uid, h.sop_class_uid, h.path, h.frame) for h in headers)
     if resample:
         voxels, certificate, nearest = _resampled(voxels, certificate, headers)
@@ -239,8 +241,7 @@ def _stored_bits(stored: np.ndarray, header: Header) -> tuple[np.ndarray, int]:
         return stored, 0
     low, high = int(stored.min()), int(stored.max())
     if shift == 0 and header.signed:
-        extended = low < 0 or high < 1 << bits - 1
-        if extended or high >= 1 << bits:
+        if low < 0 or high < 1 << bits - 1:
             return stored, 0
     elif shift == 0 and high < 1 << bits:
         return stored, 0
@@ -248,7 +249,7 @@ def _stored_bits(stored: np.ndarray, header: Header) -> tuple[np.ndarray, int]:
     if not 0 <= up < allocated:
         return stored, 0
     # shifted up and down again: the sign comes along
-    return (stored << up) >> (allocated - bits), int(not header.signed)
+    return (stored << up) >> (allocated - bits), int(not header.signed or high >= 1 << bits)
 
 
 def _decode(arrays: Iterator[np.ndarray], header: Header, k: int, n: int) -> np.ndarray:
@@ -295,18 +296,25 @@ def _fill_padding(slice_JI: np.ndarray, stored_JI: np.ndarray, header: Header) -
     if header.modality != "CT" or header.padding is None:
         return 0
     low, high = header.padding
-    # Some scanners declare 0 as padding while 0 is water; only what is darker than tissue is believed.
-    if high * (header.slope or 1.0) + (header.intercept or 0.0) > AIR_HU[1]:
+    # Some scanners declare 0 as padding while 0 is water; only what no tissue has is believed.
+    first, last = (stored * (header.slope or 1.0) + (header.intercept or 0.0) for stored in (low, high))
+    if last > AIR_HU[1] and first < BRIGHTEST_HU:
         return 0
     mask = (stored_JI >= low) & (stored_JI <= high) & (slice_JI != PADDING_HU)
     slice_JI[mask] = PADDING_HU
     return int(np.count_nonzero(mask))
 
 
-def check_hu(voxels: np.ndarray, certificate: Certificate, name: str) -> Certificate:
+def check_hu(voxels: np.ndarray, certificate: Certificate, name: str, filled: bool = False) -> Certificate:
     """Measure air; refuse values that no CT in HU has, and note what merely looks odd. `name` begins the
-    error: "Series 1.2.3"."""
+    error: "Series 1.2.3". `filled`: padding was set to PADDING_HU, which is then no measurement."""
     sample = _sample(voxels)
+    if filled:
+        sample = sample[sample != PADDING_HU]
+    if sample.size == 0:
+        raise SeriesError(
+            f"{name} holds padding and nothing that was measured. Send it again.", code="HU_IMPLAUSIBLE"
+        )
     darkest, dense = np.percentile(sample, (1.0, 99.0))
     if darkest < UNDECLARED_PADDING_HU and dense < 200 and _is_measured(sample):
         raise _implausible(name, darkest, dense, "looks rescaled twice")
@@ -319,6 +327,10 @@ def check_hu(voxels: np.ndarray, certificate: Certificate, name: str) -> Certifi
         notes.append(
             f"Values below {UNDECLARED_PADDING_HU:.0f} HU: padding that the header does not declare."
         )
+    if sample.min() == sample.max():
+        notes.append("One value everywhere.")
+    if sample.max() > BRIGHTEST_HU:
+        notes.append(f"Values above {BRIGHTEST_HU:.0f} HU: padding that the header does not declare.")
     if air_hu is None or not AIR_HU[0] <= air_hu <= AIR_HU[1]:
         notes.append("The darkest voxels are not air: a narrow field of view, or values that are not HU.")
     return replace(certificate, air_hu=air_hu, notes=tuple(notes))

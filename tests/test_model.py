@@ -396,8 +396,9 @@ def test_save_and_load_round_trip_in_safetensors(tmp_path):
     assert all(torch.equal(a, loaded.state_dict()[name]) for name, a in model.state_dict().items())
     ids = torch.tensor([[1, 5, 6], [1, 9, 9]])
     one, other = (m("cough", image, input_ids=ids) for m in (model, loaded))
-    assert torch.equal(one.findings.presence_logits_BF, other.findings.presence_logits_BF)
-    assert torch.equal(one.logits, other.logits)
+    # weights lie elsewhere in memory, and sums of another order differ in the last digit
+    torch.testing.assert_close(one.findings.presence_logits_BF, other.findings.presence_logits_BF)
+    torch.testing.assert_close(one.logits, other.logits)
     head, table = loaded.get_output_embeddings().weight, loaded.get_input_embeddings().weight
     assert head.data_ptr() == table.data_ptr()
 

@@ -265,3 +265,28 @@ def test_enhanced_time_points_and_frame_types_are_parted():
     assert [len(s.instances) for s in siemens.series] == [6, 6, 6, 6]
     philips = read_study(SHARED_DICOM / "mr_enhanced_philips_siemens" / "Philips")
     assert [s.image_type[3] for s in philips.series] == ["M", "FIELD_MAP"]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "said", "kept"),
+    [
+        ({"PatientName": "Doe^Jane"}, "THORAX_DOE_JANE 2.0", "THORAX_[removed] 2.0"),
+        ({"PatientName": "Doe^Jane"}, "Jane, Doe thorax", "[removed] thorax"),
+        ({"PatientName": "Doe^Jane"}, "Does thorax", "Does thorax"),
+        ({"PatientName": "Smith-Jones^Anna"}, "Smith Jones thorax", "[removed] thorax"),
+        ({"PatientName": "Wang^Wei=王^伟"}, "王伟 胸部", "[removed] 胸部"),
+        ({"PatientName": "Li^Yi"}, "Chest Li Yi", "Chest [removed]"),
+        ({"PatientName": "Li^Yi"}, "Chest, li", "Chest, li"),
+        ({"PatientID": "MRN-4711"}, "Chest MRN4711", "Chest [removed]"),
+        ({"OtherPatientIDs": "X-99887"}, "Chest X99887", "Chest [removed]"),
+        ({"PatientBirthDate": "19600312"}, "CT DOB 19600312", "CT DOB [removed]"),
+        ({"PatientBirthDate": "19600312"}, "geb. 12.03.1960 CT", "geb. [removed] CT"),
+        ({"PatientBirthDate": "19600312"}, "born 1960-3-12", "born [removed]"),
+        ({"PatientBirthDate": "19600312"}, "1960年3月12 胸部", "[removed] 胸部"),
+        ({"PatientBirthDate": "19600312"}, "follow-up of 12 nodules", "follow-up of 12 nodules"),
+    ],
+)
+def test_free_text_loses_the_patient_however_they_are_written(tmp_path, attributes, said, kept):
+    none = {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "", "PatientID": ""}
+    write_series(tmp_path, [0, 2, 4], StudyDescription=said, **{**none, **attributes})
+    assert read_study(tmp_path).description == kept

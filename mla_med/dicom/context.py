@@ -35,7 +35,10 @@ PROTOCOL_TEXTS = (
     "ProtocolName",
 )
 PROTOCOL_CODES = ("RequestedProcedureCodeSequence", "ProcedureCodeSequence", "ScheduledProtocolCodeSequence")
-IDENTITY = ("PatientName", "PatientID", "OtherPatientNames", "PatientBirthName", "AccessionNumber")
+IDENTITY = (
+    *("PatientName", "PatientID", "OtherPatientNames", "OtherPatientIDs", "PatientBirthName"),
+    *("PatientMotherBirthName", "ResponsiblePerson", "AccessionNumber"),
+)
 _TAGS: list[str] = [
     *(
         "SpecificCharacterSet",
@@ -96,14 +99,44 @@ def read_prior(path: Path) -> PriorReport | None:
 
 
 def without_identity(text: str, dataset: Dataset) -> str:
-    """Free text that repeats the patient's name or an ID loses it."""
+    """Free text that repeats the patient's name, an ID or the date of birth loses it."""
+    for expression in _identity(dataset):
+        text = expression.sub("[removed]", text)
+    return _REPEATED.sub("[removed]", text)
+
+
+def _identity(dataset: Dataset) -> Iterator[re.Pattern[str]]:
+    """Whole names and IDs first, however their parts are joined, then each part."""
+    parts: list[str] = []
     for keyword in IDENTITY:
-        for word in re.split(r"[\^=\s,\\\[\]']+", _value(dataset, keyword)):
-            # One letter, or two Latin ones, would tear holes into ordinary words.
-            if len(word) >= 3 or (len(word) == 2 and not word.isascii()):
-                edges = (r"(?<!\w)", r"(?!\w)") if word.isascii() else ("", "")
-                text = re.sub(edges[0] + re.escape(word) + edges[1], "[removed]", text, flags=re.IGNORECASE)
-    return text
+        # three representations of a name: alphabetic, ideographic, phonetic (PS3.5 6.2.1.1)
+        for written in re.split(r"[=\\]", _value(dataset, keyword)):
+            words = re.findall(r"[^\W_]+", written)
+            for turned in (words, words[::-1]):
+                if _tells(whole := "".join(turned)) and len(words) > 1:
+                    yield _bounded(_JOINT.join(map(re.escape, turned)), whole)
+            parts += words
+    for word in sorted(filter(_tells, set(parts)), key=len, reverse=True):
+        yield _bounded(re.escape(word), word)
+    if born := _date(_value(dataset, "PatientBirthDate")):
+        year, month, day = f"{born:%Y}", f"0?{born.month}", f"0?{born.day}"
+        for order in ((year, month, day), (day, month, year), (month, day, year)):
+            yield re.compile(rf"(?<!\d){_DATE_JOINT.join(order)}(?!\d)")
+
+
+_JOINT, _DATE_JOINT = r"[\s^_,.\-/]*", r"[\s./\-年月]*"
+_REPEATED = re.compile(rf"\[removed\](?:{_JOINT}\[removed\])+")
+
+
+def _tells(word: str) -> bool:
+    """One letter, or two Latin ones, would tear holes into ordinary words."""
+    return len(word) >= 3 or (len(word) == 2 and not word.isascii())
+
+
+def _bounded(expression: str, word: str) -> re.Pattern[str]:
+    """A Latin word at its edges, where an underscore is one; Chinese has none."""
+    edges = (r"(?<![^\W_])", r"(?![^\W_])") if word.isascii() else ("", "")
+    return re.compile(edges[0] + expression + edges[1], re.IGNORECASE)
 
 
 def _request(dataset: Dataset) -> Request:

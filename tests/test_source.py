@@ -349,7 +349,7 @@ def test_protocol_and_indication_come_from_the_request(tmp_path):
     )
     context = read_study(tmp_path).context
     assert context.indication == "cough"
-    assert context.protocol == "Thorax; CT chest for [removed] [removed]; CT of the chest"
+    assert context.protocol == "Thorax; CT chest for [removed]; CT of the chest"
 
 
 def time_series(tmp_path, times, **attributes):

@@ -44,10 +44,12 @@ class Preprocessing:
     spacing_mm: float = 3.0
     windows_hu: tuple[tuple[float, float], ...] = ((-1350.0, 150.0), (-160.0, 240.0), (-500.0, 1300.0))
     """CT: lower and upper HU of each channel (lung, soft tissue, bone)."""
+    sequences: tuple[str, ...] = ()
+    """MR: the sequence of each channel (roles of dicom/examinations.toml); none: one channel of any."""
 
     @property
     def channels(self) -> int:
-        return len(self.windows_hu) if self.modality == Modality.CT else 1
+        return len(self.windows_hu) if self.modality == Modality.CT else max(1, len(self.sequences))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,7 +59,18 @@ class Preprocessing:
         windows = tuple((float(low), float(high)) for low, high in values["windows_hu"])
         shape = tuple(int(n) for n in values["shape"])
         assert len(shape) == 3
-        return cls(str(values["modality"]), shape, float(values["spacing_mm"]), windows)
+        sequences = tuple(map(str, values.get("sequences", ())))
+        return cls(str(values["modality"]), shape, float(values["spacing_mm"]), windows, sequences)
+
+
+BRAIN_MR = Preprocessing(
+    modality=Modality.MR,
+    shape=(80, 104, 88),
+    spacing_mm=2.0,
+    windows_hu=(),
+    sequences=("T1", "T2", "FLAIR", "DWI"),
+)
+"""Brain MR at 2 mm, from the vertex down to the foramen magnum: see `sequences.py`."""
 
 
 class SlabAveraged(MapTransform):

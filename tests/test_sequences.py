@@ -47,8 +47,8 @@ def brightest_mm(channel: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 def test_one_point_is_one_voxel_in_series_of_any_plane():
     image, present, affine = to_channels({"T1": T1_SAGITTAL, "FLAIR": FLAIR_AXIAL}, SMALL)
-    assert tuple(image.shape) == (4, 48, 56, 44)
-    assert present.tolist() == [True, False, True, False]
+    assert tuple(image.shape) == (6, 48, 56, 44)
+    assert present.tolist() == [True, False, True, False, False, False]
     for channel in (0, 2):
         place = brightest_mm(image[channel].numpy(), affine.numpy())
         assert place == pytest.approx(LESION, abs=3.0)
@@ -91,8 +91,8 @@ def test_what_was_not_measured_is_zero_and_not_dark():
 
 
 def test_none_of_the_sequences_is_an_error_that_names_them():
-    with pytest.raises(SeriesError, match="T1, T2, FLAIR, DWI is among those given: SWI") as caught:
-        to_channels({"SWI": FLAIR_AXIAL}, SMALL)
+    with pytest.raises(SeriesError, match="SWI, T1 contrast is among those given: ADC") as caught:
+        to_channels({"ADC": FLAIR_AXIAL}, SMALL)
     assert caught.value.code == "NO_SEQUENCE"
 
 
@@ -100,4 +100,4 @@ def test_settings_with_sequences_survive_json():
     import json
 
     assert Preprocessing.from_dict(json.loads(json.dumps(BRAIN_MR.to_dict()))) == BRAIN_MR
-    assert BRAIN_MR.channels == 4
+    assert BRAIN_MR.channels == 6

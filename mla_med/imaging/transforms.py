@@ -68,7 +68,7 @@ BRAIN_MR = Preprocessing(
     shape=(80, 104, 88),
     spacing_mm=2.0,
     windows_hu=(),
-    sequences=("T1", "T2", "FLAIR", "DWI"),
+    sequences=("T1", "T2", "FLAIR", "DWI", "SWI", "T1 contrast"),
 )
 """Brain MR at 2 mm, from the vertex down to the foramen magnum: see `sequences.py`."""
 

@@ -36,6 +36,11 @@ class Grid:
         """Width of a soft edge: the mean voxel edge."""
         return float(np.mean(self.spacing_mm))
 
+    @property
+    def everywhere(self) -> tuple[slice, slice, slice]:
+        """All voxels, as an index."""
+        return slice(0, self.shape[0]), slice(0, self.shape[1]), slice(0, self.shape[2])
+
     def axes(
         self, box: tuple[slice, slice, slice] | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+from mla_med.report.extract import Mention, extract, read_languages
 from mla_med.report.interpret import interpret
 from mla_med.report.parse import agrees, parse_impression, parse_sentence
 from mla_med.report.schema import Schema, schema_of
@@ -21,6 +22,8 @@ from mla_med.types import ClinicalContext, Complaint, Finding, Presence, Report,
 
 MIDLINE_MM = 10.0
 """Evidence nearer to the middle than this says nothing about a side."""
+EXTRACTED = "chest_ct"
+"""The examination whose words the extractor knows."""
 _ONE_SIDE = (Side.RIGHT, Side.LEFT)
 
 
@@ -91,14 +94,39 @@ def _check_sentences(report: Report, style: Style) -> Iterator[Complaint]:
     for sentence in report.sentences:
         stated = parse_sentence(sentence.text, style, report.examination)
         if stated is None:
-            words = "The sentence states nothing that can be checked."
-            yield Complaint("UNKNOWN_SENTENCE", words, sentence.text)
+            yield from _check_free(sentence.text, report)
         elif stated in unsaid:
             unsaid.remove(stated)
         else:
             doubtful.append((stated, sentence.text))
     for stated, text in doubtful:
         yield from _against(stated, unsaid, report.findings, text)
+
+
+def _check_free(text: str, report: Report) -> Iterator[Complaint]:
+    """A sentence that the style does not have: what the extractor reads in it, against the findings."""
+    complaints: list[Complaint] = []
+    if report.examination == EXTRACTED and report.language in read_languages():
+        for mention in extract(text, report.language):
+            same = [f for f in report.findings if f.code == mention.code]
+            complaints += _against_mention(mention, same, text)
+    if not complaints:
+        words = "The sentence states nothing that can be checked."
+        complaints.append(Complaint("UNKNOWN_SENTENCE", words, text))
+    yield from complaints
+
+
+def _against_mention(mention: Mention, same: Sequence[Finding], sentence: str) -> Iterator[Complaint]:
+    true = {finding.presence for finding in same}
+    if {mention.presence, *true} == {Presence.PRESENT, Presence.ABSENT} and mention.presence not in true:
+        words = f"The sentence reads as {mention.code} {mention.presence}, the finding is {true.pop()}."
+        yield Complaint("NEGATION", words, sentence)
+    sides = {finding.side for finding in same if finding.presence is Presence.PRESENT}
+    if mention.presence is Presence.PRESENT and mention.side and sides and mention.side not in sides:
+        said = " and ".join(sorted(side for side in sides if side))
+        if said and Side.BILATERAL not in {mention.side, *sides}:
+            words = f"The sentence reads as {mention.code} on the {mention.side}, the finding is {said}."
+            yield Complaint("SIDE", words, sentence)
 
 
 def _against(
@@ -218,9 +246,7 @@ def _check_contrast(
 
 @cache
 def _words(language: str) -> dict[str, re.Pattern[str]]:
-    """What a language calls each thing that a rule looks for."""
+    """What a language calls each thing that a rule looks for; nothing, in a language without such words."""
     lists = tomllib.loads((Path(__file__).parent / "lexicon" / "check.toml").read_text(encoding="utf-8"))
-    return {
-        name: re.compile("|".join(expressions), re.IGNORECASE)
-        for name, expressions in lists[language].items()
-    }
+    own = lists.get(language, {})
+    return {name: re.compile("|".join(own.get(name, ["(?!)"])), re.IGNORECASE) for name in lists["en"]}

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 
 from mla_med.report.interpret import Interpretation, rules
 from mla_med.report.render import impression_choices, sentence_choices
@@ -18,7 +18,7 @@ from mla_med.report.schema import FindingType, schema_of
 from mla_med.report.style import KEY_OF, Style, load_style
 from mla_med.types import Change, Finding, Presence, Report, Sentence
 
-_BULLET = re.compile(r"\s*(?:[-•*·]\s+|\(?\d{1,2}[.)、．]\s*)(?!\d)")
+_BULLET = re.compile(r"^\s*(?:[-•*·]\s+|\(?\d{1,2}(?:[)）、]|[.．](?!\d))\s*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,9 @@ class _Pattern:
     code: str
     presence: Presence
     words: re.Pattern[str]
+    before: str
+    after: str
+    """What stands before the first slot and after the last: most sentences fail at these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,26 +104,38 @@ def check_style(style: Style) -> list[str]:
 def _read(sentence: str, style: Style, examination: str, section: str) -> list[Finding]:
     patterns = _patterns(style, examination, section)
     words = _normal(sentence, style)
-    for change, bare in _without_change(words, style):
+    for change, codes, bare in _without_change(words, style, examination):
         finding = patterns.literal.get(bare)
         if finding is None:
             for pattern in patterns.slotted:
+                if not (bare.startswith(pattern.before) and bare.endswith(pattern.after)):
+                    continue
                 if match := pattern.words.fullmatch(bare):
                     finding = _to_finding(pattern, match.groupdict(), style, examination)
                     break
-        if finding is not None:
+        if finding is not None and finding.code in codes:
             return [replace(finding, change=change)]
     return []
 
 
-def _without_change(words: str, style: Style) -> Iterator[tuple[Change | None, str]]:
-    """The sentence as it stands, then without the words for a change."""
-    yield None, words
-    stop = _normal(style.stop, style)
-    for change, said in style.changes.items():
-        ending = _normal(said, style) + stop
+def _without_change(
+    words: str, style: Style, examination: str
+) -> Iterator[tuple[Change | None, Container[str], str]]:
+    """The sentence as it stands, then without words for a change, and which findings change in these."""
+    yield None, schema_of(examination), words
+    for (change, ending), codes in _endings(style, examination).items():
         if words.endswith(ending):
-            yield change, words.removesuffix(ending) + stop
+            yield change, codes, words.removesuffix(ending) + _normal(style.stop, style)
+
+
+@cache
+def _endings(style: Style, examination: str) -> dict[tuple[Change, str], set[str]]:
+    """A change and the end of its sentences -> the findings that are said to have changed so."""
+    endings: dict[tuple[Change, str], set[str]] = {}
+    for code, changes in style.wording(examination).changes.items():
+        for change, said in changes.items():
+            endings.setdefault((change, _normal(said + style.stop, style)), set()).add(code)
+    return endings
 
 
 @cache
@@ -131,7 +146,7 @@ def _patterns(style: Style, examination: str, section: str) -> _Patterns:
         for presence, key in _keys(kind, section):
             for phrase in phrases[code][key]:
                 if "{" in phrase:
-                    slotted.append(_Pattern(code, presence, _to_expression(phrase, kind, style)))
+                    slotted.append(_to_pattern(code, presence, phrase, kind, style))
                 else:
                     literal[_normal(phrase, style)] = Finding(code, presence)
     return _Patterns(literal, tuple(slotted))
@@ -146,7 +161,7 @@ def _keys(kind: FindingType, section: str) -> Iterator[tuple[Presence, str]]:
     yield from KEY_OF.items()
 
 
-def _to_expression(phrase: str, kind: FindingType, style: Style) -> re.Pattern[str]:
+def _to_pattern(code: str, presence: Presence, phrase: str, kind: FindingType, style: Style) -> _Pattern:
     def any_of(words) -> str:
         texts = {_normal(word, style) for word in words if word}
         return "|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True))
@@ -162,10 +177,12 @@ def _to_expression(phrase: str, kind: FindingType, style: Style) -> re.Pattern[s
     # the slots are kept whole while the words around them are normalised
     parts = re.split(r"(\{\w+\})", phrase)
     words = [f"\ue000{part[1:-1]}\ue001" if part.startswith("{") else part for part in parts]
-    pattern = re.escape(_normal("".join(words), style))
+    text = _normal("".join(words), style)
+    pattern = re.escape(text)
     for slot, legal in slots.items():
         pattern = pattern.replace(f"\ue000{slot}\ue001", f"(?P<{slot}>{legal})", 1)
-    return re.compile(pattern)
+    before, after = text[: text.index("\ue000")], text[text.rindex("\ue001") + 1 :]
+    return _Pattern(code, presence, re.compile(pattern), before, after)
 
 
 def _to_finding(pattern: _Pattern, slots: dict[str, str], style: Style, examination: str) -> Finding | None:
@@ -213,7 +230,7 @@ def _interpretations(style: Style, examination: str) -> dict[str, Interpretation
     return {_normal(words, style): rule_of[key] for key in rule_of for words in phrases[key]}
 
 
-@cache
+@lru_cache(maxsize=8192)
 def _normal(text: str, style: Style) -> str:
     """One spelling for what reads the same: width, case and spaces. Chinese has no spaces to keep."""
     text = unicodedata.normalize("NFKC", text).casefold()
@@ -250,13 +267,17 @@ def _split_sentences(text: str, style: Style, examination: str) -> list[str]:
     ends = r"(?<=[.!?])\s+|\n+" if style.stop == "." else r"(?<=[。！？])\s*|(?<=；)\s*|\n+"
     sentences = []
     for line in re.split(r"\n+", text):
-        for title in titles:
-            if line.startswith(title):
-                line = line.removeprefix(title).strip()
-                break
+        line = _without_title(line.strip(), titles)
         line = _BULLET.sub("", line, count=1)
         sentences += [s.strip() for s in re.split(ends, line)]
     return [s for s in sentences if s]
+
+
+def _without_title(line: str, titles: Sequence[str]) -> str:
+    for title in titles:
+        if match := re.match(_loosely(title), line, re.IGNORECASE):
+            return line[match.end() :].strip()
+    return line
 
 
 def _faults(style: Style, examination: str) -> Iterator[str]:

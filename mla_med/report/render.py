@@ -60,7 +60,7 @@ def sentence_choices(finding: Finding, style: Style, examination: str = "chest_c
     check_finding(finding, schema_of(examination))
     key = "several" if finding.count else KEY_OF[finding.presence]
     phrases = style.wording(examination).phrases[finding.code][key]
-    return tuple(_fill(phrase, finding, style) for phrase in phrases)
+    return tuple(_fill(phrase, finding, style, examination) for phrase in phrases)
 
 
 def impression_choices(
@@ -73,7 +73,7 @@ def impression_choices(
     present.sort(key=lambda f: not schema[f.code].critical)
     slots = [
         tuple(
-            Sentence(_fill(p, f, style), (f.code,))
+            Sentence(_fill(p, f, style, examination), (f.code,))
             for p in wording.phrases[f.code]["impression_several" if f.count else "impression"]
         )
         for f in present
@@ -146,7 +146,8 @@ def body_text(report: Report, style: Style | None = None) -> str:
     findings = _paragraphs(report, style)
     impression = _lay_out(report.impression, style, 1)
     head, gap = style.headings, "\n" if "\n" in style.between else _gap(style)
-    return f"{head['findings']}{gap}{findings}\n{head['impression']}{gap}{impression}"
+    below = "\n" if style.wording(report.examination).groups else gap
+    return f"{head['findings']}{below}{findings}\n{head['impression']}{gap}{impression}"
 
 
 def _check_present(finding: Finding, kind: FindingType) -> None:
@@ -185,9 +186,14 @@ def _paragraphs(report: Report, style: Style) -> str:
     groups = style.wording(report.examination).groups
     if not groups:
         return _lay_out(report.sentences, style, 1)
+    lines: list[list[Sentence]] = [[] for _ in groups]
+    here = len(groups) - 1
+    for sentence in report.sentences:
+        # what states no finding stays with what was said before it
+        here = next((n for n, g in enumerate(groups) if set(sentence.codes) & set(g.codes)), here)
+        lines[here].append(sentence)
     parts, done = [], 0
-    for group in groups:
-        mine = [s for s in report.sentences if set(s.codes) & set(group.codes)]
+    for group, mine in zip(groups, lines, strict=True):
         if mine:
             parts.append(f"{group.title}{_gap(style)}{_lay_out(mine, style, done + 1)}")
             done += len(mine)
@@ -203,7 +209,7 @@ def _gap(style: Style) -> str:
     return " " if style.stop == "." else ""
 
 
-def _fill(phrase: str, finding: Finding, style: Style) -> str:
+def _fill(phrase: str, finding: Finding, style: Style, examination: str) -> str:
     text = phrase.format(
         place=style.place_words((finding.side, finding.site)),
         side=style.sides[finding.side] if finding.side else "",
@@ -218,4 +224,5 @@ def _fill(phrase: str, finding: Finding, style: Style) -> str:
     if finding.change is None:
         return text
     assert text.endswith(style.stop), text
-    return text.removesuffix(style.stop) + style.changes[finding.change] + style.stop
+    changes = style.wording(examination).changes[finding.code]
+    return text.removesuffix(style.stop) + changes[finding.change] + style.stop

@@ -1,8 +1,8 @@
 """The finding schema of each examination: what can be said, where, on which side, with which code.
 
-A code stands here only if it is in pydicom's offline dictionaries or two independent public
-sources agree on it; `tests/test_schema.py` checks the former. Everything else is None: a wrong
-code is worse than none.
+A code stands here only if pydicom's offline dictionaries hold it, or two independent public sources
+agree on it, and if the dictionaries give it no other meaning; `tests/test_schema.py` checks this.
+Everything else is None: a wrong code is worse than none.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ SITES: dict[str, Code | None] = {
     "middle_lobe": Code("72481006", "SCT", "Middle lobe of right lung"),
     "lower_lobe": Code("90572001", "SCT", "Lower lobe of lung"),
     "mediastinum": Code("72410000", "SCT", "Mediastinum"),
-    "hilum": None,
+    "hilum": Code("46750007", "SCT", "Hilum of lung"),
     "axilla": Code("91470000", "SCT", "Axilla"),
     "central": None,
     "segmental": None,
     "rib": Code("113197003", "SCT", "Rib"),
-    "vertebra": Code("51282000", "SCT", "Vertebra"),
+    "vertebra": Code("122495006", "SCT", "Thoracic spine"),
     "sternum": Code("56873002", "SCT", "Sternum"),
     "frontal_lobe": Code("83251001", "SCT", "Frontal lobe"),
     "parietal_lobe": Code("16630005", "SCT", "Parietal lobe"),
@@ -95,10 +95,10 @@ SITES: dict[str, Code | None] = {
     "head_of_pancreas": None,
     "body_of_pancreas": None,
     "tail_of_pancreas": None,
-    "retroperitoneum": None,
+    "retroperitoneum": Code("82849001", "SCT", "Retroperitoneum"),
     "mesentery": None,
-    "inguinal": None,
-    "umbilical": None,
+    "inguinal": Code("26893007", "SCT", "Inguinal region"),
+    "umbilical": Code("90290004", "SCT", "Umbilical region"),
 }
 """Sites that a finding can have, each with its code."""
 
@@ -173,7 +173,8 @@ CHEST_CT: Schema = _schema(
         label="Pleural effusion",
     ),
     FindingType("pneumothorax", "pneumothorax", _sct("36118008", "Pneumothorax"), _ONE_SIDE, critical=True),
-    FindingType("cardiomegaly", "cardiomegaly", _sct("287272002", "Cardiomegaly"), label="Cardiomegaly"),
+    # 287272002, which DICOM gives for it, is an enlarged septal foramen in the same dictionary
+    FindingType("cardiomegaly", "cardiomegaly", _sct("8186001", "Cardiomegaly"), label="Cardiomegaly"),
     FindingType(
         "pericardial_effusion",
         "pericardial effusion",
@@ -277,7 +278,7 @@ BRAIN_MR: Schema = _schema(
     FindingType(
         "haemorrhage",
         "intracranial haemorrhage",
-        _sct("1386000", "Intracranial hemorrhage"),
+        _sct("50960005", "Hemorrhage"),  # 1386000 is also an occlusion of an artery in pydicom's
         _BRAIN,
         has_size=True,
         critical=True,
@@ -337,13 +338,15 @@ ABDOMEN_CT: Schema = _schema(
     FindingType(
         "pancreatic_mass",
         "pancreatic mass",
-        None,
+        _sct("4147007", "Mass"),
         _single("head_of_pancreas", "body_of_pancreas", "tail_of_pancreas"),
         has_size=True,
         critical=True,
     ),
     FindingType("splenomegaly", "splenomegaly", None, has_size=True),
-    FindingType("renal_cyst", "renal cyst", None, _ONE_SIDE, has_size=True, countable=True),
+    FindingType(
+        "renal_cyst", "renal cyst", _sct("367643001", "Cyst"), _ONE_SIDE, has_size=True, countable=True
+    ),
     FindingType(
         "renal_stone",
         "renal stone",
@@ -353,8 +356,8 @@ ABDOMEN_CT: Schema = _schema(
         countable=True,
     ),
     FindingType("hydronephrosis", "hydronephrosis", None, _ANY_SIDE),
-    FindingType("renal_mass", "renal mass", None, _ONE_SIDE, has_size=True, critical=True),
-    FindingType("adrenal_nodule", "adrenal nodule", None, _ONE_SIDE, has_size=True),
+    FindingType("renal_mass", "renal mass", _sct("4147007", "Mass"), _ONE_SIDE, has_size=True, critical=True),
+    FindingType("adrenal_nodule", "adrenal nodule", _sct("27925004", "Nodule"), _ONE_SIDE, has_size=True),
     FindingType("appendicitis", "appendicitis", None, critical=True),
     FindingType("diverticulitis", "diverticulitis", None, critical=True),
     FindingType("bowel_obstruction", "bowel obstruction", None, critical=True),

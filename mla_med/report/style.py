@@ -12,16 +12,17 @@ Knows no reports.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from mla_med.errors import ConfigError
 from mla_med.report.interpret import rules
-from mla_med.report.schema import SCHEMAS, FindingType, Place
+from mla_med.report.schema import SCHEMAS, SITES, FindingType, Place
 from mla_med.types import Change, Presence, Side
 
 STYLES = Path(str(files("mla_med.report"))) / "styles"
@@ -55,6 +56,8 @@ class Wording:
     """Keys of interpretations.toml -> sentences of the impression."""
     phrases: Mapping[str, Mapping[str, tuple[str, ...]]]
     """Code -> present, several, absent, cannot_say, impression, impression_several -> phrases."""
+    changes: Mapping[str, Mapping[Change, str]]
+    """Code -> what is put before the stop of a sentence whose finding has changed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,8 +82,6 @@ class Style:
     """How a side and a site are joined."""
     places: Mapping[str, str]
     """Exceptions to that, by "side site": {"right upper_lobe": "RUL"}."""
-    changes: Mapping[Change, str]
-    """What is put before the stop of a sentence whose finding has changed."""
     examinations: Mapping[str, Wording]
 
     def wording(self, examination: str) -> Wording:
@@ -127,6 +128,8 @@ def read_style(folder: Path) -> Style:
     """A folder -> its style, completed from its base. ConfigError says what is missing or misspelt."""
     tables = _read_tables(folder)
     words = tables.pop("style")
+    _check_words(words, f"{folder}/style.toml")
+    changes = {change: _text(words, "changes", folder, change) for change in Change}
     return Style(
         name=folder.name,
         language=_text(words, "language", folder),
@@ -136,15 +139,49 @@ def read_style(folder: Path) -> Style:
         bullet=_text(words, "bullet", folder),
         headings={name: _text(words, "headings", folder, name) for name in _HEADINGS},
         sides={side: _text(words, "sides", folder, side) for side in Side},
-        sites=dict(words.get("sites", {})),
+        sites=_sites(words, tables, folder),
         place=_text(words, "place", folder),
         places=dict(words.get("places", {})),
-        changes={change: _text(words, "changes", folder, change) for change in Change},
-        examinations={name: _to_wording(name, table, folder) for name, table in tables.items()},
+        examinations={name: _to_wording(name, table, changes, folder) for name, table in tables.items()},
     )
 
 
 _HEADINGS = ("technique", "findings", "impression")
+_WORDS = ("language", "base", "stop", "between", "listed", "bullet", "place")
+_TABLES: Mapping[str, Collection[str]] = {
+    "headings": _HEADINGS,
+    "sides": tuple(Side),
+    "sites": tuple(SITES),
+    "places": tuple(
+        dict.fromkeys(
+            " ".join(filter(None, place))
+            for schema in SCHEMAS.values()
+            for kind in schema.values()
+            for place in kind.places
+            if any(place)
+        )
+    ),
+    "changes": tuple(Change),
+}
+SLOTS = ("place", "side", "site", "size", "size_cm", "count", "terms")
+
+
+def _check_words(words: Mapping[str, Any], where: str) -> None:
+    _check_keys(words, (*_WORDS, *_TABLES), where)
+    for name, legal in _TABLES.items():
+        _check_keys(words.get(name, {}), legal, f"{where} [{name}]")
+
+
+def _check_keys(table: Mapping[str, Any], legal: Collection[str], where: str) -> None:
+    """A misspelt key would be passed over, and the words of the base written."""
+    odd = sorted(set(table) - set(legal))
+    if odd:
+        raise ConfigError(f"{where}: '{odd[0]}' is not one of: {', '.join(legal)}.", code="STYLE_INVALID")
+
+
+def _sites(words: Mapping[str, Any], examinations: Iterable[str], folder: Path) -> Mapping[str, str]:
+    needed = [site for name in examinations for kind in SCHEMAS[name].values() for site in kind.sites]
+    return {site: _text(words, "sites", folder, site) for site in dict.fromkeys(needed)}
 
 
 def _read_tables(folder: Path, depth: int = 0) -> dict[str, dict[str, Any]]:
@@ -203,12 +240,17 @@ def _text(table: Mapping[str, Any], key: str, folder: Path, inner: str | None = 
     return value
 
 
-def _to_wording(examination: str, table: dict[str, Any], folder: Path) -> Wording:
+def _to_wording(
+    examination: str, table: dict[str, Any], changes: Mapping[Change, str], folder: Path
+) -> Wording:
+    """`changes` are the words of the style; a finding may have its own: an effusion does not grow."""
     schema = SCHEMAS[examination]
     where = f"{folder}/{examination}.toml"
     unknown = sorted(set(table) - set(schema) - {"technique", "impression", "interpretations", "groups"})
     if unknown:
         raise ConfigError(f"{where}: [{unknown[0]}] is no finding of this examination.", code="STYLE_INVALID")
+    for code in table.keys() & schema.keys():
+        _check_keys(table[code], ("term", "changes", *_keys(schema[code])), f"{where} [{code}]")
     impression = table.get("impression", {})
     return Wording(
         technique=str(table.get("technique", "")),
@@ -224,7 +266,14 @@ def _to_wording(examination: str, table: dict[str, Any], folder: Path) -> Wordin
             code: {key: _phrases(table.get(code, {}), key, f"{where} [{code}]") for key in _keys(kind)}
             for code, kind in schema.items()
         },
+        changes={code: _changes(table.get(code, {}), changes, f"{where} [{code}]") for code in schema},
     )
+
+
+def _changes(table: Mapping[str, Any], usual: Mapping[Change, str], where: str) -> Mapping[Change, str]:
+    own = table.get("changes", {})
+    _check_keys(own, tuple(Change), f"{where} changes")
+    return {change: str(own.get(change, said)) for change, said in usual.items()}
 
 
 def _keys(kind: FindingType) -> tuple[str, ...]:
@@ -237,7 +286,17 @@ def _phrases(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
         value = [value]
     if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
         raise ConfigError(f"{where} lacks phrases for '{key}'.", code="STYLE_INCOMPLETE")
+    for phrase in value:
+        _check_slots(phrase, f"{where} {key}")
     return tuple(value)
+
+
+def _check_slots(phrase: str, where: str) -> None:
+    try:
+        slots = [slot for _, slot, _, _ in Formatter().parse(phrase) if slot is not None]
+    except ValueError as error:
+        raise ConfigError(f"{where}: the braces of '{phrase}' do not match.", code="STYLE_INVALID") from error
+    _check_keys(dict.fromkeys(slots), SLOTS, f"{where}: the slots of '{phrase}'")
 
 
 def _groups(rows: list[dict[str, Any]], schema: Mapping[str, FindingType], where: str) -> tuple[Group, ...]:

@@ -12,7 +12,10 @@ from conftest import sr_errors
 
 from mla_med.acceptance import draft_phantoms
 from mla_med.dicom.study import read_study
+from mla_med.documents.html import draft_to_html
 from mla_med.documents.json import draft_from_json
+from mla_med.documents.sr import draft_to_sr
+from mla_med.documents.text import draft_to_text
 from mla_med.drafting import draft_folder, draft_study
 from mla_med.errors import CheckpointError
 from mla_med.model import DEFAULT_CHECKPOINT
@@ -123,7 +126,7 @@ def test_a_slab_of_a_real_chest_is_refused_for_its_coverage(real_series, tmp_pat
     assert sr_errors(tmp_path / "draft.dcm") == []
 
 
-def test_a_head_without_a_body_part_is_refused_by_its_pixels(phantom_series, checkpoint, tmp_path):
+def test_a_body_without_lungs_is_refused_by_its_pixels(phantom_series, checkpoint, tmp_path):
     """The header says nothing; the image has no lungs."""
     for path in sorted(phantom_series.iterdir()):
         ds = pydicom.dcmread(path)
@@ -132,7 +135,38 @@ def test_a_head_without_a_body_part_is_refused_by_its_pixels(phantom_series, che
         ds.PixelData, ds.BodyPartExamined = pixels.tobytes(), ""
         ds.save_as(tmp_path / path.name)
     draft, _ = draft_study(read_study(tmp_path), checkpoint)
-    assert [r.code for r in draft.gate.reasons] == ["HISTOGRAM_UNFAMILIAR"]
+    assert draft.gate.reasons[-1].code == "HISTOGRAM_UNFAMILIAR"
+    assert "density of lung" in draft.gate.reasons[-1].words
+
+
+def test_a_child_is_refused_by_a_model_that_saw_none(phantom_series, checkpoint):
+    study = read_study(phantom_series)
+    child = replace(study, context=replace(study.context, age_years=9.0))
+    draft, volume = draft_study(child, checkpoint)
+    assert [r.code for r in draft.gate.reasons] == ["AGE_UNFAMILIAR"]
+    assert volume is None
+
+
+def test_what_cannot_be_said_is_said_so_in_every_document(phantom_series, checkpoint):
+    """A model that rules nothing out: text, page and SR say so of the finding, and cite where it may lie."""
+    calibration = checkpoint.calibration
+    unsure = replace(calibration.answers["hiatal_hernia"], present_from=0.0, absent_to=1.0)
+    answers = calibration.answers | {"hiatal_hernia": unsure}
+    humble = replace(checkpoint, calibration=replace(calibration, answers=answers))
+    study = read_study(phantom_series)
+    draft, volume = draft_study(study, humble)
+    (hernia,) = (f for f in draft.report.findings if f.code == "hiatal_hernia")
+    assert hernia.presence is Presence.CANNOT_SAY
+    assert hernia.evidence is not None
+    assert hernia.confidence >= 0.5
+    assert draft.complaints == ()
+    words = "A hiatal hernia cannot be excluded."
+    assert words in draft_to_text(draft)
+    assert "Cannot say: " in draft_to_text(draft)
+    page = draft_to_html(draft, volume)
+    assert words in page
+    assert '<span class="tag warn">cannot say</span>' in page
+    assert words in draft_to_sr(draft, study.series[0].instances[0].path).to_json()
 
 
 # The checkpoint

@@ -209,7 +209,9 @@ def test_the_whole_model_says_the_same_masked_and_gathered(monkeypatch):
     model, image = a_model(masked_training=True), images()
     gathered = model("cough", image)
     monkeypatch.setattr(model.fusion, "training", True)
-    monkeypatch.setattr("mla_med.model.fusion.choose_kept", lambda *a, noisy: choose_kept(*a))
+    monkeypatch.setattr(
+        "mla_med.model.fusion.choose_kept", lambda *a, noisy, of_B: choose_kept(*a, of_B=of_B)
+    )
     masked = model("cough", image)
     assert masked.fused.tokens_BSD.shape[1] > gathered.fused.tokens_BSD.shape[1]
     assert findings_differ(masked.findings, gathered.findings, slice(None)) < 1e-5

@@ -116,7 +116,7 @@ class Scan:
 
     @property
     def noise_hu(self) -> float:
-        """Spread of HU in the centre of `patient_mm` of water, at this spacing, kernel, dose and thickness."""
+        """Spread of HU in the centre of `patient_mm` of water, at this spacing, kernel and dose."""
         dx, dy, dz = self.spacing_mm
         fx, fy = (np.linspace(-0.5 / d, 0.5 / d, 200) for d in (dx, dy))
         power = noise_power(self, np.hypot(fx[:, None], fy), max(self.thickness_mm, dz))

@@ -60,7 +60,8 @@ def cut_cubes(seed: int) -> list[Cube]:
 def _scan(examined: Any, box_mm: Any, rng: np.random.Generator) -> np.ndarray:
     from dataclasses import replace
 
-    from mla_med.phantom import chest, ct
+    from mla_med.phantom.chest import anatomy as chest
+    from mla_med.phantom.scanner import ct
     from mla_med.phantom.shapes import Grid
 
     centre = np.mean(box_mm, axis=0) + rng.uniform(-4, 4, 3)  # nobody marks the middle

@@ -63,9 +63,9 @@ PUBLISHED: dict[str, Published] = {
 
 def measure(seed: int) -> tuple[float, dict[str, float]]:
     """-> age, and the value of each row of PUBLISHED; what this body does not show is left out."""
-    from mla_med.phantom import ct
-    from mla_med.phantom.chest import draw_chest, make_chest
+    from mla_med.phantom.chest.anatomy import draw_chest, make_chest
     from mla_med.phantom.patient import make_patient
+    from mla_med.phantom.scanner import ct
     from mla_med.phantom.shapes import Grid
 
     patient = make_patient(seed)
@@ -135,7 +135,7 @@ def _balls(centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
 
 def _wall(chest: Any, inner: str, outer: str) -> np.ndarray:
     """Points in the middle of a layer of the chest wall beside the spine, where it is thick enough."""
-    from mla_med.phantom.chest_frame import ANGLES, HEIGHTS
+    from mla_med.phantom.chest.frame import ANGLES, HEIGHTS
 
     maps = {name: chest.frame.maps[name].reshape(len(ANGLES), len(HEIGHTS)) for name in (inner, outer)}
     places = []

@@ -9,9 +9,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from mla_med.phantom.chest import Canvas, Chest, draw_chest, make_chest
-from mla_med.phantom.chest_lungs import LOBES
-from mla_med.phantom.chest_measure import tissue_statistics
+from mla_med.phantom.chest.anatomy import Canvas, Chest, draw_chest, make_chest
+from mla_med.phantom.chest.lungs import LOBES
+from mla_med.phantom.chest.measure import tissue_statistics
 from mla_med.phantom.lesion import Decoy
 from mla_med.phantom.patient import Patient, make_patient
 from mla_med.phantom.shapes import Grid

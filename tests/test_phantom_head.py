@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from mla_med.errors import ConfigError
-from mla_med.phantom import mr
-from mla_med.phantom.head import Head, Push, draw_head, make_head, training_grid
-from mla_med.phantom.head_tissues import TISSUES, Canvas, Tissue, Tissues
+from mla_med.phantom.head.anatomy import Head, Push, draw_head, make_head, training_grid
+from mla_med.phantom.head.tissues import TISSUES, Canvas, Tissue, Tissues
 from mla_med.phantom.lattice import Field, Lattice
 from mla_med.phantom.lesion import Decoy, Lesion
-from mla_med.phantom.makers import MR
-from mla_med.phantom.makers.form import Times
-from mla_med.phantom.mr_signal import mprage, train_of
 from mla_med.phantom.patient import make_patient
+from mla_med.phantom.scanner import mr
+from mla_med.phantom.scanner.makers import MR
+from mla_med.phantom.scanner.makers.form import Times
+from mla_med.phantom.scanner.mr_signal import mprage, train_of
 from mla_med.phantom.shapes import Grid
 from mla_med.report.schema import BRAIN_MR
 from mla_med.types import Finding, Sex, Side

@@ -7,16 +7,16 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 from scipy.spatial.distance import pdist
 
-from mla_med.phantom import head as heads
-from mla_med.phantom import mr
-from mla_med.phantom.head import Canvas, draw_head, make_head
-from mla_med.phantom.head_blobs import crossings
-from mla_med.phantom.head_decoys import KINDS, make_decoy
-from mla_med.phantom.head_draw import draw_anatomy
-from mla_med.phantom.head_lesions import FOLLOWING, choose_decoys, plant, regrow
+from mla_med.phantom.head import anatomy as heads
+from mla_med.phantom.head.anatomy import Canvas, draw_head, make_head
+from mla_med.phantom.head.blobs import crossings
+from mla_med.phantom.head.decoys import KINDS, make_decoy
+from mla_med.phantom.head.draw import draw_anatomy
+from mla_med.phantom.head.lesions import FOLLOWING, choose_decoys, plant, regrow
 from mla_med.phantom.lesion import Lesion
-from mla_med.phantom.makers import MR
 from mla_med.phantom.patient import PREVALENCE, make_patient
+from mla_med.phantom.scanner import mr
+from mla_med.phantom.scanner.makers import MR
 from mla_med.phantom.shapes import Grid, point
 from mla_med.report.schema import BRAIN_MR
 from mla_med.types import Side

@@ -11,10 +11,10 @@ import pytest
 from scipy import ndimage
 
 from mla_med.errors import ConfigError
-from mla_med.phantom.chest import Canvas, Chest, draw_chest, make_chest
-from mla_med.phantom.chest_decoys import choose_decoys
-from mla_med.phantom.chest_lesions import CHANGING, MAKERS, plant, regrow
-from mla_med.phantom.chest_room import LOBES
+from mla_med.phantom.chest.anatomy import Canvas, Chest, draw_chest, make_chest
+from mla_med.phantom.chest.decoys import choose_decoys
+from mla_med.phantom.chest.lesions import CHANGING, MAKERS, plant, regrow
+from mla_med.phantom.chest.room import LOBES
 from mla_med.phantom.patient import make_patient
 from mla_med.phantom.shapes import Grid
 from mla_med.report.schema import CHEST_CT

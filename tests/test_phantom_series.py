@@ -17,11 +17,11 @@ import pytest
 from mla_med.dicom.select import choose_series
 from mla_med.dicom.study import read_study
 from mla_med.dicom.volume import read_volume
-from mla_med.phantom import ct
-from mla_med.phantom.headers import Order, decimal, keyed
-from mla_med.phantom.makers import CT, MR
-from mla_med.phantom.makers.form import Times
-from mla_med.phantom.series import MrImage, mr_units, stack_of, write_ct, write_mr, write_report
+from mla_med.phantom.scanner import ct
+from mla_med.phantom.scanner.headers import Order, decimal, keyed
+from mla_med.phantom.scanner.makers import CT, MR
+from mla_med.phantom.scanner.makers.form import Times
+from mla_med.phantom.scanner.series import MrImage, mr_units, stack_of, write_ct, write_mr, write_report
 from mla_med.phantom.shapes import Grid
 from mla_med.types import Sex
 

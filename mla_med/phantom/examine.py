@@ -49,7 +49,7 @@ CLEARS = {
 RESOLVED_SHARE = 0.4
 """Of the patients with an earlier study, in how many something has gone since."""
 SIZES_MM = {
-    **{"lung_nodule": (3.0, 30.0), "lung_mass": (31.0, 120.0), "lymphadenopathy": (10.0, 60.0)},
+    **{"lung_nodule": (3.0, 30.0), "lung_mass": (31.0, 90.0), "lymphadenopathy": (10.0, 45.0)},
     **{"aortic_aneurysm": (40.0, 80.0), "thyroid_nodule": (5.0, 50.0), "adrenal_lesion": (8.0, 70.0)},
     **{"liver_lesion": (5.0, 80.0), "brain_mass": (8.0, 80.0), "aneurysm": (3.0, 25.0)},
 }
@@ -131,10 +131,13 @@ class Room(NamedTuple):
 def room_of(examination: str) -> Room:
     # a chest needs nothing of the head, and the other way round
     if examination == "chest_ct":
-        from mla_med.phantom import chest, chest_decoys, chest_lesions
+        from mla_med.phantom.chest import anatomy as chest
+        from mla_med.phantom.chest import decoys as chest_decoys
+        from mla_med.phantom.chest import lesions as chest_lesions
 
         return Room(chest.make_chest, chest_lesions.plant, chest_decoys.choose_decoys)
-    from mla_med.phantom import head, head_lesions
+    from mla_med.phantom.head import anatomy as head
+    from mla_med.phantom.head import lesions as head_lesions
 
     return Room(head.make_head, head_lesions.plant, head_lesions.choose_decoys)
 

@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 
 from mla_med.errors import ConfigError, OutputError
-from mla_med.phantom import chest, ct, head, mr
+from mla_med.phantom.chest import anatomy as chest
 from mla_med.phantom.examine import Examined, before
-from mla_med.phantom.headers import Order, keyed
-from mla_med.phantom.makers import CT, MR
-from mla_med.phantom.series import MrImage, Written, mr_units, write_ct, write_mr, write_report
+from mla_med.phantom.head import anatomy as head
+from mla_med.phantom.scanner import ct, mr
+from mla_med.phantom.scanner.headers import Order, keyed
+from mla_med.phantom.scanner.makers import CT, MR
+from mla_med.phantom.scanner.series import MrImage, Written, mr_units, write_ct, write_mr, write_report
 from mla_med.phantom.shapes import Grid
 
 CHEST_GRID, CHEST_MM = (136, 112), 3.0

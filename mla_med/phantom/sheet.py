@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mla_med.errors import OutputError
-from mla_med.phantom import ct, head, mr
 from mla_med.phantom.examine import Examined, examine
+from mla_med.phantom.head import anatomy as head
 from mla_med.phantom.lesion import Lesion
+from mla_med.phantom.scanner import ct, mr
 from mla_med.phantom.scanning import mr_scans, scanned
 from mla_med.phantom.shapes import Grid
 from mla_med.phantom.sites import Site

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mla_med.errors import ConfigError
-from mla_med.phantom.ct import SITE_A, SITE_B, ScanSite
-from mla_med.phantom.mr import MR_SITE_A, MR_SITE_B, MrSite
+from mla_med.phantom.scanner.ct import SITE_A, SITE_B, ScanSite
+from mla_med.phantom.scanner.mr import MR_SITE_A, MR_SITE_B, MrSite
 
 
 @dataclass(frozen=True, slots=True)

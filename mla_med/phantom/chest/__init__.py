@@ -1,0 +1,1 @@
+"""A chest that does not exist: its anatomy, what may be wrong with it, and what only looks so."""

@@ -108,23 +108,29 @@ def blank_padding(x_BND: Tensor, mask_BN: Tensor) -> Tensor:
     return torch.where(mask_BN.unsqueeze(-1), x_BND, torch.zeros_like(x_BND))
 
 
-def keep_count(mask_BN: Tensor, keep_ratio: float, budget: int) -> Tensor:
+def keep_count(valid_B: Tensor, keep_ratio: float, budget: int) -> Tensor:
     """How many tokens of each sample are kept; at least one of a sample that has any."""
-    return torch.ceil(mask_BN.sum(1) * keep_ratio).clamp(max=budget).long()
+    return torch.ceil(valid_B * keep_ratio).clamp(max=budget).long()
 
 
 def choose_kept(
-    scores_BN: Tensor, mask_BN: Tensor, keep_ratio: float, budget: int, noisy: bool = False
+    scores_BN: Tensor,
+    mask_BN: Tensor,
+    keep_ratio: float,
+    budget: int,
+    noisy: bool = False,
+    of_B: Tensor | None = None,
 ) -> Tensor:
-    """The top K valid tokens of each sample; `noisy` adds logistic (the difference of two Gumbel)
-    noise, so that training tries others."""
+    """The top K valid tokens of each sample, K a share of `of_B` (of the valid ones where None);
+    `noisy` adds logistic (the difference of two Gumbel) noise, so that training tries others."""
+    count_B = keep_count(mask_BN.sum(1) if of_B is None else of_B, keep_ratio, budget)
     scores_BN = scores_BN.detach()
     if noisy:
         uniform_BN = torch.rand_like(scores_BN).clamp(1e-6, 1 - 1e-6)
         scores_BN = scores_BN + torch.logit(uniform_BN)
     order_BN = scores_BN.masked_fill(~mask_BN, -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank_BN = order_BN.argsort(dim=1)
-    return (rank_BN < keep_count(mask_BN, keep_ratio, budget)[:, None]) & mask_BN
+    return (rank_BN < count_B[:, None]) & mask_BN
 
 
 def keep_ratio_loss(scores_BN: Tensor, mask_BN: Tensor, keep_BN: Tensor) -> Tensor:

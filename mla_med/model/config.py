@@ -6,9 +6,12 @@ Knows the finding schema as plain JSON and how large each part is. Builds no net
 from __future__ import annotations
 
 import difflib
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from transformers import GPT2Config, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
 from mla_med.errors import ConfigError
 from mla_med.report.schema import CHEST_CT, Schema
@@ -16,6 +19,11 @@ from mla_med.types import Side
 
 FUSION_TYPES = ("bridge", "dma", "hffn", "concat", "full")
 SIDES = tuple(side.value for side in Side)
+BACKBONES: dict[str, tuple[int, int, int]] = {
+    **dict.fromkeys(("resnet10", "resnet18", "resnet34"), (64, 128, 256)),
+    **dict.fromkeys(("resnet50", "resnet101"), (256, 512, 1024)),
+}
+"""MONAI networks that can be the image encoder, and their channels at strides 4, 8 and 16."""
 LOSS_WEIGHTS = {
     "presence": 1.0,
     "side": 0.5,
@@ -33,7 +41,7 @@ class ModalConfig(PreTrainedConfig):
     """What MLAModel is made of. Every field is JSON; the defaults are `default()`."""
 
     model_type = "mla_med"
-    sub_configs_defaults = {"decoder": GPT2Config}
+    sub_configs_defaults = {"decoder": SubConfigSpec(config_class=AutoConfig, model_type="gpt2")}
 
     fusion_type: str = "full"
     """bridge, dma, hffn, concat or full."""
@@ -43,6 +51,8 @@ class ModalConfig(PreTrainedConfig):
     """Width of the text encoder."""
     channels: int = 3
     """CT windows or MR sequences."""
+    backbone: str = ""
+    """A key of BACKBONES: that network of MONAI as the image encoder; empty: our own, of the next two."""
     widths: tuple[int, ...] | list[int] = (16, 32, 64, 96)
     """Channels of the encoder stages at strides 2, 4, 8, 16; multiples of 8."""
     units: tuple[int, ...] | list[int] = (0, 3, 3, 2)
@@ -57,6 +67,9 @@ class ModalConfig(PreTrainedConfig):
     """Longest clinical context, in tokens; the rest is cut off."""
     keep_ratio: float = 0.5
     """Share of the valid stride-8 tokens that is kept, at most `token_budget`."""
+    keep_stages: tuple[float, ...] | list[float] = ()
+    """After each further group of blocks, the share of the valid stride-8 tokens that is still kept, as
+    (0.49, 0.34) after a `keep_ratio` of 0.7 (DynamicViT, Rao et al. 2021); at most one fewer than `depth`."""
     token_budget: int = 256
     coarse_budget: int = 384
     """Most tokens of the stride-16 level, and of the pooled one; a larger grid is averaged until it fits."""
@@ -75,20 +88,45 @@ class ModalConfig(PreTrainedConfig):
     pad_token_id: int = 0
     bos_token_id: int = 1
     eos_token_id: int = 2
-    decoder: dict[str, Any] | PreTrainedConfig | None = None
-    """Arguments of GPT2Config."""
+    decoder: dict[str, Any] | PreTrainedConfig | str | None = None
+    """Arguments of GPT2Config for the small decoder; with a `model_type`, the whole configuration of that
+    causal LM; or a local folder that holds a causal LM, whose weights and tokenizer are then taken. The
+    vocabulary and its special ids are the decoder's."""
+    decoder_folder: str | None = None
+    """Where the decoder's weights will be read from: set by `decoder`, None once a model has read them."""
+    lora: dict[str, Any] | None = None
+    """Arguments of peft.LoraConfig: the decoder learns in low-rank adapters only."""
     preprocessing: dict[str, Any] | None = None
     """What was done to the images. Not read here; it only travels with the weights."""
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
         check_fusion_type(self.fusion_type)
+        if self.backbone:
+            self.widths = (64, *backbone_widths(self.backbone))
+        check_stages(self.keep_ratio, tuple(self.keep_stages), self.depth)
         self.findings = findings_of(CHEST_CT) if self.findings is None else self.findings
         self.loss_weights = {**LOSS_WEIGHTS, **(self.loss_weights or {})}
         self.preprocessing = self.preprocessing or {}
-        if not isinstance(self.decoder, PreTrainedConfig):
-            self.decoder = {**self._decoder_defaults(), **(self.decoder or {})}
+        if isinstance(self.decoder, str):
+            from mla_med.model.decoder import read_decoder_config
+
+            self.decoder_folder = self.decoder
+            self.decoder = read_decoder_config(Path(self.decoder))
+        elif not isinstance(self.decoder, PreTrainedConfig):
+            own = (self.decoder or {}).get("model_type", "gpt2") == "gpt2"
+            self.decoder = {**(self._decoder_defaults() if own else {}), **(self.decoder or {})}
         super().__post_init__(**kwargs)
+        assert isinstance(self.decoder, PreTrainedConfig)
+        self._take_vocabulary(self.decoder)
+
+    def _take_vocabulary(self, decoder: PreTrainedConfig) -> None:
+        """Where an LM has no start or padding of its own, its end serves: both are masked or overwritten."""
+        ends = decoder.eos_token_id
+        self.vocab_size = decoder.vocab_size
+        self.eos_token_id = ends[0] if isinstance(ends, list) else ends
+        self.bos_token_id = self.eos_token_id if decoder.bos_token_id is None else decoder.bos_token_id
+        self.pad_token_id = self.eos_token_id if decoder.pad_token_id is None else decoder.pad_token_id
 
     def _decoder_defaults(self) -> dict[str, Any]:
         return {
@@ -137,6 +175,21 @@ def check_fusion_type(fusion_type: str) -> None:
     )
 
 
+def backbone_widths(name: str) -> tuple[int, int, int]:
+    if name not in BACKBONES:
+        raise ConfigError(f"No backbone {name!r}; there are: {', '.join(BACKBONES)}.")
+    return BACKBONES[name]
+
+
+def check_stages(keep_ratio: float, keep_stages: tuple[float, ...], depth: int) -> None:
+    shares = (1.0, keep_ratio, *keep_stages, 0.0)
+    if any(later > earlier for earlier, later in pairwise(shares)) or len(keep_stages) >= max(1, depth):
+        raise ConfigError(
+            f"Shares of kept tokens {(keep_ratio, *keep_stages)} with {depth} blocks: each is a share of all "
+            "tokens, none larger than the one before, and every stage needs a block of its own."
+        )
+
+
 def tiny(**changes: Any) -> ModalConfig:
     """For tests: a fraction of a second a step, ids of bytes only."""
     sizes: dict[str, Any] = {
@@ -156,3 +209,25 @@ def tiny(**changes: Any) -> ModalConfig:
 def default(**changes: Any) -> ModalConfig:
     """What ships: under 2.7 M parameters, trained on a laptop CPU."""
     return ModalConfig(**changes)
+
+
+def small(**changes: Any) -> ModalConfig:
+    """Three stages of token selection, about 3 M parameters; runs on a laptop CPU."""
+    sizes: dict[str, Any] = {"depth": 3, "keep_ratio": 0.7, "keep_stages": (0.49, 0.34), "token_budget": 512}
+    return ModalConfig(**{**sizes, **changes})
+
+
+def base(**changes: Any) -> ModalConfig:
+    """For a GPU: four times the width of the encoder, twice that of the tokens."""
+    sizes: dict[str, Any] = {
+        "text_dim": 256,
+        "widths": (32, 64, 128, 256),
+        "units": (1, 3, 3, 3),
+        "width": 256,
+        "heads": 8,
+        "depth": 6,
+        "text_depth": 2,
+        "token_budget": 1024,
+        "decoder": {"n_layer": 6, "n_embd": 256, "n_head": 8, "n_inner": 1024, "n_positions": 768},
+    }
+    return small(**{**sizes, **changes})

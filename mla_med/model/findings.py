@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mla_med.model.attention import FindingQueries
 from mla_med.model.config import SIDES
-from mla_med.model.fusion import Fused, Selection
+from mla_med.model.fusion import Fused, Selection, Stage
 
 PLACE_SCALE = 8.0
 """The place enters the last layer larger than [-1, 1], so that side and site learn from it early."""
@@ -197,10 +197,14 @@ def evidence_loss(evidence_BFS: Tensor, targets: FindingTargets, fused: Fused) -
 
 
 def coverage_loss(selection: Selection, targets: FindingTargets) -> Tensor:
-    """Token selection must want to keep every cell that a lesion overlaps."""
-    overlaps_BFN = in_box(selection.positions_BN3, selection.half_cells_BN3, targets)
-    overlaps_BFN = overlaps_BFN & selection.mask_BN[:, None]
-    missed_BN = F.softplus(-selection.scores_BN)
+    """Every stage of token selection must want to keep every cell that a lesion overlaps."""
+    losses = [_missed(stage, targets) for stage in selection.stages]
+    return torch.stack(losses).mean()
+
+
+def _missed(stage: Stage, targets: FindingTargets) -> Tensor:
+    overlaps_BFN = in_box(stage.positions_BN3, stage.half_cells_BN3, targets) & stage.mask_BN[:, None]
+    missed_BN = F.softplus(-stage.scores_BN)
     missed_BF = (missed_BN[:, None] * overlaps_BFN).sum(-1) / overlaps_BFN.sum(-1).clamp(min=1)
     return mean_where(missed_BF, overlaps_BFN.any(-1))
 

@@ -8,7 +8,7 @@ Knows masks, cells in mm and how much each modality counts. Knows nothing of fin
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -66,17 +66,30 @@ def join(parts: list[Tokens]) -> Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """What token selection saw and chose, on the whole stride-8 grid."""
+class Stage:
+    """What one stage of token selection saw and chose."""
 
     scores_BN: Tensor
     mask_BN: Tensor
+    """The tokens that it could keep."""
     keep_BN: Tensor
     positions_BN3: Tensor
     half_cells_BN3: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Selection(Stage):
+    """The first stage, on the whole stride-8 grid, and what came after it."""
+
     keep_ratio_loss: Tensor
+    """Of all stages."""
     map_BFN: Tensor
     """Logit of each finding in each cell: where it would be, before any attention."""
+    later: tuple[Stage, ...] = ()
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (self, *self.later)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +351,7 @@ class HierarchicalFeatureFusion(nn.Module):
         self.pyramid = Pyramid(tuple(config.widths[1:]), config.width)
         self.to_tokens = nn.ModuleList(LevelTokens(config.width) for _ in STRIDES)
         self.scorer = DynamicWeightGenerator(config.width)
+        self.later_scorers = nn.ModuleList(DynamicWeightGenerator(config.width) for _ in config.keep_stages)
         self.lesion_map = nn.Linear(config.width, len(config.finding_keys))
         self.blocks = blocks
         self.bridges = nn.ModuleList(CrossModalAttentionBridge(config.width, config.heads) for _ in STRIDES)
@@ -356,7 +370,7 @@ class HierarchicalFeatureFusion(nn.Module):
             kept,
             to_coarse(fit_budget(coarse, budget), frame, image_present_B),
         ]
-        image = self.refine(image)
+        image, selection = self.refine(image, selection)
         text = text_tokens(text_BLD, mask_BL)
         for level, bridge in enumerate(self.bridges):
             image[level], text = cross(bridge, image[level], text)  # type: ignore[arg-type]
@@ -364,28 +378,52 @@ class HierarchicalFeatureFusion(nn.Module):
         return to_fused(tokens, modal_weights_BM, frame, selection)
 
     def select(self, grid: Tokens) -> tuple[Tokens, Selection]:
+        """The first stage: from the whole grid."""
         mask_BN = grid.weights_BS > 0
-        scores_BN = self.scorer(grid.tokens_BSD, mask_BN)
+        kept, stage = self.choose(grid, mask_BN, self.scorer, self.config.keep_ratio, mask_BN.sum(1))
+        map_BFN = self.lesion_map(grid.tokens_BSD).transpose(1, 2)
+        loss = keep_ratio_loss(stage.scores_BN, stage.mask_BN, stage.keep_BN)
+        seen = {field.name: getattr(stage, field.name) for field in fields(Stage)}
+        return kept, Selection(**seen, keep_ratio_loss=loss, map_BFN=map_BFN)
+
+    def choose(
+        self, tokens: Tokens, may_stay_BN: Tensor, scorer: nn.Module, share: float, of_B: Tensor
+    ) -> tuple[Tokens, Stage]:
+        """Keeps a share of `of_B` among the tokens that may stay; every other valid one goes into the
+        fused rest, by its weight."""
+        mask_BN = tokens.weights_BS > 0
+        scores_BN = scorer(tokens.tokens_BSD, mask_BN)
         keep_BN = choose_kept(
-            scores_BN, mask_BN, self.config.keep_ratio, self.config.token_budget, noisy=self.training
+            scores_BN, may_stay_BN, share, self.config.token_budget, noisy=self.training, of_B=of_B
         )
         keep = keep_masked if self.training and self.config.masked_training else keep_gathered
-        kept = keep(grid.tokens_BSD, scores_BN, mask_BN, keep_BN)
-        selection = Selection(
-            scores_BN,
-            mask_BN,
-            keep_BN,
-            grid.positions_BS3,
-            grid.half_cells_BS3,
-            keep_ratio_loss(scores_BN, mask_BN, keep_BN),
-            self.lesion_map(grid.tokens_BSD).transpose(1, 2),
-        )
-        return place_kept(kept, grid, token_weights(scores_BN, mask_BN & ~keep_BN)), selection
+        kept = keep(tokens.tokens_BSD, scores_BN, mask_BN, keep_BN)
+        placed = place_kept(kept, tokens, token_weights(scores_BN, mask_BN & ~keep_BN))
+        return placed, Stage(scores_BN, may_stay_BN, keep_BN, tokens.positions_BS3, tokens.half_cells_BS3)
 
-    def refine(self, parts: list[Tokens]) -> list[Tokens]:
+    def refine(self, parts: list[Tokens], selection: Selection) -> tuple[list[Tokens], Selection]:
+        """The blocks, in as many groups as there are stages; a stage drops tokens before its group, and
+        what the stage before fused goes into the new rest."""
+        of_B = selection.mask_BN.sum(1)
+        stages = len(self.later_scorers) + 1
+        later: list[Stage] = []
+        for number in range(stages):
+            if number:
+                may_stay_BN = parts[1].located_BS
+                scorer, share = self.later_scorers[number - 1], self.config.keep_stages[number - 1]
+                parts[1], stage = self.choose(parts[1], may_stay_BN, scorer, share, of_B)
+                later.append(stage)
+            first, last = (len(self.blocks) * n // stages for n in (number, number + 1))
+            parts = self.attend(parts, first, last)
+        losses = [keep_ratio_loss(stage.scores_BN, stage.mask_BN, stage.keep_BN) for stage in later]
+        total = torch.stack([selection.keep_ratio_loss, *losses]).sum()
+        return parts, replace(selection, keep_ratio_loss=total, later=tuple(later))
+
+    def attend(self, parts: list[Tokens], first: int, last: int) -> list[Tokens]:
+        """All levels together through some of the blocks."""
         tokens = join(parts)
         x_BSD = tokens.tokens_BSD
-        for block in self.blocks:
+        for block in list(self.blocks)[first:last]:
             x_BSD = block(x_BSD, tokens.weights_BS)
         return tokens.with_tokens(x_BSD).split(*(part.tokens_BSD.shape[1] for part in parts))
 
@@ -423,23 +461,26 @@ def enlarge(x_BDIJK: Tensor, like_BDIJK: Tensor) -> Tensor:
 
 
 def place_kept(kept: Kept, grid: Tokens, rest_BN: Tensor) -> Tokens:
-    """Kept tokens with their cells; the fused rest stands at its mean place, located nowhere."""
+    """Kept tokens with their cells; the fused rest stands at its mean place, located nowhere. A token
+    counts as much as it did before, times what it counts now: so every stage teaches those before."""
     index_BK = kept.index_BS[:, :-1]
     rest_position_B13 = (rest_BN.unsqueeze(-1) * grid.positions_BS3).sum(1, keepdim=True)
 
     def at(x_BN3: Tensor, rest_B13: Tensor) -> Tensor:
         return torch.cat([x_BN3.gather(1, index_BK.unsqueeze(-1).expand(-1, -1, 3)), rest_B13], 1)
 
-    located_BS = kept.weights_BS > 0
-    located_BS[:, -1] = False
+    def of(x_BN: Tensor, rest: int) -> Tensor:
+        return torch.cat([x_BN.gather(1, index_BK), torch.full_like(x_BN[:, :1], rest)], 1)
+
+    weights_BS = kept.weights_BS * of(grid.weights_BS, 1)
     return Tokens(
         kept.tokens_BSD,
-        kept.weights_BS,
+        weights_BS,
         at(grid.positions_BS3, rest_position_B13),
         at(grid.half_cells_BS3, torch.zeros_like(rest_position_B13)),
-        located_BS,
+        of(grid.located_BS, False) & (weights_BS > 0),
         grid.strides_BS[:, :1].expand_as(kept.index_BS),
-        kept.index_BS,
+        of(grid.index_BS, -1),
     )
 
 

@@ -8,14 +8,20 @@ Knows voxel grids and their affine. Knows nothing of text, findings or how voxel
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks import Convolution, ResidualUnit
+from monai.networks.nets.resnet import ResNetFeatures
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mla_med.errors import ConfigError
+from mla_med.errors import CheckpointError, ConfigError
 from mla_med.model.attention import ChannelGate
+from mla_med.model.config import BACKBONES, ModalConfig
 
 STRIDES = (4, 8, 16)
 
@@ -103,6 +109,79 @@ class ImageEncoder(nn.Module):
             bias_BD = None
             features.append(x)
         return [Level(x, stride) for x, stride in zip(features[1:], STRIDES, strict=True)]
+
+
+class MonaiResNet(nn.Module):
+    """A 3-D ResNet of MONAI (Chen et al., MedicalNet, arXiv:1904.00625), whose published weights
+    `read_backbone` loads, with a channel gate after each of its levels."""
+
+    def __init__(self, channels: int, name: str):
+        super().__init__()
+        self.channels = channels
+        self.presence = nn.Linear(channels, 64)
+        self.net = ResNetFeatures(name, pretrained=False, spatial_dims=3, in_channels=channels)
+        # the deepest stage, at stride 32, is no level here
+        self.net.layer4 = nn.Identity()
+        self.gates = nn.ModuleList(ChannelGate(width) for width in BACKBONES[name])
+
+    def forward(self, image_BCIJK: Tensor, present_BC: Tensor) -> list[Level]:
+        net = self.net
+        x = net.bn1(net.conv1(blank_absent(image_BCIJK, present_BC)))
+        x = x + self.presence(present_BC.to(x.dtype))[:, :, None, None, None]
+        x = net.maxpool(net.act(x))
+        levels = []
+        stages = (net.layer1, net.layer2, net.layer3)
+        for stage, gate, stride in zip(stages, self.gates, STRIDES, strict=True):
+            x = gate(stage(x))
+            levels.append(Level(between_corners(x), stride))
+        return levels
+
+
+def between_corners(x_BDIJK: Tensor) -> Tensor:
+    """Strided convolutions of odd width look at the first corner of a cell; the mean of neighbouring
+    corners stands for the middle of it, where `cell_positions` says it is (half a voxel off)."""
+    return F.avg_pool3d(F.pad(x_BDIJK, (0, 1, 0, 1, 0, 1), mode="replicate"), 2, 1)
+
+
+def read_backbone(encoder: nn.Module, path: Path) -> int:
+    """Loads published weights of a MONAI ResNet from a local file into it; -> how many tensors fitted.
+
+    safetensors, or a .pt / .pth of tensors alone, which PyTorch reads without running code. Weights of one
+    input channel are spread over all. CheckpointError where the file is not there, or nothing fits."""
+    if not isinstance(encoder, MonaiResNet):
+        raise CheckpointError("This model has no MONAI backbone to load weights into. Choose one: backbone.")
+    if not path.is_file():
+        raise CheckpointError(f"No weights at {path.name}. Is the path right?", code="CHECKPOINT_MISSING")
+    own = encoder.net.state_dict()
+    given = {key.removeprefix("module."): value for key, value in _read_tensors(path).items()}
+    conv = given.get("conv1.weight")
+    if conv is not None and conv.shape[1] == 1:
+        given["conv1.weight"] = conv.expand(-1, encoder.channels, -1, -1, -1) / encoder.channels
+    fitting = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
+    if missing := sorted(set(own) - set(fitting)):
+        raise CheckpointError(
+            f"{path.name} does not fit: it lacks {len(missing)} of {len(own)} tensors, {missing[0]} first. "
+            "Is it of another depth?"
+        )
+    encoder.net.load_state_dict(fitting)
+    return len(fitting)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path.name} is damaged, or holds more than tensors.") from error
+    return loaded.get("state_dict", loaded)
+
+
+def encoder_of(config: ModalConfig) -> nn.Module:
+    """The image encoder that the config names."""
+    if config.backbone:
+        return MonaiResNet(config.channels, config.backbone)
+    return ImageEncoder(config.channels, tuple(config.widths), tuple(config.units))
 
 
 def to_volume(image: Tensor, channels: int) -> Tensor:

@@ -13,20 +13,22 @@ Knows tensors and ids. Knows nothing of DICOM, of schemas beyond its config, or 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, GPT2Config, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from mla_med.model.attention import masked_mean
 from mla_med.model.config import ModalConfig
-from mla_med.model.decoder import ReportDecoder
+from mla_med.model.decoder import ReportDecoder, add_lora, merge_lora, read_tokenizer
 from mla_med.model.findings import FindingHeads, FindingOutputs, FindingTargets, finding_loss
 from mla_med.model.fusion import Fused, drop_modalities, fusion_of
-from mla_med.model.image_encoder import ImageEncoder, frame_of, to_volume
+from mla_med.model.image_encoder import encoder_of, frame_of, to_volume
 from mla_med.model.text_encoder import TextEncoder, byte_tokenizer, hf_tokenizer, to_ids
 
 Text = str | list[str] | Tensor | None
@@ -50,15 +52,19 @@ class MLAModel(PreTrainedModel, GenerationMixin):
     base_model_prefix = "mla"
     main_input_name = "input_ids"
     _supports_sdpa = True
-    _tied_weights_keys = {"decoder.lm.lm_head.weight": "decoder.lm.transformer.wte.weight"}
 
     def __init__(self, config: ModalConfig):
+        folder = Path(config.decoder_folder) if config.decoder_folder else None
+        if folder is not None:
+            # what is read now travels with the model, where it came from does not
+            config = deepcopy(config)
+            config.decoder_folder = None
         super().__init__(config)
-        assert isinstance(config.decoder, GPT2Config)
+        assert isinstance(config.decoder, PreTrainedConfig)
         assert config.findings is not None
-        self.tokenizer: Any = None
+        self.tokenizer: Any = None if folder is None else read_tokenizer(folder)
         """A transformers tokenizer, once attached; until then text is bytes."""
-        self.image_encoder = ImageEncoder(config.channels, tuple(config.widths), tuple(config.units))
+        self.image_encoder = encoder_of(config)
         self.text_encoder = TextEncoder(
             config.vocab_size,
             config.text_positions,
@@ -76,10 +82,34 @@ class MLAModel(PreTrainedModel, GenerationMixin):
             config.size_scale_mm,
             has_map=config.fusion_type in ("hffn", "full"),
         )
-        self.decoder = ReportDecoder(config.decoder, config.width)
+        self.decoder = ReportDecoder(config.decoder, config.width, config.heads, folder)
         self.project_image = nn.Linear(config.width, config.width, bias=False)
         self.project_text = nn.Linear(config.width, config.width, bias=False)
         self.post_init()
+        # after post_init, which would start the adapters as if they were layers of the LM: not at zero
+        if config.lora is not None:
+            add_lora(self.decoder.lm, config.lora)
+        # transformers looks for tied weights in direct children only, and the LM lies one deeper
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+
+    def merge_lora(self) -> None:
+        """The adapters become part of the decoder's weights."""
+        merge_lora(self.decoder.lm)
+        self.config.lora = None
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Weights as safetensors, configuration, and the tokenizer where there is one."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:
+        """As that of transformers; the tokenizer of the folder is attached."""
+        loaded = super().from_pretrained(folder, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.tokenizer = read_tokenizer(Path(folder))
+        return loaded
 
     def _init_weights(self, module: nn.Module) -> None:
         # Every layer knows its own start; transformers guards weights that were already loaded.

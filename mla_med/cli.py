@@ -117,6 +117,19 @@ def draft(
     indication: Annotated[
         str, typer.Option(help="Why it was asked for, where the header does not say.")
     ] = "",
+    prior: Annotated[
+        Path | None,
+        typer.Option(
+            help="An earlier study of the same patient, or its draft.json with the draft.dcm beside it: "
+            "changes are measured and stated."
+        ),
+    ] = None,
+    faithfulness: Annotated[
+        bool,
+        typer.Option(
+            "--faithfulness", help="Mask what each finding cites and ask again; takes seconds more."
+        ),
+    ] = False,
 ) -> None:
     """Draft a report of a study, or refuse with a reason: draft.json, .txt, .html and .dcm (SR). Of several
     studies each goes into a folder of its own, and one that fails stops none."""
@@ -127,20 +140,22 @@ def draft(
     with err.status("reading the headers, loading the model") as status, ReaderProcess() as reader:
         pending = None if is_nifti(path) else reader.start(read_studies, path)
         from mla_med.documents.text import draft_to_text
-        from mla_med.drafting import draft_nifti, draft_one, draft_studies, with_context
+        from mla_med.drafting import Options, draft_nifti, draft_one, draft_studies, with_context
         from mla_med.model.checkpoint import load_checkpoint
         from mla_med.types import ClinicalContext
 
         studies = () if pending is None else pending.result()
         known = ClinicalContext(age, _sex(sex), indication)
         studies = tuple(with_context(study, known) for study in studies)
+        whole = [study for study in studies if study.study_uid]
+        options = Options(faithfulness, None if prior is None else _prior(prior, whole, reader.call))
         model = load_checkpoint(checkpoint)
         if pending is None:
-            made, files = draft_nifti(path, known, to, model, status.update, reader.call)
-        elif sum(bool(study.study_uid) for study in studies) == 1:
-            made, files = draft_one(studies, to, model, status.update, reader.call)
+            made, files = draft_nifti(path, known, to, model, status.update, reader.call, options)
+        elif len(whole) == 1:
+            made, files = draft_one(studies, to, model, status.update, reader.call, options)
         else:
-            _draft_many(draft_studies(studies, to, model, status.update, reader.call), to)
+            _draft_many(draft_studies(studies, to, model, status.update, reader.call, options), to)
             return
     out.print(draft_to_text(made))
     _print_files(files)
@@ -185,9 +200,20 @@ def deidentify(
         raise typer.Exit(1)
 
 
-@app.command()
+phantoms = typer.Typer(
+    help="People who do not exist: one chest CT, a study as a scanner sends it, or a cohort.",
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(phantoms, name="phantom")
+Examination = Annotated[str, typer.Option(help="chest_ct or brain_mr.")]
+SiteKey = Annotated[str, typer.Option(help="a or b: scanner, dose, prevalence, style and language.")]
+
+
+@phantoms.callback()
 def phantom(
-    to: Out,
+    context: typer.Context,
+    to: Annotated[Path | None, typer.Option("--out", help="Folder for the results; made if missing.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which patient; the same seed gives the same bytes.")] = 1,
     finding: Annotated[
         list[str] | None,
@@ -196,7 +222,12 @@ def phantom(
     matrix: Annotated[int, typer.Option(min=64, max=512, help="Rows and columns.")] = 256,
     slice_mm: Annotated[float, typer.Option(min=0.5, max=10, help="Distance between slices.")] = 3.0,
 ) -> None:
-    """Make a chest CT of a person who does not exist, as a DICOM series, with its report and its truth."""
+    """Without a further verb: a chest CT of a person who does not exist, as the packaged model was trained
+    on, as a DICOM series, with its report and its truth."""
+    if context.invoked_subcommand is not None:
+        return
+    if to is None:
+        raise ConfigError("Where to? Give --out DIR.")
     from mla_med.files import write_text
     from mla_med.phantom.plain.cohort import make_phantom, truth_of, write_phantom
     from mla_med.phantom.plain.lesions import PREVALENCE
@@ -212,6 +243,105 @@ def phantom(
     write_text(to / "truth.json", json.dumps(truth_of(made), indent=1) + "\n")
     out.print(report_text(made.report))
     _print_files([series, to / "report.txt", to / "truth.json"])
+
+
+@phantoms.command()
+def study(
+    seed: Annotated[int, typer.Argument(min=0, help="Which patient; the same seed gives the same bytes.")],
+    to: Out,
+    examination: Examination = "chest_ct",
+    site: SiteKey = "a",
+    finding: Annotated[
+        list[str] | None,
+        typer.Option(help="A finding to plant, again for each; otherwise the history chooses."),
+    ] = None,
+    prior: Annotated[
+        bool, typer.Option("--prior", help="With an earlier study of the same patient, and its report.")
+    ] = False,
+    maker: Annotated[str | None, typer.Option(help="Whose scanner, instead of the site's.")] = None,
+    matrix: Annotated[int, typer.Option(min=64, max=512, help="Rows and columns of a CT.")] = 512,
+) -> None:
+    """Make one study as the scanner of a site sends it: every series, request, report and truth."""
+    _use_one_thread()
+    from mla_med.files import write_text
+    from mla_med.phantom.cohort import record_of, report_of
+    from mla_med.phantom.examine import check_codes, examine
+    from mla_med.phantom.scanning import write_dicom
+    from mla_med.phantom.sites import site_of
+    from mla_med.report.render import report_text
+    from mla_med.report.style import load_style
+
+    chosen = site_of(site)
+    codes = check_codes(finding, examination)
+    with err.status("making the patient") as status:
+        examined = examine(seed, examination, chosen, prior_share=float(prior), codes=codes)
+        status.update("scanning")
+        images = write_dicom(examined, to / examined.id, maker, matrix)
+    text = report_text(report_of(examined), load_style(chosen.style, chosen.language))
+    write_text(to / f"{examined.id}.txt", text + "\n")
+    record = record_of(examined, {"dicom": examined.id} | images)
+    write_text(to / f"{examined.id}.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+    out.print(text)
+    _print_files(to / f"{examined.id}{ending}" for ending in ("", ".txt", ".json"))
+
+
+@phantoms.command()
+def cohort(
+    to: Out,
+    n: Annotated[int, typer.Option("--n", min=1, help="Patients.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Cohorts of two seeds share no patient.")] = 7,
+    examination: Examination = "chest_ct",
+    site: SiteKey = "a",
+    form: Annotated[
+        str, typer.Option(help="arrays (on the training grid) or dicom (full series).")
+    ] = "arrays",
+    prior_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of how many patients there is an earlier study.")
+    ] = 0.25,
+    style: Annotated[str, typer.Option(help="Of the reports, instead of the site's.")] = "",
+    language: Annotated[str, typer.Option(help="Of the reports, instead of the site's.")] = "",
+    matrix: Annotated[int, typer.Option(min=64, max=512, help="Rows and columns of a CT in DICOM.")] = 512,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+) -> None:
+    """Make many patients with images, truth and report: the same bytes from the same seed. Stopped, it goes
+    on where it was."""
+    from mla_med.phantom.cohort import CohortConfig, make_cohort
+
+    config = CohortConfig(
+        n=n,
+        seed=seed,
+        examination=examination,
+        site=site,
+        form=form,
+        prior_share=prior_share,
+        style=style,
+        language=language,
+        matrix=matrix,
+        workers=workers,
+    )
+    with _bar() as bar:
+        task = bar.add_task("patients", total=n)
+        made = make_cohort(config, to, lambda done, total: bar.update(task, completed=done))
+    _print_files([made / "cohort.json", made / "manifest.jsonl"])
+
+
+@phantoms.command()
+def sheet(
+    to: Annotated[Path, typer.Option("--out", help="A PNG file.")],
+    n: Annotated[int, typer.Option("--n", min=1, max=60, help="Patients.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first patient.")] = 7_000_000,
+    examination: Examination = "chest_ct",
+    site: SiteKey = "a",
+) -> None:
+    """Draw patients in three planes, with their findings, into one picture."""
+    _use_one_thread()
+    from mla_med.phantom.sheet import draw_sheet
+    from mla_med.phantom.sites import site_of
+
+    with _bar() as bar:
+        task = bar.add_task("patients", total=n)
+        draw_sheet(range(seed, seed + n), examination, site_of(site), to, lambda: bar.advance(task))
+    _print_files([to])
 
 
 @app.command()
@@ -324,6 +454,19 @@ def _print_inspection(inspection) -> None:
         out.print(f"{problem.code}: {problem.words}", style="dim")
 
 
+def _prior(path: Path, studies, call):
+    """The earlier examination of the one study that is drafted."""
+    from mla_med.comparison import read_prior
+    from mla_med.dicom.study import read_study
+
+    if len(studies) != 1:
+        raise ConfigError(
+            f"--prior belongs to one study in DICOM, and {len(studies)} are given. Draft them one by one.",
+            code="PRIOR_OF_SEVERAL",
+        )
+    return read_prior(path, studies[0], lambda earlier: call(read_study, earlier))
+
+
 def _sex(given: str | None):
     from mla_med.types import Sex
 
@@ -368,6 +511,19 @@ def _key(path: Path) -> bytes:
         with os.fdopen(descriptor, "wb") as file:
             file.write(os.urandom(32))
     return path.read_bytes()
+
+
+def _use_one_thread() -> None:
+    """Before numpy is imported: with more, the last bit of a sum differs, and so do a phantom's bytes."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+
+
+def _bar():
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=err)
 
 
 def _print_files(files) -> None:

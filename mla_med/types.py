@@ -180,6 +180,15 @@ Box = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 @dataclass(frozen=True, slots=True)
+class HeatCell:
+    """One cell of a heat map."""
+
+    box_mm: Box
+    weight: float
+    """Of the finding's attention; 1 in the strongest cell."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """Where in the images a finding was seen."""
 
@@ -189,6 +198,11 @@ class Evidence:
     """Lower and upper corner in patient RAS mm."""
     faithfulness: float | None = None
     """Fall of the finding's logit when the box is masked, None where it was not measured."""
+    faithfulness_rank: float | None = None
+    """Share of random regions of equal size, elsewhere in the body, whose masking lowers the logit less:
+    1 is the best, 0.5 is chance. None where it was not measured."""
+    heat: tuple[HeatCell, ...] = ()
+    """The cells that carry the finding, the strongest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +220,7 @@ class Finding:
     """How many there are, where more than one is stated; the size is then that of the largest."""
     change: Change | None = None
     confidence: float | None = field(default=None, compare=False)
+    """Calibrated probability that the statement is right; where nothing can be said, of the likelier one."""
     evidence: Evidence | None = field(default=None, compare=False)
 
 
@@ -250,6 +265,8 @@ class Provenance:
     series_uids: tuple[str, ...]
     created_utc: str
     """ISO 8601 with seconds."""
+    study_date: str = ""
+    """As the header states it (YYYYMMDD); empty where it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +276,28 @@ class Complaint:
     rule: str
     words: str
     sentence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What was measured of one finding in two examinations, and what follows from it."""
+
+    code: str
+    change: Change | None
+    """None: no change can be told."""
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """The earlier examination that a draft was compared with, by measurement."""
+
+    study_uid: str
+    study_date: str
+    """YYYYMMDD; empty where it is not known."""
+    series: tuple[Series, ...]
+    """What was measured of it."""
+    comparisons: tuple[Comparison, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +311,12 @@ class Draft:
     modal_weights: Mapping[str, float]
     provenance: Provenance
     complaints: tuple[Complaint, ...] = ()
+    prior: Prior | None = None
+    """None: nothing was compared, and no finding states a change."""
+    region_mm: Box | None = None
+    """The box around the lungs in patient RAS mm, which places in two examinations are compared by."""
 
     def __post_init__(self):
         assert (self.report is not None) == self.gate.accepted
+        findings = self.report.findings if self.report else ()
+        assert self.prior is not None or all(f.change is None for f in findings)

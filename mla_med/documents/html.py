@@ -21,7 +21,19 @@ from PIL import Image
 
 from mla_med.documents.text import HASH_DIGITS, NOTICE, sentence_findings
 from mla_med.report.schema import CHEST_CT
-from mla_med.types import Box, Draft, Evidence, Finding, Modality, Presence, Report, Sentence, Side, Volume
+from mla_med.types import (
+    Box,
+    Comparison,
+    Draft,
+    Evidence,
+    Finding,
+    Modality,
+    Presence,
+    Report,
+    Sentence,
+    Side,
+    Volume,
+)
 
 LARGEST_PAGE_BYTES = 2_500_000
 
@@ -65,6 +77,8 @@ class Picture:
     place: str
     scale_bar: float
     """50 mm."""
+    heat: tuple[tuple[float, float, float, float, float], ...] = ()
+    """Left, top, width and height of each cell of the heat map that this slice crosses, and its weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +122,7 @@ def draft_to_html(draft: Draft, volume: Volume | None) -> str:
 
 
 def _page(draft: Draft, volume: Volume | None, edge_px: int) -> str:
-    cards = _cards(draft.report, volume, edge_px) if draft.report else ()
+    cards = _cards(draft, volume, edge_px) if draft.report else ()
     numbers = {id(card.finding): card.number for card in cards}
     return _template().render(
         notice=NOTICE,
@@ -123,6 +137,7 @@ def _page(draft: Draft, volume: Volume | None, edge_px: int) -> str:
         others=[v for v in draft.verdicts if not v.chosen],
         hash=draft.provenance.weights_sha256[:HASH_DIGITS],
         has_images=volume is not None,
+        terms={card.finding.code: card.title for card in cards},
     )
 
 
@@ -134,14 +149,17 @@ def _template():
     return environment.get_template("draft.html.jinja")
 
 
-def _cards(report: Report, volume: Volume | None, edge_px: int) -> tuple[Card, ...]:
+def _cards(draft: Draft, volume: Volume | None, edge_px: int) -> tuple[Card, ...]:
+    report = draft.report
+    assert report is not None
     canonical = None if volume is None else _canonical(volume)
+    compared = {c.code: c for c in draft.prior.comparisons} if draft.prior else {}
     return tuple(
         Card(
             number=n,
             title=_title(finding),
             finding=finding,
-            facts=_facts(finding),
+            facts=_facts(finding, compared.get(finding.code)),
             critical=_is_critical(finding),
             pictures=_pictures(finding, volume, canonical, edge_px) if volume and canonical else (),
         )
@@ -160,11 +178,12 @@ def _is_critical(finding: Finding) -> bool:
     return kind is not None and kind.critical and finding.presence is Presence.PRESENT
 
 
-def _facts(finding: Finding) -> tuple[tuple[str, str], ...]:
+def _facts(finding: Finding, compared: Comparison | None = None) -> tuple[tuple[str, str], ...]:
     facts = {
         "Side": "both sides" if finding.side is Side.BILATERAL else finding.side,
         "Site": finding.site and finding.site.replace("_", " "),
         "Size": finding.size_mm is not None and f"{finding.size_mm:.4g} mm",
+        "Change since the prior": compared and (finding.change or "cannot be told"),
         "Centre": finding.evidence and _place(_centre(finding.evidence.box_mm)),
     }
     return tuple((name, str(value)) for name, value in facts.items() if value)
@@ -223,6 +242,7 @@ def _pictures(finding: Finding, volume: Volume, canonical: Canonical, edge_px: i
             window=window,
             place=words + _slice_place(AXES[view], at, canonical),
             scale_bar=_scale(view, canonical, edge) * 50,
+            heat=_heat(finding.evidence, view, canonical, at, edge),
         )
         for view, at, edge, words in drawn
     )
@@ -282,16 +302,13 @@ def _drawing(
     edge_px: int,
 ) -> tuple[str, int, int, tuple[float, float, float, float]]:
     """PNG, its width and height, and the box in it."""
-    across, up = (axis for axis in range(3) if axis != AXES[view])
     plane = np.take(canonical.voxels, int(point[AXES[view]]), axis=AXES[view])[::-1, ::-1].T
     low, high = range_
     grey = np.clip((np.nan_to_num(plane, nan=low) - low) / max(high - low, 1e-6), 0, 1)
-    size_mm = _spacing_mm(canonical) * canonical.voxels.shape
-    scale = _scale(view, canonical, edge_px)
-    width, height = (max(1, round(size_mm[axis] * scale)) for axis in (across, up))
+    width, height = _size_px(view, canonical, edge_px)
     picture = Image.fromarray((grey * 255).astype(np.uint8))
     resized = picture.resize((width, height), Image.Resampling.BILINEAR)
-    return _png_uri(resized), width, height, _box_px(canonical, box, (across, up), (width, height))
+    return _png_uri(resized), width, height, _box_px(canonical, box, _axes(view), (width, height))
 
 
 def _box_px(
@@ -304,6 +321,31 @@ def _box_px(
     extent = (upper - lower)[list(axes)] * px
     left, top, width, height = (round(float(v), 1) for v in (*start, *extent))
     return left, top, width, height
+
+
+def _heat(
+    evidence: Evidence, view: str, canonical: Canonical, point: np.ndarray, edge_px: int
+) -> tuple[tuple[float, float, float, float, float], ...]:
+    """The cells that the slice crosses. Cells are shown as the squares they are: nothing finer is known."""
+    axis, size = _axes(view), _size_px(view, canonical, edge_px)
+    cells = []
+    for cell in evidence.heat:
+        lower, upper = _box_voxels(cell.box_mm, canonical)
+        if lower[AXES[view]] <= point[AXES[view]] + 0.5 <= upper[AXES[view]]:
+            cells.append((*_box_px(canonical, (lower, upper), axis, size), cell.weight))
+    return tuple(cells)
+
+
+def _axes(view: str) -> tuple[int, int]:
+    across, up = (axis for axis in range(3) if axis != AXES[view])
+    return across, up
+
+
+def _size_px(view: str, canonical: Canonical, edge_px: int) -> tuple[int, int]:
+    size_mm = _spacing_mm(canonical) * canonical.voxels.shape
+    scale = _scale(view, canonical, edge_px)
+    width, height = (max(1, round(size_mm[axis] * scale)) for axis in _axes(view))
+    return width, height
 
 
 def _spacing_mm(canonical: Canonical) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -77,10 +77,14 @@ def _tuple_from_json(arguments: tuple[Any, ...], data: Any, where: str) -> tuple
 def _noun_from_json(kind: Any, data: Any, where: str) -> Any:
     _expect(dict, data, where)
     hints = get_type_hints(kind)
-    if set(data) != set(hints):
-        odd = ", ".join(sorted(set(data) ^ set(hints)))
-        raise ReportError(f"{where} has unknown or missing keys: {odd}. Is it from another version?")
-    return kind(**{key: _from_json(hint, data[key], f"{where}.{key}") for key, hint in hints.items()})
+    # what has a default came later than the first version, and an older draft lacks it
+    may_lack = {f.name for f in fields(kind) if f.default is not MISSING or f.default_factory is not MISSING}
+    odd = (set(data) - set(hints)) | (set(hints) - set(data) - may_lack)
+    if odd:
+        raise ReportError(
+            f"{where} has unknown or missing keys: {', '.join(sorted(odd))}. Is it from another version?"
+        )
+    return kind(**{key: _from_json(hints[key], item, f"{where}.{key}") for key, item in data.items()})
 
 
 def _scalar_from_json(kind: Any, data: Any, where: str) -> Any:

@@ -13,7 +13,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -37,9 +37,9 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian
 
 from mla_med.archive import is_file, open_file
-from mla_med.documents.text import HASH_DIGITS, NOTICE, sentence_findings
+from mla_med.documents.text import HASH_DIGITS, NOTICE, comparison_lines, sentence_findings
 from mla_med.errors import OutputError
-from mla_med.types import Draft, Finding, Provenance, Sentence, SeriesVerdict
+from mla_med.types import Draft, Finding, Provenance, Sentence, Series
 
 MANUFACTURER = "mla_med"
 
@@ -78,6 +78,7 @@ DEVICE = CodedConcept("121007", "DCM", "Device")
 REPORT = CodedConcept("18748-4", "LN", "Diagnostic Imaging Report")
 PROCEDURE_REPORTED = CodedConcept("121058", "DCM", "Procedure reported")
 PROCEDURE_DESCRIPTIONS = CodedConcept("121064", "DCM", "Current Procedure Descriptions")
+PRIOR_PROCEDURE_DESCRIPTIONS = CodedConcept("121066", "DCM", "Prior Procedure Descriptions")
 PROCEDURE_DESCRIPTION = CodedConcept("121065", "DCM", "Procedure Description")
 FINDINGS = CodedConcept("121070", "DCM", "Findings")
 FINDING = CodedConcept("121071", "DCM", "Finding")
@@ -152,6 +153,9 @@ def _document(draft: Draft, header: Dataset) -> Dataset:
     sr.PerformedProcedureCodeSequence = []
     if study := _referenced_study(draft):
         sr.CurrentRequestedProcedureEvidenceSequence = [study]
+    if draft.prior is not None and draft.prior.series:
+        # not acquired for this request, and yet what the changes were measured on (PS3.3 C.17.2)
+        sr.PertinentOtherEvidenceSequence = [_study_of(draft.prior.study_uid, draft.prior.series)]
     return sr
 
 
@@ -224,20 +228,24 @@ def _referenced_study(draft: Draft) -> Dataset | None:
     used = [v for v in draft.verdicts if v.chosen or draft.report is None]
     if not used:
         return None
+    return _study_of(draft.provenance.study_uid, [v.series for v in used])
+
+
+def _study_of(uid: str, series: Iterable[Series]) -> Dataset:
     study = Dataset()
-    study.StudyInstanceUID = draft.provenance.study_uid
+    study.StudyInstanceUID = uid
     study.ReferencedSeriesSequence = [
-        _referenced_series(uid, classes) for uid, classes in _by_series(used).items()
+        _referenced_series(uid, classes) for uid, classes in _by_series(series).items()
     ]
     return study
 
 
-def _by_series(verdicts: list[SeriesVerdict]) -> dict[str, dict[str, str]]:
+def _by_series(series: Iterable[Series]) -> dict[str, dict[str, str]]:
     """Series UID -> SOP Instance UID -> SOP Class UID: frames and split series come together again."""
     found: dict[str, dict[str, str]] = {}
-    for verdict in verdicts:
-        classes = {i.sop_instance_uid: i.sop_class_uid for i in verdict.series.instances}
-        found.setdefault(verdict.series.series_uid, {}).update(classes)
+    for one in series:
+        classes = {i.sop_instance_uid: i.sop_class_uid for i in one.instances}
+        found.setdefault(one.series_uid, {}).update(classes)
     return found
 
 
@@ -299,6 +307,10 @@ def _report_sections(draft: Draft) -> list[ContentItem]:
     complaints = [_text(PROCEDURE_DESCRIPTION, f"Failed check {c.rule}: {c.words}") for c in draft.complaints]
     return [
         *_section(PROCEDURE_DESCRIPTIONS, [_text(PROCEDURE_DESCRIPTION, report.technique)]),
+        *_section(
+            PRIOR_PROCEDURE_DESCRIPTIONS,
+            [_text(PROCEDURE_DESCRIPTION, line) for line in comparison_lines(draft)],
+        ),
         *_section(FINDINGS, _statements(FINDING, report.sentences, draft)),
         *_section(IMPRESSIONS, _statements(IMPRESSION, report.impression, draft)),
         *_section(SUMMARY, complaints),

@@ -40,12 +40,28 @@ def _stated(
     return (of_code[stating.index(n)],) if len(stating) == len(of_code) else of_code
 
 
+def comparison_lines(draft: Draft) -> list[str]:
+    """What was measured against the prior examination; nothing where there is none."""
+    if draft.prior is None:
+        return []
+    prior = draft.prior
+    of = f" of {prior.study_date}" if prior.study_date else ""
+    return [
+        f"Compared by measurement with the examination{of}, study {prior.study_uid}.",
+        *(
+            f"{c.code.replace('_', ' ')}: {c.change or 'no change can be told'}; {c.words}."
+            for c in prior.comparisons
+        ),
+    ]
+
+
 def _report_blocks(draft: Draft) -> list[str]:
     assert draft.report is not None
     sections = (
         ("TECHNIQUE", [draft.report.technique]),
         ("FINDINGS", [s.text for s in draft.report.sentences]),
         ("IMPRESSION", [s.text for s in draft.report.impression]),
+        ("COMPARISON", comparison_lines(draft)),
         ("CHECKS THAT FAILED", [f"{c.rule}: {c.words}" for c in draft.complaints]),
     )
     return ["\n".join((heading, *lines)) for heading, lines in sections if any(lines)]

@@ -1,16 +1,30 @@
-"""Held-out outputs beside the truth -> Calibration: where each finding begins, and what is familiar.
+"""Held-out outputs beside the truth -> Calibration: what may be said of each finding, how well it is
+measured, and what is familiar.
 
-Travels in the checkpoint as calibration.json. Split-conformal sets come later.
+Travels in the checkpoint as calibration.json. A file from before there were answers still loads: it says
+present or absent by its thresholds, and never that it cannot say.
 """
 
-# N examples, F findings, D width
+# N examples, F findings, D width, H bins of the histogram
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from mla_med.model.conformal import COVERAGE, Answer, fit_answer
+from mla_med.types import Presence
+
+HISTOGRAM_HU = (-1000.0, -950.0, -900.0, -850.0, -800.0, -700.0, -500.0, -200.0, -120.0, -60.0, -20.0,
+                10.0, 30.0, 50.0, 80.0, 120.0, 200.0, 300.0, 600.0)  # fmt: skip
+"""Edges of the bins: finer where lung, fat, fluid and soft tissue lie. Below and above are bins too."""
+MIN_RETESTED = 10
+"""Lesions that have to be measured twice before anything is said of repeatability."""
+SLACK = 1.15
+"""What is familiar reaches so far beyond what 99.5 % of the held-out examples stay under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +38,32 @@ class Calibration:
     """Mahalanobis distance that 99.5 % of held-out phantoms stay under."""
     lung_range: tuple[float, float]
     """Share of the image that has the density of lung: smallest and largest that is familiar."""
+    answers: dict[str, Answer] = field(default_factory=dict)
+    """Per finding code; empty in older files."""
+    coverage: float | None = None
+    """Of those who have a finding and of those who do not, so many are not told the opposite."""
+    size_repeat_mm: dict[str, float] = field(default_factory=dict)
+    """Two measurements of one lesion differ by less in 95 % of cases: what `repeatability` gave."""
+    histogram: tuple[float, ...] = ()
+    """Share of the voxels in each bin of HISTOGRAM_HU, mean over familiar images."""
+    histogram_limit: float = 1.0
+    """Largest share of voxels that may lie in other bins than in that mean."""
+
+    def answer(self, code: str, probability: float) -> tuple[Presence, float]:
+        """What may be said of a finding, and the calibrated probability that this is right; where
+        nothing can be said, that of the likelier answer."""
+        answer = self.answers.get(code)
+        if answer is None:
+            present = probability >= self.thresholds[code]
+            return (Presence.PRESENT, probability) if present else (Presence.ABSENT, 1 - probability)
+        presence, p = answer.presence(probability), answer.calibrated(probability)
+        if presence is Presence.CANNOT_SAY:
+            return presence, max(p, 1 - p)
+        return presence, p if presence is Presence.PRESENT else 1 - p
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return values | {"answers": {code: answer.to_dict() for code, answer in self.answers.items()}}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Calibration:
@@ -36,12 +73,22 @@ class Calibration:
             tuple(tuple(map(float, row)) for row in values["feature_precision"]),
             float(values["feature_limit"]),
             (float(values["lung_range"][0]), float(values["lung_range"][1])),
+            {str(k): Answer.from_dict(v) for k, v in values.get("answers", {}).items()},
+            None if values.get("coverage") is None else float(values["coverage"]),
+            {str(k): float(v) for k, v in values.get("size_repeat_mm", {}).items()},
+            tuple(map(float, values.get("histogram", ()))),
+            float(values.get("histogram_limit", 1.0)),
         )
 
     def feature_distance(self, feature_D: np.ndarray) -> float:
         """Mahalanobis distance of one pooled image embedding from the familiar ones."""
         d = np.asarray(feature_D, float) - np.asarray(self.feature_mean)
         return float(np.sqrt(np.maximum(d @ np.asarray(self.feature_precision) @ d, 0.0)))
+
+    def histogram_distance(self, histogram_H: np.ndarray) -> float:
+        """Share of the voxels that lie in other bins than they do on average in familiar images; 0 where
+        the file is older than this."""
+        return total_variation(histogram_H, np.asarray(self.histogram)) if self.histogram else 0.0
 
 
 def calibrate(
@@ -51,14 +98,50 @@ def calibrate(
     feature_ND: np.ndarray,
     lung_share_N: np.ndarray,
     known_feature_ND: np.ndarray,
+    size_difference_mm: Mapping[str, np.ndarray] | None = None,
+    histogram_NH: np.ndarray | None = None,
+    coverage: float = COVERAGE,
 ) -> Calibration:
-    """Thresholds of best F1 on held-out examples. What is familiar is fitted on `known_feature_ND`,
-    features of other examples, and its limit set on the held-out ones: in-sample distances are too
-    small when there are not many more examples than features."""
-    thresholds = {
-        code: _best_threshold(probability_NF[:, f], present_NF[:, f].astype(bool))
-        for f, code in enumerate(codes)
+    """Thresholds of best F1, conformal sets and repeatability on held-out examples. What is familiar is
+    fitted on `known_feature_ND`, features of other examples, and its limit set on the held-out ones:
+    in-sample distances are too small when there are not many more examples than features."""
+    familiar = what_is_familiar(feature_ND, lung_share_N, known_feature_ND)
+    return Calibration(
+        **familiar,
+        **what_is_said(codes, probability_NF, present_NF, size_difference_mm or {}, coverage),
+        **({} if histogram_NH is None else usual_histogram(histogram_NH)),
+    )
+
+
+def what_is_said(
+    codes: tuple[str, ...],
+    probability_NF: np.ndarray,
+    present_NF: np.ndarray,
+    size_difference_mm: Mapping[str, np.ndarray],
+    coverage: float = COVERAGE,
+) -> dict[str, Any]:
+    """The fields of a Calibration that speak of findings. `size_difference_mm`: by code, between two
+    measurements of each of some lesions."""
+    present_NF = np.asarray(present_NF, bool)
+    columns = {code: (probability_NF[:, f], present_NF[:, f]) for f, code in enumerate(codes)}
+    thresholds = {code: _best_threshold(p, present) for code, (p, present) in columns.items()}
+    return {
+        "thresholds": thresholds,
+        "answers": {
+            code: fit_answer(p.astype(np.float64), present, thresholds[code], coverage)
+            for code, (p, present) in columns.items()
+        },
+        "coverage": coverage,
+        "size_repeat_mm": {
+            code: repeatability(d) for code, d in size_difference_mm.items() if len(d) >= MIN_RETESTED
+        },
     }
+
+
+def what_is_familiar(
+    feature_ND: np.ndarray, lung_share_N: np.ndarray, known_feature_ND: np.ndarray
+) -> dict[str, Any]:
+    """The fields of a Calibration that speak of features and of lung."""
     mean = known_feature_ND.mean(0)
     known = known_feature_ND - mean
     covariance = known.T @ known / max(len(known) - 1, 1)
@@ -68,13 +151,40 @@ def calibrate(
     centred = feature_ND - mean
     distance = np.sqrt(np.einsum("nd,de,ne->n", centred, precision, centred))
     low, high = np.quantile(lung_share_N, [0.0, 1.0])
-    return Calibration(
-        thresholds,
-        tuple(mean.round(5).tolist()),
-        tuple(map(tuple, precision.round(4).tolist())),
-        float(np.quantile(distance, 0.995) * 1.15),
-        (float(low * 0.6), float(min(1.0, high * 1.4))),
-    )
+    return {
+        "feature_mean": tuple(mean.round(5).tolist()),
+        "feature_precision": tuple(map(tuple, precision.round(4).tolist())),
+        "feature_limit": float(np.quantile(distance, 0.995) * SLACK),
+        "lung_range": (float(low * 0.6), float(min(1.0, high * 1.4))),
+    }
+
+
+def usual_histogram(histogram_NH: np.ndarray) -> dict[str, Any]:
+    """The fields of a Calibration that speak of the histogram."""
+    mean_H = histogram_NH.mean(0)
+    distance_N = [total_variation(row, mean_H) for row in histogram_NH]
+    return {
+        "histogram": tuple(mean_H.round(5).tolist()),
+        "histogram_limit": round(float(min(1.0, np.quantile(distance_N, 0.995) * SLACK)), 4),
+    }
+
+
+def histogram_of(hu: np.ndarray) -> np.ndarray:
+    """Share of the voxels in each bin of HISTOGRAM_HU (H,). Its two ends are open."""
+    bins = np.searchsorted(HISTOGRAM_HU, np.asarray(hu).ravel())
+    return np.bincount(bins, minlength=len(HISTOGRAM_HU) + 1) / max(bins.size, 1)
+
+
+def total_variation(one_H: np.ndarray, other_H: np.ndarray) -> float:
+    """Half the sum of absolute differences: the share that would have to move."""
+    return float(np.abs(np.asarray(one_H) - other_H).sum() / 2)
+
+
+def repeatability(difference_mm_N: np.ndarray) -> float:
+    """What two measurements of one lesion differ by in 19 of 20 cases: the repeatability coefficient
+    (Bland, Altman, Lancet 1986;1:307; Raunig et al., Stat Methods Med Res 2015;24:27), by counting, as the
+    errors of networks have tails."""
+    return round(float(np.quantile(np.abs(difference_mm_N), 0.95, method="higher")), 2)
 
 
 def _best_threshold(probability_N: np.ndarray, present_N: np.ndarray) -> float:

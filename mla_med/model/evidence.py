@@ -1,22 +1,73 @@
-"""Evidence weights over fused tokens -> a box in patient mm, and which slices it crosses."""
+"""Evidence weights over fused tokens -> a box in patient mm, a heat map, and which slices the box crosses;
+box + image -> how much the finding depends on what is in the box.
 
-# S fused tokens, K slices
+Attention is a claim, not a proof: what a network attends to need not be what it answers by (Jain, Wallace,
+NAACL 2019). So the box is masked and the network asked again (occlusion: Zeiler, Fergus, ECCV 2014;
+deletion tests: Samek et al., IEEE Trans. Neural Netw. Learn. Syst. 2017;28:2660).
+"""
+
+# S fused tokens, K slices, C channels, I J K voxel axes
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from mla_med.model.findings import FindingOutputs
 from mla_med.model.fusion import Fused
-from mla_med.types import Box
+from mla_med.model.mla import MLAModel
+from mla_med.types import Box, HeatCell
 
-FAINT = 0.35
-"""Cells with less than this share of the strongest cell's weight do not enlarge the box."""
+FAINT = 0.1
+"""Cells with less than this share of the strongest cell's weight do not enlarge the box. On phantoms boxes
+of 0.1 hold the middle of a lesion more often than those of 0.35 (0.83 against 0.66) and are a fifth wider."""
+VISIBLE = 0.05
+"""Cells with less than this share of it are not in the heat map."""
+HEAT_CELLS = 24
+"""So many at most."""
+REGIONS = 8
+"""How many random regions a box is compared with."""
+BATCH = 4
+"""Images in one forward pass."""
+MARGIN_MM = 12.0
+"""Regions are masked with so much around them, half a cell: the background begins where the lesion, which
+no box of cells frames exactly, has ended."""
+
+SHELL = 4
+"""Voxels around a region that its background is drawn from."""
+
+Voxels = tuple[slice, slice, slice]
 
 
-def evidence_box(fused: Fused, outputs: FindingOutputs, finding: int, patient: int = 0) -> Box | None:
+@dataclass(frozen=True, slots=True)
+class Faithfulness:
+    """What masking did to the logit of one finding."""
+
+    fall: float
+    """Of the cited box."""
+    random_falls: tuple[float, ...]
+    """Of each random region."""
+
+    @property
+    def rank(self) -> float | None:
+        """Share of the random regions whose masking lowers the logit less; ties count half. None where
+        the body had no room for another region."""
+        if not self.random_falls:
+            return None
+        other = np.array(self.random_falls)
+        return float(((other < self.fall) + 0.5 * (other == self.fall)).mean())
+
+
+def evidence_box(
+    fused: Fused, outputs: FindingOutputs, finding: int, patient: int = 0, size_mm: float | None = None
+) -> Box | None:
     """The box around the cells that carry the finding, grown from the strongest one through its
-    neighbours; None where no located token carries it."""
+    neighbours, and to the size of what is in it where that is known; None where no located token
+    carries it."""
     weight_S = (outputs.evidence_BFS[patient, finding] * fused.located_BS[patient]).double().cpu().numpy()
     if weight_S.max(initial=0.0) <= 0:
         return None
@@ -32,8 +83,28 @@ def evidence_box(fused: Fused, outputs: FindingOutputs, finding: int, patient: i
         touches = ((lows <= high + 1.0) & (highs >= low - 1.0)).all(1)
         new_low, new_high = np.minimum(lows[touches].min(0), low), np.maximum(highs[touches].max(0), high)
         if (new_low == low).all() and (new_high == high).all():
-            return _corner(low), _corner(high)
+            short = np.maximum((size_mm or 0.0) - (high - low), 0) / 2
+            return _corner(low - short), _corner(high + short)
         low, high = new_low, new_high
+
+
+def heat_map(fused: Fused, outputs: FindingOutputs, finding: int, patient: int = 0) -> tuple[HeatCell, ...]:
+    """The located cells that carry the finding, the strongest first."""
+    weight_S = (outputs.evidence_BFS[patient, finding] * fused.located_BS[patient]).double().cpu().numpy()
+    strongest = weight_S.max(initial=0.0)
+    if strongest <= 0:
+        return ()
+    centre_S3 = fused.positions_BS3[patient].double().cpu().numpy()
+    half_S3 = fused.half_cells_BS3[patient].double().cpu().numpy()
+    order = np.argsort(-weight_S, kind="stable")[:HEAT_CELLS]
+    return tuple(
+        HeatCell(
+            (_corner((centre_S3[s] - half_S3[s]).round(1)), _corner((centre_S3[s] + half_S3[s]).round(1))),
+            round(float(weight_S[s] / strongest), 3),
+        )
+        for s in order
+        if weight_S[s] >= VISIBLE * strongest
+    )
 
 
 def _corner(values: np.ndarray) -> tuple[float, float, float]:
@@ -54,3 +125,90 @@ def slices_in_box(
         return (middle,)
     quarter = inside[[len(inside) // 4, (3 * len(inside)) // 4]]
     return tuple(dict.fromkeys((middle, *map(int, quarter))))
+
+
+# Does the finding depend on the box?
+
+
+@torch.no_grad()
+def measure_faithfulness(
+    model: MLAModel,
+    image_CIJK: Tensor,
+    affine_44: Tensor,
+    text: str,
+    finding: int,
+    box_mm: Box,
+    body_IJK: np.ndarray,
+    logit: float,
+    regions: int = REGIONS,
+) -> Faithfulness:
+    """`logit`: of the finding in the image as it is. The random regions have the size of the box, margin
+    included, have their centre in the body and do not touch the box; the same ones for the same box."""
+    grown = (_corner(np.array(box_mm[0]) - MARGIN_MM), _corner(np.array(box_mm[1]) + MARGIN_MM))
+    cited = box_voxels(grown, affine_44, image_CIJK.shape[1:])
+    others = random_regions(cited, body_IJK, regions)
+    logits: list[float] = []
+    for some in _in_batches([cited, *others]):
+        images = torch.stack([masked(image_CIJK, region) for region in some])
+        affines = affine_44[None].expand(len(some), -1, -1)
+        outputs = model.find(model.encode(images, [text] * len(some), affine_B44=affines))
+        logits += outputs.presence_logits_BF[:, finding].tolist()
+    fall, *random_falls = (logit - after for after in logits)
+    return Faithfulness(fall, tuple(random_falls))
+
+
+def box_voxels(box_mm: Box, affine_44: Tensor, shape: Iterable[int]) -> Voxels:
+    """The voxels whose centres lie in the box; at least one along each axis."""
+    inverse = np.linalg.inv(affine_44.double().cpu().numpy())
+    ends = np.array(box_mm) @ inverse[:3, :3].T + inverse[:3, 3]
+    low, high = np.ceil(ends.min(0) - 1e-3).astype(int), np.floor(ends.max(0) + 1e-3).astype(int)
+    edges = []
+    for a, b, n in zip(low, high, shape, strict=True):
+        first = min(max(int(a), 0), n - 1)
+        edges.append(slice(first, max(first + 1, min(int(b) + 1, n))))
+    return edges[0], edges[1], edges[2]
+
+
+def random_regions(cited: Voxels, body_IJK: np.ndarray, count: int) -> list[Voxels]:
+    """Up to `count` boxes of the size of the cited one, with their centres in the body, clear of it."""
+    size = [s.stop - s.start for s in cited]
+    room = np.array([n - width for n, width in zip(body_IJK.shape, size, strict=True)])
+    centres = np.argwhere(body_IJK)
+    rng = np.random.default_rng([s.start for s in cited] + size)
+    found: list[Voxels] = []
+    for centre in rng.permutation(centres)[: 50 * count]:
+        if len(found) == count:
+            break
+        start = np.clip(centre - np.array(size) // 2, 0, room)
+        apart = [a + n <= s.start or a >= s.stop for a, n, s in zip(start, size, cited, strict=True)]
+        if any(apart):
+            i, j, k = (slice(int(a), int(a) + n) for a, n in zip(start, size, strict=True))
+            found.append((i, j, k))
+    return found
+
+
+def masked(image_CIJK: Tensor, region: Voxels) -> Tensor:
+    """The image with every voxel of the region replaced by one drawn from the shell around it: the
+    densities of the background, all channels of a voxel together, and no shape. (A smooth fill between
+    the walls of a cavity would draw a mass where the lung was.) Always the same for the same region."""
+    around = tuple(
+        slice(max(0, s.start - SHELL), min(n, s.stop + SHELL))
+        for s, n in zip(region, image_CIJK.shape[1:], strict=True)
+    )
+    in_shell = torch.zeros(image_CIJK.shape[1:], dtype=torch.bool)
+    in_shell[around] = True
+    in_shell[region] = False
+    image, size = image_CIJK.clone(), [s.stop - s.start for s in region]
+    shell_CV = image_CIJK[:, in_shell.to(image.device)]
+    if shell_CV.shape[1] == 0:  # a region as large as the image has no background
+        image[:, region[0], region[1], region[2]] = 0.0
+        return image
+    rng = np.random.default_rng([n for s in region for n in (s.start, s.stop)])
+    drawn = torch.from_numpy(rng.integers(shell_CV.shape[1], size=size)).to(image.device)
+    image[:, region[0], region[1], region[2]] = shell_CV[:, drawn]
+    return image
+
+
+def _in_batches(regions: list[Voxels]) -> Iterator[list[Voxels]]:
+    for start in range(0, len(regions), BATCH):
+        yield regions[start : start + BATCH]

@@ -1,6 +1,7 @@
 """What is known of a study -> Gate: may this model draft it? Every refusal has a code.
 
-Plain values in, no DICOM: the header part runs before pixels are read, the pixel part before findings.
+Plain values in, no DICOM: the header part runs before pixels are read, the part of what the voxels show
+before the network, the features before any finding.
 """
 
 from __future__ import annotations
@@ -13,6 +14,14 @@ from mla_med.model.calibrate import Calibration
 from mla_med.types import Reason
 
 LUNG_HU = (-990.0, -650.0)
+
+PROCESSED = (
+    *("SUBTRACTION", "SUBTRACT", "SUB", "ADDITION", "MASKED", "DIVISION", "MULTIPLICATION"),
+    *("STD_DEVIATION", "PERFUSION", "CBF", "CBV", "MTT", "TTP"),
+)
+"""Values of Image Type (0008,0008) of images that were calculated from others, so that their numbers are
+no tissue's: Defined Terms of derived pixel contrast (PS3.3 C.8.16.1), and what makers write. A reformatted
+CT stays in HU; localizers, screens and projections are refused where the series is certified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +39,47 @@ class Scope:
     thickness_mm: float = 5.5
     """Largest distance between slices."""
     tilt_deg: float = 2.0
+    youngest_years: float = 18.0
+    """No child was among the training examples, and children are not small adults."""
+    enhanced: bool = False
+    """Whether images with contrast medium were among them."""
+
+    @property
+    def shown(self) -> str:
+        """The part of the body as the voxels are judged (Certificate.body_part_pixels)."""
+        return {"chest_ct": "chest", "abdomen_ct": "abdomen"}.get(self.examination, "head")
 
 
 def header_reasons(
-    scope: Scope, modality: str, body_part: str, orientation: str, tilt_deg: float, shape, spacing_mm
+    scope: Scope,
+    modality: str,
+    body_part: str,
+    orientation: str,
+    tilt_deg: float,
+    shape,
+    spacing_mm,
+    image_type: tuple[str, ...] = (),
+    age_years: float | None = None,
 ) -> tuple[Reason, ...]:
-    """Refusals that the header alone justifies. An empty body part is left to the pixels."""
+    """Refusals that the header alone justifies. An empty body part is left to the pixels, an age that
+    is not known to whoever reads the draft."""
     reasons = []
+    if processed := sorted({value.upper() for value in image_type} & set(PROCESSED)):
+        reasons.append(
+            Reason(
+                "PROCESSED_IMAGES",
+                f"The images were calculated from others ({', '.join(processed)}); this model reads what the "
+                "scanner reconstructed.",
+            )
+        )
+    if age_years is not None and age_years < scope.youngest_years:
+        reasons.append(
+            Reason(
+                "AGE_UNFAMILIAR",
+                f"The patient is {age_years:.0f} years old; this model saw nobody under "
+                f"{scope.youngest_years:.0f}.",
+            )
+        )
     if modality != scope.modality:
         reasons.append(
             Reason("WRONG_MODALITY", f"The series is {modality}; this model reads {scope.modality}.")
@@ -89,13 +132,40 @@ def header_reasons(
     return tuple(reasons)
 
 
+def content_reasons(
+    scope: Scope, body_part_pixels: str, contrast_header: bool | None, contrast_pixels: bool | None
+) -> tuple[Reason, ...]:
+    """Refusals for another examination than the model was trained for, as the voxels show it: another
+    part of the body, or contrast medium. What they do not tell is left to histogram and features."""
+    reasons = []
+    if body_part_pixels and scope.shown not in body_part_pixels:
+        reasons.append(
+            Reason(
+                "OTHER_EXAMINATION",
+                f"The voxels show {body_part_pixels}, whatever the header says; this model was trained for "
+                f"{scope.shown}.",
+            )
+        )
+    # the voxels decide: what was injected for another series need not be in this one
+    enhanced = contrast_header if contrast_pixels is None else contrast_pixels
+    if enhanced and not scope.enhanced:
+        seen = "The header states" if contrast_pixels is None else "The vessels show"
+        reasons.append(
+            Reason("CONTRAST_UNFAMILIAR", f"{seen} contrast medium; this model was trained without it.")
+        )
+    return tuple(reasons)
+
+
 def lung_share(hu: np.ndarray) -> float:
     """Share of the voxels of a placed image (I, J, K) in HU that have the density of lung."""
     return float(((hu > LUNG_HU[0]) & (hu < LUNG_HU[1])).mean())
 
 
-def pixel_reasons(calibration: Calibration, share: float, distance: float | None) -> tuple[Reason, ...]:
-    """Refusals that the image justifies: no lungs, or features unlike any of the training."""
+def pixel_reasons(
+    calibration: Calibration, share: float, distance: float | None, histogram: float | None = None
+) -> tuple[Reason, ...]:
+    """Refusals that the image justifies: no lungs, other densities than usual, or features unlike any of
+    the training. `histogram`: Calibration.histogram_distance of the image."""
     low, high = calibration.lung_range
     reasons = []
     if not low <= share <= high:
@@ -104,6 +174,14 @@ def pixel_reasons(calibration: Calibration, share: float, distance: float | None
                 "HISTOGRAM_UNFAMILIAR",
                 f"{100 * share:.0f} % of the image has the density of lung; in the images that this model "
                 f"knows it is {100 * low:.0f} to {100 * high:.0f} %.",
+            )
+        )
+    elif histogram is not None and not histogram <= calibration.histogram_limit:
+        reasons.append(
+            Reason(
+                "HISTOGRAM_UNFAMILIAR",
+                f"{100 * histogram:.0f} % of the image has other densities than the images that this model "
+                f"knows; the limit is {100 * calibration.histogram_limit:.0f} %.",
             )
         )
     if distance is not None and not distance <= calibration.feature_limit:  # NaN is unfamiliar too

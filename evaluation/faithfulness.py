@@ -1,0 +1,128 @@
+"""Phantoms -> does the cited region carry the finding? Masked, the finding's logit must fall more than for
+random regions of the body of equal size.
+
+    python -m evaluation.faithfulness --n 100
+
+For each finding that is planted and found: the fall of its logit when the cited box is masked, and when each
+of some random regions is (model/evidence.py). The score is the share of pairs in which the cited region falls
+more, ties half: the area under the curve cited against random within each finding, 0.5 for chance, with a
+95 % interval by patient. "Box holds the middle": whether the middle of the planted lesion lies in the box.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evaluation.seen import TEST_SEEDS, SeenPhantom, see_phantoms
+from mla_med.drafting import inside_body
+from mla_med.errors import MlaMedError
+from mla_med.model.checkpoint import Checkpoint, load_checkpoint
+from mla_med.model.evidence import REGIONS, evidence_box, measure_faithfulness
+from mla_med.types import Presence
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One finding of one patient."""
+
+    code: str
+    patient: str
+    fall: float
+    random_falls: tuple[float, ...]
+    """Empty where the box leaves no room in the body for another as large."""
+    holds_middle: bool
+
+    @property
+    def rank(self) -> float:
+        other = np.array(self.random_falls)
+        return float(((other < self.fall) + 0.5 * (other == self.fall)).mean())
+
+
+def measure(checkpoint: Checkpoint, patients: Iterable[SeenPhantom], regions: int = REGIONS) -> list[Case]:
+    """Findings that are planted and called present, or might be."""
+    model, cases = checkpoint.model, []
+    for patient in patients:
+        seen, body = patient.seen, inside_body(patient.hu)
+        logits = seen.outputs.presence_logits_BF[0]
+        for lesion in patient.phantom.lesions:
+            f = model.config.finding_keys.index(lesion.finding.code)
+            said, _ = checkpoint.calibration.answer(lesion.finding.code, float(logits[f].sigmoid()))
+            size = float(seen.outputs.size_mm_BF[0, f]) if lesion.finding.size_mm else None
+            box = evidence_box(seen.fused, seen.outputs, f, size_mm=size)
+            if said is not Presence.PRESENT or box is None:
+                continue
+            found = measure_faithfulness(
+                model, seen.image_CIJK, seen.affine, seen.context, f, box, body, float(logits[f]), regions
+            )
+            middle = np.mean(lesion.box_mm, axis=0)
+            holds = bool(((middle >= box[0]) & (middle <= box[1])).all())
+            cases.append(Case(lesion.finding.code, patient.phantom.id, found.fall, found.random_falls, holds))
+    return cases
+
+
+def area(cases: Sequence[Case], draws: int = 2000) -> tuple[float, float, float]:
+    """Mean rank with its 95 % interval; whole patients are drawn."""
+    if not cases:
+        return (float("nan"),) * 3
+    patients = sorted({case.patient for case in cases})
+    sums = np.array([sum(c.rank for c in cases if c.patient == p) for p in patients])
+    counts = np.array([sum(c.patient == p for c in cases) for p in patients])
+    drawn = np.random.default_rng(0).integers(len(patients), size=(draws, len(patients)))
+    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    return float(sums.sum() / counts.sum()), float(low), float(high)
+
+
+def table(cases: Sequence[Case], codes: Sequence[str]) -> str:
+    lines = [
+        "| finding | found | AUC cited v. random | 95 % CI | fall cited | random | box holds the middle |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in (*codes, "all"):
+        some = [c for c in cases if name in (c.code, "all")]
+        if not some:
+            continue
+        mean, low, high = area(some)
+        cited = np.median([c.fall for c in some])
+        other = np.median([fall for c in some for fall in c.random_falls])
+        held = np.mean([c.holds_middle for c in some])
+        lines.append(
+            f"| {name} | {len(some)} | {mean:.3f} | {low:.3f} to {high:.3f} | {cited:.2f} | {other:.2f} "
+            f"| {held:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.faithfulness", description=__doc__)
+    parser.add_argument("--n", type=int, default=100, help="phantoms")
+    parser.add_argument("--regions", type=int, default=REGIONS, help="random regions for each finding")
+    parser.add_argument("--checkpoint", type=Path)
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    try:
+        checkpoint = load_checkpoint(given.checkpoint)
+    except MlaMedError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)
+        return 1
+    cases = measure(checkpoint, see_phantoms(checkpoint, TEST_SEEDS[: given.n]), given.regions)
+    compared = [case for case in cases if case.random_falls]
+    print(
+        f"{given.n} phantoms, {len(cases)} findings planted and found, {given.regions} random regions each;"
+    )
+    print(f"{len(cases) - len(compared)} of them leave no room for another region and are not compared")
+    print(table(compared, checkpoint.model.config.finding_keys))
+    print(f"medians of the falls of the logit; {time.perf_counter() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

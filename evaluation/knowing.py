@@ -1,0 +1,205 @@
+"""Phantoms -> does the model know what it does not know? Calibration, coverage and risk against coverage.
+
+    python -m evaluation.knowing --n 300 [--out DIR]
+
+On phantoms that neither training nor calibration saw: the expected calibration error before and after
+calibration; how often the conformal sets hold the truth, among those who have a finding and those who do not,
+beside the coverage that was stated; how often the draft says the opposite, and how often that it cannot say;
+and the curve of selective prediction: the share of wrong answers among those that are given, as the surest
+are given first (El-Yaniv, Wiener, J Mach Learn Res 2010;11:1605). `--out` gets knowing.json and curve.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mla_med.errors import MlaMedError
+from mla_med.files import write_text
+from mla_med.model.calibrate import Calibration
+from mla_med.model.conformal import Coverage, calibration_error, coverage_of
+
+# N examples, F findings
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One finding."""
+
+    code: str
+    num_present: int
+    num_absent: int
+    error_before: float
+    error_after: float
+    coverage: Coverage
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Selective prediction, the surest answers first."""
+
+    coverage: tuple[float, ...]
+    risk: tuple[float, ...]
+
+    @property
+    def area(self) -> float:
+        """Mean risk over all coverages (AURC); 0 is the best."""
+        return float(np.mean(self.risk))
+
+    def risk_at(self, coverage: float) -> float:
+        place = int(np.searchsorted(self.coverage, coverage - 1e-9))
+        return self.risk[min(place, len(self.risk) - 1)]
+
+
+def risk_coverage(confidence_N: np.ndarray, right_N: np.ndarray) -> Curve:
+    """Confidence of each answer and whether it is right -> the curve. Equal confidences enter together."""
+    confidence_N = np.asarray(confidence_N, float)
+    order = np.argsort(-confidence_N, kind="stable")
+    wrong = 1 - np.asarray(right_N, float)[order]
+    risk = np.cumsum(wrong) / np.arange(1, len(wrong) + 1)
+    sure = confidence_N[order]
+    last = np.append(sure[1:] != sure[:-1], True)
+    counts = np.arange(1, len(wrong) + 1)[last]
+    return Curve(tuple((counts / len(wrong)).tolist()), tuple(risk[last].tolist()))
+
+
+def rows_of(
+    calibration: Calibration, codes: Sequence[str], probability_NF: np.ndarray, present_NF: np.ndarray
+) -> list[Row]:
+    rows = []
+    for f, code in enumerate(codes):
+        p, present, answer = probability_NF[:, f], present_NF[:, f].astype(bool), calibration.answers[code]
+        calibrated = np.array([answer.calibrated(float(x)) for x in p])
+        rows.append(
+            Row(
+                code,
+                int(present.sum()),
+                int((~present).sum()),
+                calibration_error(p, present),
+                calibration_error(calibrated, present),
+                coverage_of(answer, p, present),
+            )
+        )
+    return rows
+
+
+def curves_of(
+    calibration: Calibration, codes: Sequence[str], probability_NF: np.ndarray, present_NF: np.ndarray
+) -> dict[str, Curve]:
+    """All findings together by their calibrated confidence, and as a floor in random order."""
+    confidence, right = [], []
+    for f, code in enumerate(codes):
+        answer = calibration.answers[code]
+        for p, present in zip(probability_NF[:, f], present_NF[:, f], strict=True):
+            sure, likelier = answer.calibrated(float(p)), float(p) >= answer.cut
+            confidence.append(sure if likelier else 1 - sure)
+            right.append(likelier == bool(present))
+    shuffled = np.random.default_rng(0).random(len(right))
+    return {
+        "by calibrated confidence": risk_coverage(np.array(confidence), np.array(right)),
+        "in random order": risk_coverage(shuffled, np.array(right)),
+    }
+
+
+def table(rows: Sequence[Row], stated: float) -> str:
+    lines = [
+        f"Coverage stated: {stated:.2f} in each class.",
+        "",
+        "| finding | with | without | ECE before | after | sets hold present | hold absent | told absent, "
+        "though present | told present, though absent | cannot say |",
+        "|" + "---|" * 10,
+    ]
+    for row in rows:
+        c = row.coverage
+        lines.append(
+            f"| {row.code} | {row.num_present} | {row.num_absent} | {row.error_before:.3f} "
+            f"| {row.error_after:.3f} | {c.present:.3f} | {c.absent:.3f} | {c.missed:.3f} "
+            f"| {c.invented:.3f} | {c.unsaid:.3f} |"
+        )
+    have = np.array([row.num_present for row in rows])
+    lack = np.array([row.num_absent for row in rows])
+    pick = {name: np.array([getattr(r.coverage, name) for r in rows]) for name in Coverage.__slots__}
+    before, after = (np.mean([getattr(r, n) for r in rows]) for n in ("error_before", "error_after"))
+    lines.append(
+        f"| all | {have.sum()} | {lack.sum()} | {before:.3f} | {after:.3f} "
+        f"| {_weighted(pick['present'], have):.3f} | {_weighted(pick['absent'], lack):.3f} "
+        f"| {_weighted(pick['missed'], have):.3f} | {_weighted(pick['invented'], lack):.3f} "
+        f"| {np.mean(pick['unsaid']):.3f} |"
+    )
+    return "\n".join(lines)
+
+
+def _weighted(shares: np.ndarray, counts: np.ndarray) -> float:
+    known = counts > 0
+    return float((shares[known] * counts[known]).sum() / max(counts.sum(), 1))
+
+
+def write_curve(curves: dict[str, Curve], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5, 3.6), dpi=120)
+    for name, curve in curves.items():
+        axes.plot(curve.coverage, curve.risk, label=f"{name} (AURC {curve.area:.4f})")
+    axes.set(xlabel="coverage: share of answers given", ylabel="risk: share of them wrong", xlim=(0, 1))
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.knowing", description=__doc__)
+    parser.add_argument("--n", type=int, default=300, help="phantoms")
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--out", type=Path, help="for knowing.json and curve.png")
+    given = parser.parse_args(arguments)
+    import torch
+
+    from evaluation.seen import TEST_SEEDS, see_phantoms
+    from mla_med.model.checkpoint import load_checkpoint
+
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    try:
+        checkpoint = load_checkpoint(given.checkpoint)
+    except MlaMedError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)
+        return 1
+    codes, calibration = checkpoint.model.config.finding_keys, checkpoint.calibration
+    if not calibration.answers:
+        print("NOT_CALIBRATED: run python -m dapt.finish on this checkpoint first.", file=sys.stderr)
+        return 1
+    probability, present = [], []
+    for patient in see_phantoms(checkpoint, TEST_SEEDS[: given.n]):
+        probability.append(patient.seen.outputs.presence_logits_BF[0].sigmoid().double().numpy())
+        present.append([code in patient.present for code in codes])
+    rows = rows_of(calibration, codes, np.array(probability), np.array(present))
+    curves = curves_of(calibration, codes, np.array(probability), np.array(present))
+    print(f"{given.n} phantoms that neither training nor calibration saw")
+    print(table(rows, calibration.coverage or float("nan")))
+    print()
+    for name, curve in curves.items():
+        at = ", ".join(f"{curve.risk_at(c):.4f} at {c:.2f}" for c in (0.5, 0.8, 0.95, 1.0))
+        print(f"risk {name}: {at}; AURC {curve.area:.4f}")
+    if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
+        facts = {"rows": [asdict(r) for r in rows], "curves": {n: asdict(c) for n, c in curves.items()}}
+        write_text(given.out / "knowing.json", json.dumps(facts, indent=1) + "\n")
+        write_curve(curves, given.out / "curve.png")
+    print(f"{time.perf_counter() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

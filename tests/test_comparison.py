@@ -1,0 +1,262 @@
+"""What has changed, by measurement: pairs, repeatability, whose prior it is, and silence without one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pydicom
+import pytest
+
+from mla_med.comparison import (
+    Examined,
+    change_of_size,
+    compare_findings,
+    lung_region,
+    read_prior,
+    relative_place,
+)
+from mla_med.dicom.study import read_study
+from mla_med.documents.html import draft_to_html
+from mla_med.documents.json import draft_from_json, draft_to_json
+from mla_med.documents.sr import draft_to_sr
+from mla_med.documents.text import draft_to_text
+from mla_med.documents.write import write_draft
+from mla_med.drafting import draft_study
+from mla_med.errors import StudyError
+from mla_med.report.parse import parse_report
+from mla_med.report.render import body_text
+from mla_med.types import Change, Draft, Evidence, Finding, Presence, Side
+
+CHEST = ((-130.0, -90.0, -120.0), (130.0, 90.0, 120.0))
+MOVED = ((-120.0, 210.0, 880.0), (140.0, 390.0, 1120.0))
+"""The same chest in another frame of reference."""
+
+
+def at(x: float, y: float, z: float, box=CHEST) -> Evidence:
+    """Evidence of 24 mm around a place, given as in CHEST, in the frame of `box`."""
+    low, high = np.array(box)
+    place = low + (np.array([x, y, z]) - CHEST[0]) / np.ptp(CHEST, axis=0) * (high - low)
+    return Evidence(("1.2",), (tuple(place - 12), tuple(place + 12)))
+
+
+def nodule(size: float, evidence: Evidence, side=Side.RIGHT, site="upper_lobe") -> Finding:
+    return Finding("lung_nodule", Presence.PRESENT, site, side, size, evidence=evidence)
+
+
+def changes(now, then, **options) -> list[Change | None]:
+    found, _ = compare_findings(Examined(tuple(now), CHEST), Examined(tuple(then), MOVED), **options)
+    return [f.change for f in found]
+
+
+def test_the_same_place_is_found_again_in_another_frame_of_reference():
+    now, then = nodule(11.0, at(60, 20, 40)), nodule(8.0, at(55, 25, 45, MOVED))
+    assert changes([now], [then]) == [Change.INCREASED]
+
+
+@pytest.mark.parametrize(
+    ("size", "before", "change"),
+    [
+        (8.0, 8.0, Change.STABLE),
+        (9.9, 8.0, Change.STABLE),  # 1.9 mm, less than 2
+        (11.0, 8.0, Change.INCREASED),
+        (8.0, 11.0, Change.DECREASED),
+        (53.0, 50.0, Change.STABLE),  # 3 mm and 19 % of the volume
+        (60.0, 50.0, Change.INCREASED),
+    ],
+)
+def test_a_change_is_more_than_two_millimetres_and_a_quarter_of_the_volume(size, before, change):
+    assert change_of_size(size, before)[0] is change
+
+
+def test_a_difference_that_the_model_cannot_repeat_is_no_statement():
+    change, words = change_of_size(12.0, 8.0, repeat_mm=5.2)
+    assert change is None
+    assert "8 mm then, 12 mm now (+4 mm" in words
+    assert "differ by up to 5.2 mm" in words
+    assert change_of_size(14.0, 8.0, repeat_mm=5.2)[0] is Change.INCREASED
+
+
+def test_new_and_resolved_need_that_the_other_examination_ruled_it_out():
+    absent, unsure = (Finding("lung_nodule", p) for p in (Presence.ABSENT, Presence.CANNOT_SAY))
+    one = nodule(9.0, at(60, 20, 40))
+    assert changes([one], [absent]) == [Change.NEW]
+    assert changes([one], [unsure]) == [None]
+    assert changes([one], []) == [None]  # nobody looked
+    assert changes([absent], [nodule(9.0, at(60, 20, 40, MOVED))]) == [Change.RESOLVED]
+    assert changes([unsure], [nodule(9.0, at(60, 20, 40, MOVED))]) == [None]
+    assert changes([absent], [absent]) == [None]
+
+
+def test_another_place_is_new_only_where_every_lesion_is_named():
+    now, then = nodule(9.0, at(60, 20, 80)), nodule(9.0, at(60, 20, -40, MOVED))
+    assert changes([now], [then]) == [None]
+    assert changes([now], [then], every_lesion=True) == [Change.NEW]
+    other_side = nodule(9.0, at(-60, 20, 80, MOVED), Side.LEFT)
+    assert changes([now], [other_side], every_lesion=True) == [Change.NEW]
+
+
+def test_of_several_each_is_paired_with_the_nearest_once():
+    now = [nodule(8.0, at(60, 20, 80)), nodule(15.0, at(60, 20, 50)), nodule(6.0, at(60, -60, -80))]
+    then = [nodule(9.0, at(60, 20, 52, MOVED)), nodule(8.0, at(60, 22, 82, MOVED))]
+    assert changes(now, then, every_lesion=True) == [Change.STABLE, Change.INCREASED, Change.NEW]
+
+
+def test_what_there_is_one_of_is_itself_wherever_its_evidence_lies():
+    now = Finding("aortic_aneurysm", size_mm=58.0, evidence=at(0, 40, 60))
+    then = Finding("aortic_aneurysm", size_mm=48.0, evidence=at(0, -40, -20, MOVED))
+    assert changes([now], [then]) == [Change.INCREASED]
+
+
+def test_what_is_not_measured_is_not_called_stable():
+    effusion = Finding("pleural_effusion", side=Side.LEFT, evidence=at(-60, -60, -80))
+    then = replace(effusion, evidence=at(-60, -60, -80, MOVED))
+    assert changes([effusion], [then]) == [None]
+
+
+def test_the_lung_region_frames_the_lungs():
+    hu = np.full((60, 50, 40), -1000.0, np.float32)
+    hu[5:55, 5:45, :] = 40
+    hu[10:25, 10:40, 8:35] = hu[35:50, 10:40, 8:35] = -850
+    affine = np.diag([4.0, 4.0, 5.0, 1.0])
+    low, high = np.array(lung_region(hu, affine))
+    np.testing.assert_allclose(low, [40, 40, 40], atol=5)
+    np.testing.assert_allclose(high, [196, 156, 170], atol=5)
+    middle = tuple((low + high) / 2)
+    np.testing.assert_allclose(relative_place((middle, middle), (tuple(low), tuple(high))), 0.5)
+
+
+def test_a_draft_without_a_prior_cannot_state_a_change(phantom_draft):
+    draft = phantom_draft
+    changed = tuple(
+        replace(f, change=Change.NEW) if f.presence is Presence.PRESENT else f for f in draft.report.findings
+    )
+    with pytest.raises(AssertionError):
+        replace(draft, report=replace(draft.report, findings=changed))
+
+
+# Through the house: one patient, two examinations
+
+
+def _series(tmp_path_factory, codes, seed=950_010):
+    from mla_med.phantom.plain.cohort import make_phantom, write_phantom
+
+    folder = tmp_path_factory.mktemp("study")
+    return write_phantom(make_phantom(seed, codes), folder / "dicom", (3.0, 3.0, 3.0), 136)
+
+
+@pytest.fixture(scope="module")
+def now(tmp_path_factory):
+    return read_study(_series(tmp_path_factory, ("lung_mass", "pneumothorax")))
+
+
+@pytest.fixture(scope="module")
+def then(tmp_path_factory):
+    folder = _series(tmp_path_factory, ("lung_mass", "pleural_effusion"))
+    for path in folder.iterdir():
+        ds = pydicom.dcmread(path)
+        ds.StudyDate = "20250301"
+        ds.save_as(path)
+    return read_study(folder)
+
+
+@pytest.fixture(scope="module")
+def phantom_draft(now, checkpoint):
+    return draft_study(now, checkpoint)[0]
+
+
+@pytest.fixture(scope="module")
+def compared(now, then, checkpoint):
+    return draft_study(now, checkpoint, prior=then)
+
+
+def test_changes_are_measured_on_the_images_of_the_prior(compared):
+    draft, _ = compared
+    change = {f.code: f.change for f in draft.report.findings}
+    assert change["lung_mass"] is Change.STABLE
+    assert change["pneumothorax"] is Change.NEW
+    assert change["pleural_effusion"] is Change.RESOLVED
+    assert change["cardiomegaly"] is None
+    assert draft.complaints == ()
+    assert parse_report(body_text(draft.report)).findings == draft.report.findings
+    assert "Compared by measurement with the examination of 2025-03-01." in draft.report.technique
+
+
+def test_every_document_shows_the_change_and_what_it_was_measured_on(compared, now, then):
+    draft, volume = compared
+    text, page = draft_to_text(draft), draft_to_html(draft, volume)
+    assert "pneumothorax, new since the prior examination" in text
+    assert f"Compared by measurement with the examination of 20250301, study {then.study_uid}." in text
+    assert "pleural effusion: resolved; present then, absent now." in text
+    assert "Compared with the prior examination" in page
+    assert "present now, absent then" in page
+    sr = draft_to_sr(draft, now.series[0].instances[0].path)
+    (other,) = sr.PertinentOtherEvidenceSequence
+    assert other.StudyInstanceUID == then.study_uid
+    assert len(other.ReferencedSeriesSequence[0].ReferencedSOPSequence) == len(then.series[0].instances)
+    assert "new since the prior" in sr.to_json()
+    assert draft_from_json(json.loads(json.dumps(draft_to_json(draft)))).prior.comparisons
+
+
+def test_without_a_prior_no_document_compares(phantom_draft):
+    assert all(f.change is None for f in phantom_draft.report.findings)
+    assert phantom_draft.prior is None
+    words = (draft_to_text(phantom_draft) + draft_to_html(phantom_draft, None)).lower()
+    for word in ("since the prior", "unchanged", "resolved", "compared"):
+        assert word not in words
+
+
+def test_a_prior_draft_serves_as_well_as_its_images(now, then, checkpoint, compared, tmp_path):
+    earlier, volume = draft_study(then, checkpoint)
+    write_draft(earlier, volume, tmp_path)
+    again, _ = draft_study(now, checkpoint, prior=read_prior(tmp_path, now))
+    assert [f.change for f in again.report.findings] == [f.change for f in compared[0].report.findings]
+
+
+def test_a_draft_of_another_model_is_not_compared_and_that_is_said(now, phantom_draft, checkpoint):
+    provenance = replace(phantom_draft.provenance, weights_sha256="0" * 64, study_uid="1.2.3")
+    draft, _ = draft_study(now, checkpoint, prior=replace(phantom_draft, provenance=provenance))
+    assert draft.prior is None
+    assert [c.rule for c in draft.complaints] == ["PRIOR_NOT_COMPARED"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"PatientID": "PHANTOM-1"}, "PRIOR_OF_OTHER_PATIENT"),
+        ({"PatientID": ""}, "PRIOR_OF_UNKNOWN"),
+        ({"StudyDate": "20270101"}, "PRIOR_IS_LATER"),
+    ],
+)
+def test_a_prior_that_does_not_fit_is_refused_with_its_reason(now, then, tmp_path, change, code):
+    for instance in then.series[0].instances:
+        ds = pydicom.dcmread(instance.path)
+        for keyword, value in change.items():
+            setattr(ds, keyword, value)
+        ds.save_as(tmp_path / instance.path.name)
+    with pytest.raises(StudyError) as caught:
+        read_prior(tmp_path, now)
+    assert caught.value.code == code
+
+
+def test_a_study_is_not_its_own_prior(now):
+    with pytest.raises(StudyError, match="the study itself"):
+        read_prior(now.series[0].instances[0].path.parent, now)
+
+
+def test_a_draft_that_names_nobody_is_refused(now, phantom_draft, tmp_path):
+    data = draft_to_json(
+        replace(phantom_draft, provenance=replace(phantom_draft.provenance, study_uid="1.2"))
+    )
+    (tmp_path / "draft.json").write_text(json.dumps(data))
+    with pytest.raises(StudyError, match=r"draft\.dcm"):
+        read_prior(tmp_path, now)
+
+
+def test_an_older_draft_without_the_newer_fields_is_read(phantom_draft: Draft):
+    data = draft_to_json(phantom_draft)
+    for name in ("prior", "region_mm"):
+        del data["draft"][name]
+    del data["draft"]["provenance"]["study_date"]
+    assert draft_from_json(data).region_mm is None

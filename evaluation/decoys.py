@@ -4,9 +4,10 @@ bench is of use.
     python -m evaluation.decoys --patients 300
 
 Every focal lesion and every decoy of a patient is drawn with what lies around it, scanned, and cut out as
-a cube of 48 mm. A 3-D ResNet (MONAI) is trained on three quarters of the patients and scored on the rest,
-three seeds; beside it stands a logistic regression on the mean and the spread of HU in the middle, which
-any bench must keep from winning. AUC with a 95 % interval, bootstrapped by patient.
+a cube of 48 mm; a decoy whose middle lies in a lesion is left out. A 3-D ResNet (MONAI) is trained on three
+quarters of the patients and scored on the rest, three seeds; beside it stands a logistic regression on the
+mean and the spread of HU in the middle, which any bench must keep from winning. AUC with a 95 % interval,
+bootstrapped by patient.
 """
 
 from __future__ import annotations
@@ -53,8 +54,16 @@ def cut_cubes(seed: int) -> list[Cube]:
     places: list[tuple[str, bool, Any]] = [
         (x.finding.code, True, x.box_mm) for x in examined.lesions if x.finding.code in FOCAL
     ]
-    places += [(x.kind, False, x.box_mm) for x in examined.decoys]
+    real = [box for _, _, box in places]
+    places += [(x.kind, False, x.box_mm) for x in examined.decoys if not lies_in(x.box_mm, real)]
     return [Cube(seed, kind, real, _scan(examined, box, rng)) for kind, real, box in places]
+
+
+def lies_in(box_mm: Any, others_mm: list[Any]) -> bool:
+    """Whether the middle of a box lies in one of the others: a vessel that crosses a consolidation is in the
+    middle of a lesion, whatever it is called."""
+    middle = np.mean(box_mm, axis=0)
+    return any(bool(np.all((middle > low) & (middle < high))) for low, high in map(np.asarray, others_mm))
 
 
 def _scan(examined: Any, box_mm: Any, rng: np.random.Generator) -> np.ndarray:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from evaluation.linter import FAULTS, clean_reports, complaints_of, measure, struck_negation
+from mla_med.phantom.examine import TECHNIQUES
 from mla_med.report.check import check_report, check_text
 from mla_med.report.render import render_report
 from mla_med.report.style import load_style
@@ -122,3 +123,41 @@ def test_a_language_without_words_for_the_linter_is_held_against_its_findings_al
     odd = replace(report, sentences=(*report.sentences, Sentence("Kein Erguss, im Vergleich.")))
     assert check_report(report, style=load_style()) == ()
     assert [c.rule for c in check_report(odd, style=load_style())] == ["UNKNOWN_SENTENCE"]
+
+
+@pytest.mark.parametrize(
+    ("language", "given", "text", "complained"),
+    [
+        ("zh", True, "颅脑MR平扫及增强，序列包括T1WI、T2WI、FLAIR及DWI。", False),
+        ("zh", True, "胸部CT平扫。", True),
+        ("zh", False, "胸部CT平扫+增强。", True),
+        ("zh", False, "胸部增强CT。", True),
+        ("zh", False, "建议增强扫描进一步检查。", False),
+        ("en", True, "CT of the chest with and without IV contrast.", False),
+        ("en", True, "No contrast reaction occurred.", False),
+        ("en", False, "CT of the chest with and without IV contrast.", True),
+        ("en", False, "A contrast-enhanced CT is recommended.", False),
+    ],
+)
+def test_contrast_is_what_was_given_not_what_is_advised(language, given, text, complained):
+    assert bool(check_text(text, language, contrast_given=given)) is complained
+
+
+def test_the_technique_that_a_phantom_states_has_no_complaint():
+    for (_, language), technique in TECHNIQUES.items():
+        assert check_text(technique, language, contrast_given=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "compares"),
+    [
+        ("Sternotomy wires from previous cardiac surgery.", False),
+        ("New York Heart Association class II.", False),
+        ("The right lung is smaller compared to the left.", False),
+        ("Compared to the prior examination, the nodule is larger.", True),
+        ("A nodule on the previous examination of 6 mm.", True),
+    ],
+)
+def test_a_history_is_no_comparison(text, compares):
+    said = [c.rule for c in check_text(text, context=ClinicalContext(60.0, Sex.FEMALE, ""))]
+    assert ("COMPARISON_WITHOUT_PRIOR" in said) is compares

@@ -12,6 +12,7 @@ import pytest
 from sacrebleu.metrics import BLEU
 
 from evaluation.__main__ import main
+from evaluation.decoys import lies_in
 from evaluation.findings import count_findings, finding_measures, match_findings
 from evaluation.floors import medoid, random_others
 from evaluation.page import to_html
@@ -397,3 +398,10 @@ def test_bleu_of_real_pairs_is_the_published_one():
     measures = bleu_measures(count_ngrams([row["ref"] for row in rows], [row["pred"] for row in rows]))
     published = {"BLEU-1": 51.96, "BLEU-2": 42.62, "BLEU-3": 36.38, "BLEU-4": 32.03}
     assert {name: value_of(measures, name, 361) for name in published} == pytest.approx(published, abs=0.005)
+
+
+def test_a_decoy_in_the_middle_of_a_lesion_is_not_counted_as_a_decoy():
+    lesion = ((0.0, 0.0, 0.0), (40.0, 40.0, 40.0))
+    assert lies_in(((10.0, 10.0, 10.0), (20.0, 20.0, 20.0)), [lesion])
+    assert not lies_in(((30.0, 30.0, 30.0), (60.0, 60.0, 60.0)), [lesion])
+    assert not lies_in(lesion, [])

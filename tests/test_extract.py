@@ -216,6 +216,38 @@ def test_time_is_linear_in_the_text():
 
 
 @pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("The heart is enlarged, aortic and coronary artery calcification is seen.", "en"),
+        ("心脏增大，主动脉壁及冠状动脉钙化。", "zh"),
+    ],
+)
+def test_a_list_of_organs_before_one_word_is_read_whole(text, language):
+    assert find_present(extract(text, language)) == {
+        "cardiomegaly",
+        "arterial_wall_calcification",
+        "coronary_calcification",
+    }
+
+
+def test_two_lobes_of_two_lungs_are_not_one_site():
+    mention = only("Nodules in the right upper and left lower lobes.")
+    assert (mention.side, mention.site) == (Side.BILATERAL, None)
+
+
+@pytest.mark.parametrize("words", ["dilated ", "emphysema ", "\n", "lymph node ", "thyroid nodule "])
+def test_a_text_that_never_stops_does_not_take_for_ever(words):
+    began = time.process_time()
+    extract(words * (60_000 // len(words)))
+    assert time.process_time() - began < 3
+
+
+def test_a_sentence_that_is_too_long_is_cut_between_words():
+    mentions = extract("no change " * 200 + "of the large left pleural effusion")
+    assert [(m.code, m.side) for m in mentions] == [("pleural_effusion", Side.LEFT)]
+
+
+@pytest.mark.parametrize(
     ("text", "presence"),
     [
         ("双侧胸腔未见积液。", ABSENT),

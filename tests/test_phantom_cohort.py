@@ -131,6 +131,28 @@ def test_an_earlier_lesion_keeps_a_size_that_its_name_allows():
                 assert low <= finding.size_mm <= high
 
 
+def test_an_aneurysm_neither_comes_nor_shrinks_within_months():
+    changes = set()
+    for seed in range(40):
+        one = examined(seed, 1.0, ("aortic_aneurysm",))
+        assert one.earlier is not None
+        (now,) = (f for f in one.findings if f.code == "aortic_aneurysm")
+        (then,) = (f for f in one.earlier.findings if f.code == "aortic_aneurysm")
+        assert 0.75 < then.size_mm / now.size_mm <= 1
+        changes.add(now.change)
+    assert changes == {Change.STABLE, Change.INCREASED}
+
+
+def test_an_embolism_is_said_to_have_gone_only_where_contrast_medium_was_given():
+    gone = [
+        one
+        for one in (examined(seed, 1.0, ()) for seed in range(400))
+        if any(f.code == "pulmonary_embolism" for f in one.findings)
+    ]
+    assert gone
+    assert all(one.contrast for one in gone)
+
+
 def test_the_earlier_study_is_months_older_and_its_report_is_the_prior():
     one = examined(11, 1.0)
     earlier = before(one)

@@ -277,6 +277,20 @@ def test_the_middle_lobe_of_the_left_lung_is_not_read():
     assert parse_sentence("There is consolidation in the left middle lobe.") is None
 
 
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "There is a 0 mm nodule in the left upper lobe.",
+        "There are 1 nodules, the largest of 8 mm in the left upper lobe.",
+        "There is an 8 mm nodule in the left upper lobe, resolved since the prior examination.",
+        "No pneumothorax, new since the prior examination.",
+        "A pulmonary nodule cannot be excluded, new since the prior examination.",
+    ],
+)
+def test_what_no_report_may_state_is_not_read(sentence):
+    assert parse_sentence(sentence) is None
+
+
 def test_a_sentence_of_another_style_is_kept_and_not_guessed():
     report = parse_report("FINDINGS: The gallbladder sings. No emphysema.")
     assert report.sentences[0] == Sentence("The gallbladder sings.", ())

@@ -1,8 +1,8 @@
 """Seed -> Patient: who is examined, why, and what they have. Knows no shapes and no images.
 
 Findings are drawn together, as in life: smoking brings emphysema, nodules and masses, heart failure
-brings effusions and a large heart, age brings calcium, atrophy and white matter disease. Half of the
-requests say what is known of the patient, the others only why they came, as in life.
+brings effusions and a large heart, age brings calcium, atrophy and white matter disease. Six of ten
+requests say what is known of the patient, the others only why they came.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def choose_codes(
 
 
 def context_of(patient: Patient, examination: str, language: str = "en") -> ClinicalContext:
-    """The request: in half of the cases with what is known, otherwise only a complaint."""
+    """The request: in six of ten cases with what is known, otherwise only a complaint."""
     words = random.Random(f"request-{examination}-{patient.seed}")
     said = _SAID if language == "en" else _SAID_ZH
     known = sorted(patient.history & _RELEVANT[examination])

@@ -237,11 +237,12 @@ def _check_against_context(
 def _check_contrast(
     text: str, contrast_given: bool | None, words: dict[str, re.Pattern[str]]
 ) -> Iterator[Complaint]:
-    if contrast_given is not None:
-        if not contrast_given and (match := words["contrast"].search(text)):
-            yield Complaint("CONTRAST", f"'{match[0]}', and the header has no contrast medium.", text)
-        if contrast_given and (match := words["no_contrast"].search(text)):
-            yield Complaint("CONTRAST", f"'{match[0]}', and the header has a contrast medium.", text)
+    if contrast_given is None:
+        return
+    if contrast_given and (match := words["no_contrast"].search(text)):
+        yield Complaint("CONTRAST", f"'{match[0]}', and the header has a contrast medium.", text)
+    if not contrast_given and (match := words["contrast"].search(text)) and not words["advised"].search(text):
+        yield Complaint("CONTRAST", f"'{match[0]}', and the header has no contrast medium.", text)
 
 
 @cache

@@ -27,7 +27,7 @@ _SENTENCE_END = re.compile(
     r"""[.!?](?=[\s"“”•·]|$)              # a stop, not the point of a decimal
       | (?<=[a-z)])\.(?=[A-Z])            # a stop without its space
       | [。！？]
-      | \n(?=\s*(?:\n|[A-Z0-9•·*-]|$))  # a line of its own, not one that was wrapped
+      | \n(?=[^\S\n]*(?:\n|[A-Z0-9•·*-]|$))  # a line of its own, not one that was wrapped
       | (?<=[.\s])["“”]+(?=\s)           # a quotation mark that stands alone is a bullet
       | [•·]""",
     re.VERBOSE,
@@ -41,6 +41,8 @@ _COUNT_REACH = 80
 """How many characters before a term its count is looked for."""
 _BOUND_REACH = 20
 """The same, before a size, for the words that make it a bound."""
+_LONGEST = 1500
+"""Characters of a sentence: what goes on without a stop would take ever longer to read."""
 _MARGIN = ' \t\r\n"“”•·-'
 
 Span = tuple[int, int]
@@ -271,7 +273,22 @@ def _read_page(text: str, lexicon: _Lexicon) -> _Page:
         ends.append(match.end())
         topics.append(not _NEW_TOPIC.isdisjoint(match[0]))
     ends.append(len(text))
-    return _Page(lower, plain, tuple(pairwise(ends)), tuple(topics))
+    spans = list(pairwise(ends))
+    if any(end - start > _LONGEST for start, end in spans):
+        pieces = [_pieces(span, plain) for span in spans]
+        topics = [t for t, own in zip(topics, pieces, strict=True) for t in (t, *(False,) * (len(own) - 1))]
+        spans = [piece for own in pieces for piece in own]
+    return _Page(lower, plain, tuple(spans), tuple(topics))
+
+
+def _pieces(sentence: Span, plain: str) -> list[Span]:
+    """The sentence, cut between words where it is too long."""
+    start, end = sentence
+    cuts = [start]
+    while end - cuts[-1] > _LONGEST:
+        space = plain.rfind(" ", cuts[-1] + _LONGEST // 2, cuts[-1] + _LONGEST)
+        cuts.append(cuts[-1] + _LONGEST if space < 0 else space + 1)
+    return list(pairwise([*cuts, end]))
 
 
 def _find_terms(plain: str, lexicon: _Lexicon) -> Iterator[_Hit]:
@@ -329,16 +346,31 @@ def _keep_own(page: _Page, k: int, hits: list[_Hit], lexicon: _Lexicon) -> list[
     parts = _parts(page.plain, sentence, hits, lexicon)
     organs = _organs(page, k, lexicon) if any(h.kind.organs for h in hits) else None
     kept = []
+    fits: dict[tuple[str, Span], bool] = {}
     for hit, part in zip(hits, parts, strict=True):
         kind = hit.kind
-        if kind.unless and kind.unless.search(page.plain, *part):
+        if (kind.code, part) not in fits:
+            fits[kind.code, part] = not (kind.unless and kind.unless.search(page.plain, *part)) and not (
+                kind.needs and not kind.needs.search(page.plain, *sentence)
+            )
+        if not fits[kind.code, part]:
             continue
-        if kind.needs and not kind.needs.search(page.plain, *sentence):
-            continue
-        if kind.organs and organs is not None and not _in_organ(page, k, hit, part, organs, lexicon):
-            continue
+        if kind.organs and organs is not None:
+            wide = (_listed_from(page.plain, part, hits, lexicon), part[1]) if kind.any_organ else part
+            if not _in_organ(page, k, hit, wide, organs, lexicon):
+                continue
         kept.append(hit)
     return kept
+
+
+def _listed_from(plain: str, part: Span, hits: Sequence[_Hit], lexicon: _Lexicon) -> int:
+    """Where a list that ends in this part begins ("aortic and coronary calcification"): at the first divider
+    after the hit before it, not at the last."""
+    n = bisect_left(hits, part[0], key=lambda hit: hit.span[0])
+    if n == 0:
+        return part[0]
+    divider = lexicon.divider.search(plain, hits[n - 1].span[1], part[0])
+    return divider.start() if divider else part[0]
 
 
 def _in_organ(page: _Page, k: int, hit: _Hit, part: Span, organs: _Found[str], lexicon: _Lexicon) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +36,8 @@ class Interpretation:
     sex: Sex | None = None
     min_mm: float = 0.0
     below_mm: float = 1e9
+    several: bool = False
+    """Only where there is more than one of it."""
 
 
 def interpret(
@@ -46,13 +49,16 @@ def interpret(
         return ()
     known = known_of(context)
     largest: dict[str, float] = {}
+    number: Counter[str] = Counter()
     for finding in findings:
         if finding.presence is Presence.PRESENT:
             size = finding.size_mm or 0.0
             largest[finding.code] = max(size, largest.get(finding.code, 0.0))
+            number[finding.code] += finding.count or 1
     said: dict[str, str] = {}
     for rule in rules(examination):
         open_ = rule.finding in largest and rule.finding not in said
+        open_ = open_ and (not rule.several or number[rule.finding] > 1)
         if open_ and _holds(rule, context, known, largest[rule.finding]):
             said[rule.finding] = rule.key
     return tuple(said[code] for code in SCHEMAS[examination] if code in said)
@@ -61,7 +67,7 @@ def interpret(
 def known_of(context: ClinicalContext) -> frozenset[str]:
     """Keys of [words] that the request speaks of and does not deny."""
     text = " ".join((context.indication, context.protocol)).casefold()
-    return frozenset(key for key, pattern in _words().items() if _asserted(pattern, text))
+    return frozenset(key for key in _words() if _asserted(key, text))
 
 
 @cache
@@ -85,16 +91,41 @@ def _holds(rule: Interpretation, context: ClinicalContext, known: frozenset[str]
     )
 
 
-def _asserted(pattern: re.Pattern[str], text: str) -> bool:
-    return any(not _DENIED.search(text[max(0, m.start() - 24) : m.start()]) for m in pattern.finditer(text))
+def _asserted(key: str, text: str) -> bool:
+    before, behind = _doubts(key)
+    for match in _words()[key].finditer(text):
+        said_before, said_behind = text[max(0, match.start() - _REACH) : match.start()], text[match.end() :]
+        denied = _DENIED.search(said_before) or _DENIED_BEHIND.match(said_behind)
+        if not (denied or before.search(said_before) or behind.match(said_behind)):
+            return True
+    return False
 
 
-_DENIED = re.compile(r"(?:\b(?:no|not|without|denies|never)\b[^,.;]*|无|否认|没有)$")
+_REACH = 80
+"""How many characters before a word its denial is looked for."""
+_DENIED = re.compile(
+    r"""(?:\b(?:no|not|without|never)\b(?:(?!\b(?:but|however|although)\b)[^,.;])*
+      | \bden(?:ies|ied)\b(?:(?!\b(?:but|however|although|known|has)\b)[^.;])*  # a list, commas and all
+      | (?:没有|否认|无(?!明显诱因|诱因|力|痛))[^，,。；;]*  # 、 goes on with the list
+      | 不)$""",
+    re.VERBOSE,
+)
+_DENIED_BEHIND = re.compile(
+    r"\w*(?:\s*[:：]\s*(?:no\b|none\b|negative\b|无|否)|\s+(?:was |is )?(?:excluded|ruled out))"
+)
 
 
 @cache
 def _words() -> dict[str, re.Pattern[str]]:
     return {key: re.compile("|".join(words)) for key, words in _table()["words"].items()}
+
+
+@cache
+def _doubts(key: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What makes a word of this key a question: before it within its clause, and right behind it."""
+    doubts = _table()["doubts"]
+    before, behind = ("|".join(doubts[where].get(key, ["(?!)"])) for where in ("before", "behind"))
+    return re.compile(f"(?:{before})(?:(?!known)[^,.;，。；])*$"), re.compile(rf"\w*?\s*(?:{behind})")
 
 
 @cache
@@ -117,4 +148,5 @@ def _to_rule(key: str, row: dict, examination: str) -> Interpretation:
         sex=Sex(row["sex"]) if "sex" in row else None,
         min_mm=row.get("min_mm", 0.0),
         below_mm=row.get("below_mm", 1e9),
+        several=row.get("several", False),
     )

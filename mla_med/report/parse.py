@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 from mla_med.report.interpret import Interpretation, rules
-from mla_med.report.render import impression_choices, sentence_choices
+from mla_med.report.render import impression_choices, legal_changes, sentence_choices
 from mla_med.report.schema import FindingType, schema_of
 from mla_med.report.style import KEY_OF, Style, load_style
 from mla_med.types import Change, Finding, Presence, Report, Sentence
@@ -114,8 +114,19 @@ def _read(sentence: str, style: Style, examination: str, section: str) -> list[F
                     finding = _to_finding(pattern, match.groupdict(), style, examination)
                     break
         if finding is not None and finding.code in codes:
-            return [replace(finding, change=change)]
+            stated = replace(finding, change=change)
+            return [stated] if _can_be(stated) else []
     return []
+
+
+def _can_be(finding: Finding) -> bool:
+    """Whether render would say it: no nodule of 0 mm, no count of one, nothing present and resolved."""
+    legal = legal_changes(finding.presence)
+    return (
+        (finding.change is None or finding.change in legal)
+        and (finding.size_mm is None or finding.size_mm > 0)
+        and (finding.count is None or finding.count >= 2)
+    )
 
 
 def _without_change(

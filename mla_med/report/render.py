@@ -50,9 +50,14 @@ def check_finding(finding: Finding, schema: Schema) -> None:
         _check_present(finding, kind)
     elif (finding.side, finding.site, finding.size_mm, finding.count) != (None,) * 4:
         raise ReportError(f"Finding '{kind.key}' is {finding.presence} and has a place, a size or a count.")
-    legal = {Presence.PRESENT: set(Change) - {Change.RESOLVED}, Presence.ABSENT: {Change.RESOLVED}}
-    if finding.change is not None and finding.change not in legal.get(finding.presence, set()):
+    if finding.change is not None and finding.change not in legal_changes(finding.presence):
         raise ReportError(f"Finding '{kind.key}' is {finding.presence} and said to be {finding.change}.")
+
+
+def legal_changes(presence: Presence) -> set[Change]:
+    """What is there cannot have gone, and of what cannot be said no change can."""
+    legal = {Presence.PRESENT: set(Change) - {Change.RESOLVED}, Presence.ABSENT: {Change.RESOLVED}}
+    return legal.get(presence, set())
 
 
 def sentence_choices(finding: Finding, style: Style, examination: str = "chest_ct") -> tuple[str, ...]:

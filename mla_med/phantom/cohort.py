@@ -43,6 +43,8 @@ SPLITS = ("train", "validation", "test")
 OF_TEN = (8, 1, 1)
 """How many of each ten patients belong to each split."""
 FORMS = ("arrays", "dicom")
+PHANTOM_VERSION = 1
+"""Goes up with every change of what is made from a seed: a folder holds one version."""
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -180,7 +182,7 @@ def _check_same(config: CohortConfig, out: Path) -> None:
 
 
 def _described(config: CohortConfig) -> dict[str, Any]:
-    values = asdict(config)
+    values: dict[str, Any] = {"phantom": PHANTOM_VERSION} | asdict(config)
     values.pop("workers")  # it changes nothing that is made
     splits = [split_of(seed) for seed in config.seeds]
     return values | {"splits": {name: splits.count(name) for name in SPLITS}}
@@ -208,7 +210,8 @@ def make_patient(job: tuple[CohortConfig, int, Path]) -> str:
     config, seed, patients = job
     examined_id = f"phantom-{seed:010d}"
     record = patients / f"{examined_id}.json"
-    if record.is_file():
+    images_of = patients / (f"{examined_id}.npy" if config.form == "arrays" else examined_id)
+    if record.is_file() and images_of.exists():
         return record.read_text(encoding="utf-8")
     examined = examine(seed, config.examination, config.own_site, config.prior_share)
     assert examined.id == examined_id

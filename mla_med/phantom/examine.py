@@ -66,6 +66,9 @@ TECHNIQUES = {
     ("brain_mr", "zh"): "颅脑MR平扫及增强，序列包括T1WI、T2WI、FLAIR及DWI。",
 }
 """What a report says of an examination with contrast medium; without it, what the style says."""
+CONTRAST_SHARE = {False: 0.35, True: 0.75}
+"""Of the heads without and with known cancer, how many are given contrast medium."""
+ENHANCEMENT = "abnormal_enhancement"
 FIRST_DAY = datetime(2026, 1, 2, 7, 30)
 NOTABLE_GROWTH = 0.15
 """Sizes that differ by less are stated as stable."""
@@ -107,12 +110,13 @@ class Examined:
 
     @property
     def contrast(self) -> bool:
-        """Whether contrast medium is given: to a chest by habit or for what is only seen with it, to a head
-        where something takes it up, where cancer is known, and to one of six others."""
+        """Whether contrast medium is given: to a chest by habit or for what is only seen with it; to a head
+        by chance, more often where cancer is known, and never because of what will be found."""
         codes = {lesion.finding.code for lesion in self.lesions}
         if self.examination == "brain_mr":
-            asked = "cancer" in self.patient.history or self.patient.seed % 6 == 0
-            return asked or not codes.isdisjoint(("brain_mass", "abnormal_enhancement"))
+            chance = np.random.default_rng([self.patient.seed, 105]).random()
+            share = CONTRAST_SHARE["cancer" in self.patient.history]
+            return chance < share or ENHANCEMENT in codes
         anatomy = self.anatomy
         for lesion in self.lesions:
             anatomy = lesion.change(anatomy)
@@ -173,7 +177,16 @@ def examine(
         context=context_of(patient, examination, site.language),
         taken=FIRST_DAY + timedelta(days=int(rng.integers(360)), minutes=int(rng.integers(600))),
     )
+    if codes is None or ENHANCEMENT not in codes:
+        examined = _without_enhancement(examined)
     return _with_earlier(examined, room, rng) if rng.random() < prior_share else examined
+
+
+def _without_enhancement(examined: Examined) -> Examined:
+    """Where no contrast medium is given nothing is seen to take it up."""
+    lesions = tuple(lesion for lesion in examined.lesions if lesion.finding.code != ENHANCEMENT)
+    plain = replace(examined, lesions=lesions, findings=stated(lesions, examined.examination))
+    return examined if plain.contrast else plain
 
 
 def check_codes(codes: Sequence[str] | None, examination: str) -> tuple[str, ...] | None:
@@ -226,11 +239,14 @@ def _with_earlier(examined: Examined, room: Room, rng: np.random.Generator) -> E
     # what follows from a lesion can have been there before only if some lesion was
     bound = len(causes) < len(examined.lesions)
     followed = Change.NEW
-    for group in _grouped(causes, schema):
-        change, earlier = _earlier_of(group, bound, rng)
+    groups = _grouped(causes, schema)
+    lone = sum(group[0].finding.code in CAUSES for group in groups) == 1
+    for group in groups:
+        change, earlier = _earlier_of(group, bound, lone, rng)
         before += earlier
         findings.append(replace(_together(group, schema), change=change))
-        if change is not Change.NEW and group[0].finding.code not in STEADY:
+        # what follows from one that has grown has come since
+        if change is Change.STABLE and group[0].finding.code in CAUSES:
             followed = Change.STABLE
     following = [lesion for lesion in examined.lesions if lesion.finding.code in FOLLOWS]
     findings += [replace(_together(g, schema), change=followed) for g in _grouped(following, schema)]
@@ -252,10 +268,10 @@ def _with_earlier(examined: Examined, room: Room, rng: np.random.Generator) -> E
 
 
 def _earlier_of(
-    group: Sequence[Lesion], bound: bool, rng: np.random.Generator
+    group: Sequence[Lesion], bound: bool, lone: bool, rng: np.random.Generator
 ) -> tuple[Change, list[Lesion]]:
     """How the lesions of one sentence have changed, and what they were. `bound`: something follows from
-    them that has no size of its own to grow with."""
+    them, or from others, that has no size of its own to grow with; `lone`: from them alone."""
     largest = max(group, key=lambda lesion: lesion.finding.size_mm or 0.0)
     code, size = largest.finding.code, largest.finding.size_mm
     if code in STEADY:
@@ -263,8 +279,10 @@ def _earlier_of(
     if code in SUDDEN:
         return Change.NEW, []
     choices = (Change.STABLE, Change.NEW, Change.INCREASED, Change.DECREASED)
-    steady = size is None or (bound and code in CAUSES)
-    change = choices[int(rng.integers(2 if steady else 4))]
+    open_to = 2 if size is None else 4
+    if bound and code in CAUSES:
+        open_to = 3 if lone and size is not None else 2
+    change = choices[int(rng.integers(open_to))]
     factor = {Change.INCREASED: rng.uniform(0.5, 0.75), Change.DECREASED: rng.uniform(1.3, 1.6)}.get(change)
     if code in DILATES:
         if change is not Change.INCREASED or factor is None:

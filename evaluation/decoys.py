@@ -106,7 +106,7 @@ def _resnet(train: list[Cube], test: list[Cube], seed: int, epochs: int) -> np.n
     torch.manual_seed(seed)
     model = ResNet(
         "basic", [1, 1, 1, 1], [16, 32, 64, 128], spatial_dims=3, n_input_channels=1, num_classes=1,
-        conv1_t_size=3, conv1_t_stride=1, no_max_pool=True, shortcut_type="B",
+        conv1_t_size=5, conv1_t_stride=2, no_max_pool=True, shortcut_type="B",
     )  # fmt: skip
     x, y = _tensor(train), torch.tensor([float(cube.is_lesion) for cube in train])
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
@@ -186,7 +186,7 @@ def auc_interval(runs: list[tuple[Any, Any, Any]], resamples: int = 500) -> tupl
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.decoys", description=__doc__)
     parser.add_argument("--patients", type=int, default=300)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args(arguments)
     began = time.perf_counter()

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from evaluation.seen import TEST_SEEDS, SeenPhantom, see_phantoms
-from mla_med.drafting import inside_body
 from mla_med.errors import MlaMedError
+from mla_med.imaging.transforms import inside_body
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
 from mla_med.model.evidence import REGIONS, evidence_box, measure_faithfulness
 from mla_med.types import Presence

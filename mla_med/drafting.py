@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from mla_med.comparison import check_prior, compare_drafts, lung_region, why_not
@@ -22,19 +21,19 @@ from mla_med.dicom.volume import describe, read_volume
 from mla_med.documents.write import write_draft
 from mla_med.errors import CheckpointError, SeriesError, StudyError
 from mla_med.imaging.nifti import read_nifti
-from mla_med.imaging.transforms import BODY_HU, Preprocessing, to_tensor
+from mla_med.imaging.transforms import Preprocessing, hu_of, inside_body, to_tensor
 from mla_med.model.calibrate import Calibration, histogram_of
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
 from mla_med.model.evidence import evidence_box, heat_map, measure_faithfulness, slices_in_box
 from mla_med.model.findings import FindingOutputs
 from mla_med.model.fusion import Fused
 from mla_med.model.gate import content_reasons, header_reasons, lung_share, pixel_reasons
-from mla_med.model.generate import write_text
+from mla_med.model.generate import report_slots, write_text
 from mla_med.model.mla import MLAModel
 from mla_med.report.check import check_report
 from mla_med.report.context import context_text
 from mla_med.report.parse import parse_report
-from mla_med.report.render import complete_findings, impression_choices, sentence_choices
+from mla_med.report.render import complete_findings, impression_choices
 from mla_med.report.schema import CHEST_CT
 from mla_med.report.style import load_style
 from mla_med.types import (
@@ -376,21 +375,6 @@ def with_faithfulness(
     return tuple(measured(finding) for finding in findings)
 
 
-def hu_of(image_CIJK: Tensor, settings: Preprocessing) -> np.ndarray:
-    """The HU that the windows were cut from, as far as they reach: each next one where those before it
-    are saturated."""
-    hu, reached = np.full(image_CIJK.shape[1:], -np.inf, np.float32), -np.inf
-    for (low, high), channel in zip(settings.windows_hu, image_CIJK.numpy(), strict=True):
-        hu = np.where(hu >= reached, np.maximum(hu, channel * (high - low) + low), hu)
-        reached = max(reached, high)
-    return hu
-
-
-def inside_body(hu_IJK: np.ndarray) -> np.ndarray:
-    """Tissue and what it encloses in each axial slice: lungs, airways, bowel."""
-    return np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(hu_IJK > BODY_HU, 2, 0)], 2)
-
-
 def _compared(
     findings: tuple[Finding, ...], region_mm: Box, prior: Study | Draft | None, checkpoint: Checkpoint
 ) -> tuple[tuple[Finding, ...], Prior | None, tuple[Complaint, ...]]:
@@ -413,18 +397,11 @@ def _known_prior(context: ClinicalContext, prior: Prior | None) -> ClinicalConte
 
 def write(findings: tuple[Finding, ...], seen: Seen, model: MLAModel, technique: str) -> Report:
     """The decoder's choice among the sentences that the findings allow, parsed back."""
-    style = load_style()
-    heads = style.headings
-    impression = impression_choices(findings, style)
-    slots = [
-        [heads["findings"]],
-        *([" " + text for text in sentence_choices(f, style)] for f in findings),
-        ["\n" + heads["impression"]],
-        *([" " + s.text for s in slot] for slot in impression),
-    ]
+    prior = any(finding.change for finding in findings)
+    slots = report_slots(findings, codes=[finding.code for finding in findings], prior=prior)
     text = write_text(model, seen.fused, seen.outputs, slots)
     parsed = parse_report(text)
-    wordings = {s.text: s for slot in impression for s in slot}
+    wordings = {s.text: s for slot in impression_choices(findings, load_style()) for s in slot}
     return Report(
         findings=findings,
         sentences=parsed.sentences,

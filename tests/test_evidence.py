@@ -8,8 +8,8 @@ import torch
 
 from mla_med.dicom.study import read_study
 from mla_med.documents.html import draft_to_html
-from mla_med.drafting import draft_study, hu_of, inside_body, see, with_faithfulness
-from mla_med.imaging.transforms import Preprocessing, window_channels
+from mla_med.drafting import draft_study, see, with_faithfulness
+from mla_med.imaging.transforms import Preprocessing, hu_of, inside_body, window_channels
 from mla_med.model.config import tiny
 from mla_med.model.evidence import (
     Faithfulness,

@@ -139,6 +139,21 @@ def window_channels(hu: Tensor, windows_hu: tuple[tuple[float, float], ...]) -> 
     return torch.stack([((hu - low) / (high - low)).clamp(0, 1) for low, high in windows_hu], dim=-4)
 
 
+def hu_of(image_CIJK: Tensor, settings: Preprocessing) -> np.ndarray:
+    """The HU that the windows were cut from, as far as they reach: each next one where those before it
+    are saturated."""
+    hu, reached = np.full(image_CIJK.shape[1:], -np.inf, np.float32), -np.inf
+    for (low, high), channel in zip(settings.windows_hu, image_CIJK.numpy(), strict=True):
+        hu = np.where(hu >= reached, np.maximum(hu, channel * (high - low) + low), hu)
+        reached = max(reached, high)
+    return hu
+
+
+def inside_body(hu_IJK: np.ndarray) -> np.ndarray:
+    """Tissue and what it encloses in each axial slice: lungs, airways, bowel."""
+    return np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(hu_IJK > BODY_HU, 2, 0)], 2)
+
+
 def body_mask(image: Tensor) -> Tensor:
     """The largest piece of tissue of (1, I, J, K) HU: the patient without the table."""
     tissue = ndimage.binary_erosion(np.asarray(image)[0] > BODY_HU)

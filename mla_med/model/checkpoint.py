@@ -45,7 +45,6 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
                 code="CHECKPOINT_MISSING",
             )
     from safetensors import SafetensorError
-    from transformers import PreTrainedTokenizerFast
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -58,7 +57,6 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
         model, loaded = MLAModel.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-        model.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
         raise CheckpointError(
             f"The checkpoint at {folder} is damaged ({type(error).__name__}). Copy or train it again.",
@@ -89,7 +87,6 @@ def save_checkpoint(
     part.mkdir(parents=True)
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     model.save_pretrained(part, state_dict=state)
-    model.tokenizer.save_pretrained(part)
     _write_json(part / "calibration.json", calibration.to_dict())
     _write_json(part / "checkpoint.json", {"name": name, "version": version, "scope": asdict(scope)})
     (part / "README.md").write_text(card, encoding="utf-8")

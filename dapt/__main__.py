@@ -1,4 +1,5 @@
-"""`python -m dapt`: phantoms -> corpus -> trained, calibrated checkpoint. The one documented command."""
+"""`python -m dapt --examination brain_mr`: phantoms -> corpus -> trained, calibrated checkpoint. The one
+documented command; killed, it goes on where it was."""
 
 from __future__ import annotations
 
@@ -6,27 +7,40 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from dapt.corpus import CorpusConfig, prepare_corpus
+from dapt.corpus import PREPROCESSING, prepare_corpus
 from dapt.finish import train_checkpoint
 from dapt.train import TrainConfig
 from mla_med.errors import MlaMedError, OutputError
+from mla_med.phantom.cohort import CohortConfig, make_cohort
 
 
 def main() -> int:
     options = _parser().parse_args()
     began = time.perf_counter()
+    work = options.work or Path("runs") / options.examination
+    out = options.out or work / "checkpoint"
+    cohort = CohortConfig(
+        n=options.n, seed=options.seed, examination=options.examination, workers=options.workers
+    )
+    training = TrainConfig(epochs=options.epochs, device=options.device, seed=options.training_seed)
+    command = f"python -m dapt --examination {options.examination} --n {options.n} --epochs {options.epochs}"
+    if options.training_seed:
+        command += f" --training-seed {options.training_seed}"
     try:
-        corpus_config = CorpusConfig(train=options.train, seed=options.seed, workers=options.workers)
-        corpus = prepare_corpus(corpus_config, options.work / "corpus", _progress)
+        patients = make_cohort(cohort, work / "cohort", _progress("patient"))
+        corpus = prepare_corpus(
+            patients, work / "corpus", workers=options.workers, progress=_progress("image")
+        )
         train_checkpoint(
             corpus,
-            options.work / "training",
-            options.out,
-            TrainConfig(epochs=options.epochs, device=options.device, seed=options.seed),
+            work / "training",
+            out,
+            training,
             log=lambda row: print(json.dumps(row), flush=True),
-            command=f"python -m dapt --train {options.train} --epochs {options.epochs} --seed {options.seed}",
+            command=command,
         )
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
@@ -34,26 +48,31 @@ def main() -> int:
     except OSError as error:
         print(f"{OutputError.code}: {error.strerror}; free some space and run it again.", file=sys.stderr)
         return 1
-    print(f"{options.out} written after {(time.perf_counter() - began) / 60:.0f} minutes")
+    print(f"{out} written after {(time.perf_counter() - began) / 60:.0f} minutes")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    corpus, training = CorpusConfig(), TrainConfig()
+    cohort, training = CohortConfig(), TrainConfig()
     parser = argparse.ArgumentParser(prog="python -m dapt", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("runs/chest_ct"), help="corpus and training state")
-    parser.add_argument("--out", type=Path, default=Path("runs/chest_ct/checkpoint"), help="the checkpoint")
-    parser.add_argument("--train", type=int, default=corpus.train, help="phantoms to train on")
+    parser.add_argument("--examination", choices=tuple(PREPROCESSING), default="chest_ct")
+    parser.add_argument("--work", type=Path, help="cohort, corpus and training state; runs/EXAMINATION")
+    parser.add_argument("--out", type=Path, help="the checkpoint; WORK/checkpoint")
+    parser.add_argument("--n", type=int, default=2500, help="phantoms; 8 of 10 are trained on")
     parser.add_argument("--epochs", type=int, default=training.epochs)
-    parser.add_argument("--seed", type=int, default=corpus.seed)
-    parser.add_argument("--workers", type=int, default=corpus.workers)
+    parser.add_argument("--seed", type=int, default=1, help="of the phantoms")
+    parser.add_argument("--training-seed", type=int, default=training.seed, help="of weights and batches")
+    parser.add_argument("--workers", type=int, default=cohort.workers)
     parser.add_argument("--device", default=training.device, help="cpu or cuda")
     return parser
 
 
-def _progress(done: int, total: int) -> None:
-    if done % 100 == 0 or done == total:
-        print(f"corpus {done}/{total}", flush=True)
+def _progress(noun: str) -> Callable[[int, int], None]:
+    def say(done: int, total: int) -> None:
+        if done % 100 == 0 or done == total:
+            print(f"{noun} {done}/{total}", flush=True)
+
+    return say
 
 
 if __name__ == "__main__":

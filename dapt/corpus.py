@@ -1,11 +1,9 @@
-"""Phantoms -> a corpus on disk: one image a file on the model's grid, one JSON line an example.
+"""A cohort of phantoms -> a corpus on disk: one image a file on the model's grid, one JSON line an example.
+What is in the folder, and how it is read: mla_med/corpus.py.
 
-    corpus/
-      corpus.json            what it holds: split sizes, seed, preprocessing
-      train.jsonl validation.jsonl test.jsonl
-      images/phantom-100000.npy   HU int16 (I, J, K) on the model's grid
-
-Resumable: an image that is there is not made again. Splits are by patient.
+Every example has its request and its report in each language of LANGUAGES: one model learns both. Reports
+speak of this examination alone: a model is taught comparisons by nobody, they are measured. Resumable: an
+image that is there is not made again. Splits are by patient, and those of the cohort.
 """
 
 from __future__ import annotations
@@ -13,160 +11,189 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mla_med.corpus import SPLITS, finding_from, read_settings, to_bytes
+from mla_med.corpus import Example as Example  # whoever makes a corpus reads it here too
+from mla_med.corpus import from_bytes as from_bytes
+from mla_med.corpus import load_image as load_image
+from mla_med.corpus import read_about as read_about
+from mla_med.corpus import read_examples as read_examples
 from mla_med.errors import ConfigError, StudyError
 from mla_med.files import write_text
-from mla_med.imaging.transforms import Preprocessing
-from mla_med.phantom.plain.lesions import PREVALENCE
+from mla_med.imaging.transforms import BRAIN_MR, CHEST_CT, Preprocessing
 from mla_med.report.context import context_text
-from mla_med.report.schema import CHEST_CT
-from mla_med.types import Finding, Presence, Side
+from mla_med.report.interpret import interpret
+from mla_med.report.render import body_text, render_report
+from mla_med.report.style import load_style
+from mla_med.types import ClinicalContext, Finding, Modality, Presence
 
-SPLITS = ("train", "validation", "test")
-SCHEMA = {code: CHEST_CT[code] for code in PREVALENCE}
-"""What a model learns from this corpus to look for."""
-
-
-@dataclass(frozen=True, slots=True)
-class CorpusConfig:
-    train: int = 3000
-    """Patients to train on."""
-    validation: int = 200
-    """Patients to watch the training and to calibrate on."""
-    test: int = 200
-    """Patients that training never sees."""
-    seed: int = 1
-    """First patient of the train split is seed * 100000; other splits follow apart."""
-    workers: int = 2
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
-
-    def __post_init__(self):
-        if self.seed < 1 or self.seed > 8 or max(self.train, self.validation, self.test) > 20_000:
-            raise ConfigError(
-                f"A corpus of seed {self.seed} with {self.train} patients would share some with another "
-                "split or with the acceptance test. Seeds are 1 to 8, and a split has at most 20000 patients."
-            )
-
-    def seeds(self, split: str) -> range:
-        """The patients of a split."""
-        start = self.seed * 100_000 + 20_000 * SPLITS.index(split)
-        return range(start, start + getattr(self, split))
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One line of a split."""
-
-    id: str
-    image: Path
-    affine: np.ndarray
-    """(4, 4), voxel index of the image -> patient RAS mm."""
-    context: str
-    findings: tuple[Finding, ...]
-    boxes_mm: dict[str, tuple]
-    report: str
-    """Findings and impression as text."""
+LANGUAGES = ("en", "zh")
+STYLE = "prose"
+"""In which the reports of a corpus are written, in every language."""
+PREPROCESSING = {"chest_ct": CHEST_CT, "brain_mr": BRAIN_MR}
 
 
 def prepare_corpus(
-    config: CorpusConfig, out: Path, progress: Callable[[int, int], None] | None = None
+    cohort: Path,
+    out: Path,
+    preprocessing: Preprocessing | None = None,
+    workers: int = 2,
+    progress: Callable[[int, int], None] = lambda done, n: None,
 ) -> Path:
-    """Makes what is missing of the corpus, in parallel, and returns its folder."""
+    """Places what is missing of a cohort's arrays on the model's grid, and returns the corpus' folder."""
+    described, lines = _read_cohort(cohort)
+    examination = described["examination"]
+    if examination not in PREPROCESSING:
+        raise ConfigError(f"No model reads {examination}; there are: {', '.join(PREPROCESSING)}.")
+    settings = preprocessing or PREPROCESSING[examination]
     (out / "images").mkdir(parents=True, exist_ok=True)
-    jobs = [(split, seed) for split in SPLITS for seed in config.seeds(split)]
-    lines: dict[str, list[str]] = {split: [] for split in SPLITS}
+    _check_same(out, settings)
+    jobs = [(cohort, out, line, settings) for line in lines]
+    rows: dict[str, list[str]] = {split: [] for split in SPLITS}
     # a fresh interpreter for each worker: torch's threads do not survive a fork
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(config.workers, context, initializer=_one_thread) as pool:
-        made = pool.map(_make_example, [(out, seed, config.preprocessing) for _, seed in jobs], chunksize=8)
-        for n, ((split, _), line) in enumerate(zip(jobs, made, strict=True), 1):
-            lines[split].append(line)
-            if progress:
-                progress(n, len(jobs))
+    with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
+        for n, (split, row) in enumerate(pool.map(_make_example, jobs, chunksize=8), 1):
+            rows[split].append(row)
+            progress(n, len(jobs))
     for split in SPLITS:
-        write_text(out / f"{split}.jsonl", "".join(lines[split]))
-    described = {**asdict(config), "preprocessing": config.preprocessing.to_dict()}
-    described.pop("workers")
-    write_text(out / "corpus.json", json.dumps(described, indent=1))
+        write_text(out / f"{split}.jsonl", "".join(rows[split]))
+    about = {
+        "examination": examination,
+        "languages": LANGUAGES,
+        **{split: len(rows[split]) for split in SPLITS},
+        "cohort": {key: described[key] for key in ("phantom", "n", "seed", "site")},
+        "preprocessing": settings.to_dict(),
+    }
+    write_text(out / "corpus.json", json.dumps(about, indent=1) + "\n")
     return out
 
 
-def read_examples(corpus: Path, split: str) -> tuple[Example, ...]:
-    """The examples of a split, in order. StudyError where the corpus is not there."""
-    path = corpus / f"{split}.jsonl"
-    if not path.is_file():
+# A patient of the cohort -> an example
+
+
+def _read_cohort(cohort: Path) -> tuple[dict[str, Any], list[str]]:
+    paths = cohort / "cohort.json", cohort / "manifest.jsonl"
+    if not all(path.is_file() for path in paths):
         raise StudyError(
-            f"No corpus at {corpus}: {path.name} is missing. Make one first.", code="CORPUS_MISSING"
+            f"No whole cohort at {cohort}. Make one: mla-med phantom cohort --out FOLDER",
+            code="COHORT_MISSING",
         )
-    return tuple(_from_line(corpus, line) for line in path.read_text().splitlines())
+    described = json.loads(paths[0].read_text(encoding="utf-8"))
+    if described["form"] != "arrays":
+        raise ConfigError(f"{cohort} holds DICOM; a corpus is made of arrays: --form arrays.")
+    return described, paths[1].read_text(encoding="utf-8").splitlines()
 
 
-def _make_example(job: tuple[Path, int, Preprocessing]) -> str:
-    """Renders one phantom onto the model's grid (unless its files are there); -> its JSON line."""
-    out, seed, settings = job
-    image, line = out / "images" / f"phantom-{seed:06d}.npy", out / "images" / f"phantom-{seed:06d}.json"
-    if image.is_file() and line.is_file():
-        return line.read_text()
-    import torch
-    from monai.data import MetaTensor
+def _check_same(out: Path, settings: Preprocessing) -> None:
+    there = out / "corpus.json"
+    if there.is_file() and read_settings(out) != settings:
+        raise ConfigError(
+            f"{out} holds images on another grid. Choose another folder, or delete it.", code="CORPUS_DIFFERS"
+        )
 
-    from mla_med.imaging.transforms import place_transform
-    from mla_med.phantom.plain.cohort import make_phantom, scan_phantom
 
-    phantom = make_phantom(seed)
-    # the scanner at the model's own spacing: what slab averaging would leave of a finer scan
-    matrix = int(max(settings.shape) * 1.06)
-    hu, grid, _ = scan_phantom(phantom, (settings.spacing_mm,) * 3, matrix, noise=0.4)
-    data = {
-        "image": MetaTensor(torch.from_numpy(hu.astype(np.float32))[None], affine=torch.tensor(grid.affine))
+def _make_example(job: tuple[Path, Path, str, Preprocessing]) -> tuple[str, str]:
+    """Places one image on the model's grid (unless its files are there); -> split, and its JSON line."""
+    cohort, out, line, settings = job
+    record = json.loads(line)
+    image, row = out / "images" / f"{record['id']}.npy", out / "images" / f"{record['id']}.json"
+    if image.is_file() and row.is_file():
+        return record["split"], row.read_text(encoding="utf-8")
+    array = np.load(cohort / "patients" / record["array"])
+    placed, affine, present = place(array, np.array(record["affine"]), record["scan"], settings)
+    example = {
+        "id": record["id"],
+        "affine": affine.round(4).tolist(),
+        "present": present,
+        **describe(record),
     }
-    placed = place_transform(settings)(data)["image"]
-    record = {
-        "id": phantom.id,
-        "affine": np.asarray(placed.affine, float).round(4).tolist(),
-        "context": context_text(phantom.context),
-        "findings": [_finding_to_dict(lesion.finding) for lesion in phantom.lesions],
-        "boxes_mm": {lesion.finding.code: lesion.box_mm for lesion in phantom.lesions},
-        "report": _body_text(phantom),
+    ct = settings.modality == Modality.CT
+    _save_npy(image, placed.astype(np.int16) if ct else to_bytes(placed))
+    text = json.dumps(example, ensure_ascii=False) + "\n"
+    write_text(row, text)
+    return record["split"], text
+
+
+def place(
+    array: np.ndarray, affine: np.ndarray, scan: dict[str, Any], settings: Preprocessing
+) -> tuple[np.ndarray, np.ndarray, list[bool]]:
+    """An array of a phantom on the model's grid -> float32 HU (I, J, K) of a CT, or standardised values
+    (C, I, J, K) of an MR; its affine (4, 4); and which channels were taken. Imports torch."""
+    if settings.modality == Modality.CT:
+        import torch
+        from monai.data import MetaTensor
+
+        from mla_med.imaging.transforms import place_transform
+
+        image = MetaTensor(torch.from_numpy(array.astype(np.float32))[None], affine=torch.tensor(affine))
+        placed = place_transform(settings)({"image": image})["image"]
+        values = placed.as_tensor()[0].round().numpy()
+        return values, np.asarray(placed.affine, float), [True] * settings.channels
+    from mla_med.imaging.sequences import place_images
+    from mla_med.phantom.scanner.mr import SEQUENCES
+
+    images = {name: (one, affine) for name, one in zip(SEQUENCES, array, strict=True) if name in scan}
+    channels, present, grid = place_images(images, settings)
+    return channels.numpy(), grid.numpy().astype(float), present.tolist()
+
+
+def describe(record: dict[str, Any]) -> dict[str, Any]:
+    """A line of a cohort's manifest -> what an example says of the patient: requests, findings, reports."""
+    from mla_med.phantom.patient import context_of, make_patient
+
+    examination, seed = record["examination"], int(record["id"].removeprefix("phantom-"))
+    patient = make_patient(seed)
+    planted = sorted(record["planted"], key=_volume, reverse=True)
+    stated = [finding_from(said) for said in record["findings"] if said["presence"] == Presence.PRESENT]
+    contexts, reports = {}, {}
+    for language in LANGUAGES:
+        context = context_of(patient, examination, language)
+        contexts[language] = context_text(context)
+        reports[language] = _report(stated, context, examination, language, seed)
+    return {
+        "contexts": contexts,
+        "findings": [_finding_to_dict(finding_from(lesion)) for lesion in planted],
+        "boxes_mm": [lesion["box_mm"] for lesion in planted],
+        "reports": reports,
     }
-    _save_npy(image, placed.as_tensor()[0].round().to(torch.int16).numpy())
-    text = json.dumps(record) + "\n"
-    write_text(line, text)
-    return text
 
 
-def _body_text(phantom) -> str:
-    from mla_med.report.render import body_text
+def _report(
+    findings: list[Finding], context: ClinicalContext, examination: str, language: str, seed: int
+) -> str:
+    style = load_style(STYLE, language)
+    report = render_report(
+        findings,
+        style,
+        examination,
+        rng=random.Random(f"corpus-{language}-{seed}"),
+        interpretations=interpret(findings, context, examination),
+    )
+    return body_text(report, style)
 
-    return body_text(phantom.report)
+
+def _volume(lesion: dict[str, Any]) -> tuple[float, float]:
+    low, high = np.array(lesion["box_mm"], float)
+    return lesion.get("size_mm") or 0.0, float(np.prod(high - low))
 
 
 def _finding_to_dict(finding: Finding) -> dict[str, Any]:
-    return {"code": finding.code, "site": finding.site, "side": finding.side, "size_mm": finding.size_mm}
-
-
-def _from_line(corpus: Path, line: str) -> Example:
-    row = json.loads(line)
-    findings = tuple(
-        Finding(f["code"], Presence.PRESENT, f["site"], Side(f["side"]) if f["side"] else None, f["size_mm"])
-        for f in row["findings"]
-    )
-    return Example(
-        row["id"],
-        corpus / "images" / f"{row['id']}.npy",
-        np.asarray(row["affine"], np.float32),
-        row["context"],
-        findings,
-        row["boxes_mm"],
-        row["report"],
-    )
+    values = {
+        "code": finding.code,
+        "site": finding.site,
+        "side": finding.side,
+        "size_mm": finding.size_mm,
+        "count": finding.count,
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _save_npy(path: Path, array: np.ndarray) -> None:

@@ -1,10 +1,9 @@
 """Trained model + validation split -> a calibrated checkpoint directory with its model card.
 
-    python -m dapt.finish CHECKPOINT --phantoms 600 --retest 60 --work runs/calibration
+    python -m dapt.finish CHECKPOINT --corpus runs/chest_ct/corpus
 
 calibrates a checkpoint that is there anew, its weights untouched: thresholds, conformal sets, repeatability
-and histogram from phantoms that its training did not see. What is familiar by features stays as it is: that
-takes the training examples.
+and what is familiar, from the validation split of a corpus that its training did not see.
 """
 
 from __future__ import annotations
@@ -12,54 +11,55 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
-from dataclasses import replace
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dapt.corpus import SCHEMA, CorpusConfig, Example, prepare_corpus, read_examples
+from dapt.corpus import Example, load_image, place, read_about, read_examples, read_settings
 from dapt.receipts import predict, score_findings, score_predictions
-from dapt.train import Log, TrainConfig, pretrain
-from mla_med.errors import CheckpointError, MlaMedError
+from dapt.train import Log, TrainConfig, collate, pretrain
+from mla_med.errors import MlaMedError
 from mla_med.files import write_text
-from mla_med.imaging.transforms import Preprocessing, place_transform, window_channels
-from mla_med.model.calibrate import (
-    Calibration,
-    calibrate,
-    histogram_of,
-    usual_histogram,
-    what_is_said,
-)
+from mla_med.imaging.transforms import Preprocessing, window_channels
+from mla_med.looking import peaks
+from mla_med.model.calibrate import Calibration, calibrate, histogram_of
 from mla_med.model.checkpoint import load_checkpoint, save_checkpoint
 from mla_med.model.conformal import COVERAGE
-from mla_med.model.gate import Scope
+from mla_med.model.gate import SCOPES, lung_share
 from mla_med.model.mla import MLAModel
 from mla_med.report.context import context_text
+from mla_med.report.schema import schema_of
+from mla_med.types import Modality
 
-NAME, VERSION = "mla_med chest CT (phantom)", "0.1.0"
+NAMES = {"chest_ct": "mla_med chest CT (phantom)", "brain_mr": "mla_med brain MR (phantom)"}
+VERSION = "0.2.0"
+TERMS = {"chest_ct": "chest CT", "brain_mr": "brain MR"}
 
 FAMILIAR = 600
 """So many training examples say what is familiar to the gate."""
-MEASURED = tuple(code for code, kind in SCHEMA.items() if kind.has_size)
-RETEST = 40
+RETEST = 60
 """So many phantoms are scanned twice to see how well sizes are repeated."""
-RETEST_SEED = 650_000
-"""The first of them: no split of any corpus reaches so far."""
+MIN_FURTHER = 8
+"""Second and third lesions of a code that have to be there before a limit is set for them."""
+CELL_MM = 12.0
+"""Half a cell of the map."""
+RETEST_COHORT = 3999
+"""Cohorts have seeds of 0 to 4000; nobody trains on this one."""
 
 _CARD = """# {name} {version}
 
-Drafts chest CT reports in English. **Trained on phantoms only**: people who do not exist, made by
-`mla_med.phantom`. It has never seen a patient and is not a medical device; on a real chest CT its
+Drafts {term} reports in {languages}. **Trained on phantoms only**: people who do not exist, made by
+`mla_med.phantom`. It has never seen a patient and is not a medical device; on a real {term} its
 gate is expected to refuse, and a draft that passes is of no clinical use.
 
 | | |
 |---|---|
 | parameters | {parameters:.2f} M, stored in half precision |
-| input | {shape} voxels of {spacing} mm, {channels} CT windows; age, sex and indication as text |
+| input | {shape} voxels of {spacing} mm, {channels}; age, sex and indication as text |
 | findings | {findings} |
-| trained on | {train} phantoms, patients {first} to {last} |
+| trained on | {train} phantoms of site {site}, from cohort {seed} of {n} (phantom version {phantom}) |
 | command | `{command}` |
 | wall time of the training | {minutes:.0f} minutes on {device} |
 
@@ -79,7 +79,7 @@ Scores on phantoms that neither training nor calibration saw are in MODEL_CARD.m
 
 _CALIBRATION = """
 ## Calibration
-Set on {phantoms} phantoms that training did not see (`python -m dapt.finish`). The likelier answer, with
+Set on {phantoms} phantoms that training did not see. The likelier answer, with
 "present" from `likelier` on, is given unless the other conforms too; then the draft says that it cannot say.
 Of those who have a finding, and of those who do not, {coverage:.0f} % are not told the opposite
 (class-conditional split-conformal sets), among phantoms like these. `repeat mm`: two scans of one lesion
@@ -103,98 +103,147 @@ def finish(
     model: MLAModel, corpus: Path, training: Path, out: Path, command: str, retest: int = RETEST
 ) -> Path:
     """Calibrates on the validation split and writes the checkpoint."""
-    held_out = read_examples(corpus, "validation")
-    said = predict(model, held_out)
-    keys = model.config.finding_keys
+    examination = read_about(corpus)["examination"]
+    calibration, scores, examples = calibrate_on(model, corpus, retest)
+    card = _card(model, corpus, training, scores, command) + calibration_card(calibration, examples)
+    scope = SCOPES[examination]
+    return save_checkpoint(out, model, calibration, scope, NAMES[examination], VERSION, card)
+
+
+def recalibrate(
+    folder: Path, corpus: Path, retest: int = RETEST, coverage: float = COVERAGE
+) -> tuple[Calibration, int]:
+    """Writes a new calibration.json into a checkpoint, and says so in its README; -> the calibration, and
+    how many examples it stands on."""
+    calibration, _, examples = calibrate_on(load_checkpoint(folder).model, corpus, retest, coverage)
+    write_text(folder / "calibration.json", json.dumps(calibration.to_dict(), indent=1) + "\n")
+    card = (folder / "README.md").read_text(encoding="utf-8").split("\n## Calibration\n")[0].rstrip("\n")
+    write_text(folder / "README.md", card + "\n" + calibration_card(calibration, examples))
+    return calibration, examples
+
+
+def calibrate_on(
+    model: MLAModel, corpus: Path, retest: int = RETEST, coverage: float = COVERAGE
+) -> tuple[Calibration, dict[str, float], int]:
+    """-> the calibration on the validation split, the scores on it, and its number of examples."""
+    held_out, settings = read_examples(corpus, "validation"), read_settings(corpus)
+    examination = read_about(corpus)["examination"]
+    said, keys = predict(model, held_out), model.config.finding_keys
     known = predict(model, read_examples(corpus, "train")[:FAMILIAR])
+    density: dict[str, np.ndarray] = {}
+    if settings.modality == Modality.CT:
+        images = [load_image(example, settings) for example in held_out]
+        density = {
+            "lung_share_N": np.array([lung_share(hu) for hu in images]),
+            "histogram_NH": np.stack([histogram_of(hu) for hu in images]),
+        }
     calibration = calibrate(
         keys,
         said.probability_NF,
         said.present_NF,
         said.feature_ND,
-        said.lung_share_N,
         known.feature_ND,
-        size_differences_mm(model, retest),
-        histograms(held_out),
+        size_differences_mm(model, examination, retest),
+        further_limits(model, held_out, examination),
+        coverage=coverage,
+        **density,
     )
-    scores = score_predictions(said, held_out, keys, model.config.sites)
-    card = _card(model, corpus, training, scores, command) + calibration_card(calibration, len(held_out))
-    return save_checkpoint(out, model, calibration, Scope(), NAME, VERSION, card)
-
-
-def recalibrate(
-    folder: Path, work: Path, phantoms: int, retest: int, coverage: float = COVERAGE
-) -> Calibration:
-    """Writes a new calibration.json into a checkpoint, and says so in its README."""
-    checkpoint = load_checkpoint(folder)
-    model, keys = checkpoint.model, checkpoint.model.config.finding_keys
-    settings = Preprocessing.from_dict(model.config.preprocessing)
-    if set(keys) - set(SCHEMA):
-        raise CheckpointError(
-            f"No phantom of this corpus has {min(set(keys) - set(SCHEMA))}; train it again."
-        )
-    config = CorpusConfig(train=0, validation=phantoms, test=0, workers=1, preprocessing=settings)
-    held_out = read_examples(prepare_corpus(config, work), "validation")
-    said = predict(model, held_out)
-    calibration = replace(
-        checkpoint.calibration,
-        **what_is_said(
-            keys, said.probability_NF, said.present_NF, size_differences_mm(model, retest), coverage
-        ),
-        **usual_histogram(histograms(held_out)),
-    )
-    write_text(folder / "calibration.json", json.dumps(calibration.to_dict(), indent=1) + "\n")
-    card = (folder / "README.md").read_text(encoding="utf-8").split("\n## Calibration\n")[0].rstrip("\n")
-    write_text(folder / "README.md", card + "\n" + calibration_card(calibration, len(held_out)))
-    return calibration
-
-
-def histograms(examples: Iterable[Example]) -> np.ndarray:
-    """Of the images on the model's grid (N, H)."""
-    return np.stack([histogram_of(np.load(example.image)) for example in examples])
+    return calibration, score_predictions(said, held_out, keys, model.config.sites), len(held_out)
 
 
 @torch.no_grad()
-def size_differences_mm(model: MLAModel, phantoms: int) -> dict[str, np.ndarray]:
-    """Every finding that has a size, planted in each phantom and scanned twice, as technicians and noise
-    would have it: the difference of the two sizes where both scans show it."""
+def further_limits(model: MLAModel, examples: tuple[Example, ...], examination: str) -> dict[str, float]:
+    """By code, the logit of its map from which another place is more often another lesion than not, at the
+    best F1 of those; without a code of which too few are there to tell."""
     settings = Preprocessing.from_dict(model.config.preprocessing)
-    codes = [code for code in MEASURED if code in model.config.finding_keys]
-    places = [model.config.finding_keys.index(code) for code in codes]
+    keys, schema = model.config.finding_keys, schema_of(examination)
+    seen: dict[str, list[tuple[float, bool]]] = {}
+    further: Counter[str] = Counter()
+    for example in examples:
+        several = {
+            code for code, boxes in example.boxes_mm.items() if len(boxes) > 1 and schema[code].repeats
+        }
+        single = {code for code in example.boxes_mm if schema[code].repeats} - several
+        if not several | single:
+            continue
+        inputs = collate((example,), model, settings)
+        fused = model.encode(
+            inputs["image_BCIJK"], inputs["text"], inputs["present_BC"], inputs["affine_B44"]
+        )
+        outputs = model.find(fused)
+        for code in several | single:
+            f, boxes = keys.index(code), np.array(example.boxes_mm[code])
+            further[code] += len(boxes) - 1
+            missed = list(boxes[1:])
+            for middle, logit in peaks(f, fused, outputs):
+                hits = [_near(middle, box) for box in missed]
+                seen.setdefault(code, []).append((logit, any(hits)))
+                if any(hits):
+                    del missed[hits.index(True)]
+    limits = {}
+    for code, found in seen.items():
+        limit = _best_limit(found, further[code])
+        if limit is not None and further[code] >= MIN_FURTHER:
+            limits[code] = limit
+    return limits
+
+
+def _near(middle: np.ndarray, box: np.ndarray) -> bool:
+    """In the box, or within a cell of the map."""
+    return bool(((middle >= box[0] - CELL_MM) & (middle <= box[1] + CELL_MM)).all())
+
+
+def _best_limit(found: list[tuple[float, bool]], there: int) -> float | None:
+    """The limit of the best F1 where at least half of what is above it is right; None where there is none."""
+    best, limit, hits = 0.0, None, 0
+    for number, (logit, right) in enumerate(sorted(found, reverse=True), 1):
+        hits += right
+        f1 = 2 * hits / (number + there)
+        if f1 > best and hits >= number / 2:
+            best, limit = f1, round(logit, 3)
+    return limit
+
+
+@torch.no_grad()
+def size_differences_mm(model: MLAModel, examination: str, phantoms: int) -> dict[str, np.ndarray]:
+    """Phantoms with some of what has a size, each scanned twice, as technicians and noise would have it: by
+    code, the difference of the two sizes where both scans show it."""
+    settings = Preprocessing.from_dict(model.config.preprocessing)
+    keys, schema = model.config.finding_keys, schema_of(examination)
+    codes = [code for code in keys if schema[code].has_size]
     differences: dict[str, list[float]] = {code: [] for code in codes}
-    for seed in range(RETEST_SEED, RETEST_SEED + phantoms):
-        images, affines, context = scan_twice(seed, tuple(codes), settings)
-        outputs = model.find(model.encode(images, [context] * 2, affine_B44=affines))
-        found_2F = (outputs.presence_logits_BF[:, places] > 0).tolist()
-        size_2F = outputs.size_mm_BF[:, places].tolist()
-        for code, here, there, one, other in zip(codes, *found_2F, *size_2F, strict=True):
-            if here and there:
+    first = RETEST_COHORT * 1_000_000
+    for n in range(phantoms):
+        planted = tuple(codes[n % len(codes) :: 3])
+        images, presents, affines, context = scan_twice(first + n, examination, planted, settings)
+        outputs = model.find(model.encode(images, [context] * 2, presents, affines))
+        for code in codes:
+            f = keys.index(code)
+            if (outputs.presence_logits_BF[:, f] > 0).all():
+                one, other = outputs.size_mm_BF[:, f].tolist()
                 differences[code].append(abs(one - other))
     return {code: np.array(values) for code, values in differences.items()}
 
 
 def scan_twice(
-    seed: int, codes: tuple[str, ...], settings: Preprocessing
-) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """One phantom in two scans -> images (2, C, I, J, K), affines (2, 4, 4), and its clinical context."""
-    from monai.data import MetaTensor
+    seed: int, examination: str, codes: tuple[str, ...], settings: Preprocessing
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]:
+    """One phantom in two scans -> images (2, C, I, J, K), which channels were taken (2, C), affines
+    (2, 4, 4), and its clinical context."""
+    from mla_med.phantom.examine import examine
+    from mla_med.phantom.scanning import to_array
+    from mla_med.phantom.sites import site_of
 
-    from mla_med.phantom.plain.cohort import make_phantom
-    from mla_med.phantom.plain.scanner import random_scan, scan_person
-
-    phantom = make_phantom(seed, codes)
-    images, affines = [], []
-    for time in range(2):
-        rng = np.random.default_rng([seed, 60 + time])
-        scan = random_scan(rng, (settings.spacing_mm,) * 3, int(max(settings.shape) * 1.06))
-        # a scanner at the model's own spacing, with what slab averaging would leave of the noise
-        scan = replace(scan, noise_hu=0.4 * scan.noise_hu)
-        hu, grid = scan_person(phantom.person, phantom.lesions, scan, rng)
-        image = MetaTensor(torch.from_numpy(hu.astype(np.float32))[None], affine=torch.tensor(grid.affine))
-        placed = place_transform(settings)({"image": image})["image"]
-        images.append(window_channels(placed.as_tensor()[0], settings.windows_hu))
-        affines.append(placed.affine.to(torch.float32))
-    return torch.stack(images), torch.stack(affines), context_text(phantom.context)
+    examined = examine(seed, examination, site_of("a"), codes=codes)
+    images, presents, affines = [], [], []
+    for stage in (103, 113):
+        array, affine, scan = to_array(examined, stage)
+        values, affine, present = place(array, affine, scan, settings)
+        image = torch.from_numpy(values)
+        images.append(window_channels(image, settings.windows_hu) if settings.windows_hu else image)
+        presents.append(torch.tensor(present))
+        affines.append(torch.from_numpy(affine).to(torch.float32))
+    return torch.stack(images), torch.stack(presents), torch.stack(affines), context_text(examined.context)
 
 
 def calibration_card(calibration: Calibration, phantoms: int) -> str:
@@ -210,21 +259,23 @@ def calibration_card(calibration: Calibration, phantoms: int) -> str:
 
 
 def _card(model: MLAModel, corpus: Path, training: Path, scores, command: str) -> str:
-    about = json.loads((corpus / "corpus.json").read_text())
+    about = read_about(corpus)
+    settings = read_settings(corpus)
     rows = [json.loads(line) for line in (training / "log.jsonl").read_text().splitlines()]
     trained = sum(row["seconds"] for row in rows)
-    first = about["seed"] * 100_000
+    windows = f"{len(settings.windows_hu)} CT windows"
     return _CARD.format(
-        name=NAME,
+        name=NAMES[about["examination"]],
         version=VERSION,
+        term=TERMS[about["examination"]],
+        languages="English and Chinese",
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
-        shape=" x ".join(map(str, about["preprocessing"]["shape"])),
-        spacing=about["preprocessing"]["spacing_mm"],
-        channels=len(about["preprocessing"]["windows_hu"]),
+        shape=" x ".join(map(str, settings.shape)),
+        spacing=settings.spacing_mm,
+        channels=windows if settings.windows_hu else f"sequences {', '.join(settings.sequences)}",
         findings=", ".join(model.config.finding_keys),
         train=about["train"],
-        first=first,
-        last=first + about["train"] - 1,
+        **about["cohort"],
         command=command,
         minutes=trained / 60,
         device="two cores" if model.device.type == "cpu" else str(model.device),
@@ -246,17 +297,16 @@ def _table(rows: list[dict], columns: tuple[str, ...]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m dapt.finish", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="the folder of the checkpoint; it is changed")
-    parser.add_argument("--phantoms", type=int, default=600, help="to calibrate on")
-    parser.add_argument("--retest", type=int, default=RETEST, help="to scan twice")
+    parser.add_argument("--corpus", type=Path, required=True, help="whose validation split to calibrate on")
+    parser.add_argument("--retest", type=int, default=RETEST, help="phantoms to scan twice")
     parser.add_argument("--coverage", type=float, default=COVERAGE)
-    parser.add_argument("--work", type=Path, default=Path("runs/calibration"), help="for the phantoms")
     given = parser.parse_args()
     try:
-        done = recalibrate(given.checkpoint, given.work, given.phantoms, given.retest, given.coverage)
+        done, examples = recalibrate(given.checkpoint, given.corpus, given.retest, given.coverage)
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
-    print(calibration_card(done, given.phantoms))
+    print(calibration_card(done, examples))
     return 0
 
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dapt.corpus import Example
+from dapt.corpus import LANGUAGES, Example
 from dapt.train import collate
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.config import SIDES
-from mla_med.model.gate import lung_share
 from mla_med.model.mla import MLAModel
 from mla_med.types import Side
 
@@ -28,19 +27,22 @@ class Predictions:
     site_NF: np.ndarray
     size_mm_NF: np.ndarray
     feature_ND: np.ndarray
-    lung_share_N: np.ndarray
 
 
 @torch.no_grad()
-def predict(model: MLAModel, examples: tuple[Example, ...], batch: int = 8) -> Predictions:
+def predict(
+    model: MLAModel, examples: tuple[Example, ...], batch: int = 8, language: str = LANGUAGES[0]
+) -> Predictions:
     """Runs the encoder and the heads, nothing else."""
     settings = Preprocessing.from_dict(model.config.preprocessing)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in Predictions.__slots__}
     for start in range(0, len(examples), batch):
         part = examples[start : start + batch]
-        inputs = collate(part, model, settings)
-        image, affine = inputs["image_BCIJK"].to(model.device), inputs["affine_B44"].to(model.device)
-        fused = model.encode(image, inputs["text"], affine_B44=affine)
+        inputs = collate(part, model, settings, language=language)
+        image, present, affine = (
+            inputs[name].to(model.device) for name in ("image_BCIJK", "present_BC", "affine_B44")
+        )
+        fused = model.encode(image, inputs["text"], present, affine)
         outputs = model.find(fused)
         columns["probability_NF"].append(outputs.presence_logits_BF.sigmoid().cpu().numpy())
         columns["present_NF"].append(inputs["targets"].presence_BF.numpy().astype(bool))
@@ -48,7 +50,6 @@ def predict(model: MLAModel, examples: tuple[Example, ...], batch: int = 8) -> P
         columns["site_NF"].append(outputs.site_logits_BFT.argmax(-1).cpu().numpy())
         columns["size_mm_NF"].append(outputs.size_mm_BF.cpu().numpy())
         columns["feature_ND"].append(model.image_embedding_BD(fused).double().cpu().numpy())
-        columns["lung_share_N"].append(np.array([lung_share(np.load(e.image)) for e in part]))
     return Predictions(**{name: np.concatenate(rows) for name, rows in columns.items()})
 
 
@@ -63,7 +64,8 @@ def score_predictions(said: Predictions, examples, keys, sites) -> dict[str, flo
     f1 = [_f1(found[:, f], said.present_NF[:, f]) for f in range(len(keys))]
     sides, places, errors = [], [], []
     for n, example in enumerate(examples):
-        for finding in example.findings:
+        largest = {finding.code: finding for finding in reversed(example.findings)}
+        for finding in largest.values():
             f = keys.index(finding.code)
             if not found[n, f]:
                 continue

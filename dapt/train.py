@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +24,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from dapt.corpus import SCHEMA, Example, read_examples
+from dapt.corpus import LANGUAGES, Example, load_image, read_about, read_examples, read_settings
 from dapt.tokenizer import train_tokenizer
-from mla_med.errors import CheckpointError
-from mla_med.imaging.transforms import Preprocessing, window_channels
+from mla_med.errors import CheckpointError, ConfigError
+from mla_med.imaging.transforms import AIR_HU, Preprocessing, window_channels
 from mla_med.model.config import SIDES, ModalConfig, default, findings_of
 from mla_med.model.findings import FindingTargets
 from mla_med.model.mla import MLAModel
+from mla_med.report.schema import schema_of
+from mla_med.types import Modality
 
 Log = Callable[[dict[str, Any]], None]
+VOCABULARY = 2048
+"""Words of reports and requests in both languages."""
+POSITIONS = 1024
+"""The longest report of 26 findings takes half of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    text_epochs: int = 3
+    text_epochs: int = 1
     """S1: passes over the report texts."""
-    epochs: int = 6
+    epochs: int = 7
     """S3: passes over the images."""
     batch: int = 4
     lr: float = 1e-3
@@ -53,9 +60,20 @@ class TrainConfig:
     shift: int = 4
     """Images are moved by up to so many voxels along each axis."""
     noise_hu: float = 8.0
-    """Most noise that is added to an image."""
+    """Most noise that is added to a CT."""
+    gain: float = 0.1
+    """By how much the contrast and the brightness of an MR sequence are changed, in standard deviations."""
+    hidden: float = 0.1
+    """Chance that a sequence of an MR is left out; one always stays."""
+    precision: str = "bf16"
+    """Of convolutions and matrix products while training: bf16 (half the time where the processor has it) or
+    fp32. Weights and their mean are float32."""
     seed: int = 0
     device: str = "cpu"
+
+    def __post_init__(self):
+        if self.precision not in ("bf16", "fp32"):
+            raise ConfigError(f"No precision '{self.precision}'; there are bf16 and fp32.")
 
 
 def pretrain(
@@ -75,11 +93,17 @@ def pretrain(
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     train, held_out = read_examples(corpus, "train"), read_examples(corpus, "validation")
-    settings = Preprocessing.from_dict(json.loads((corpus / "corpus.json").read_text())["preprocessing"])
-    tokenizer = train_tokenizer([e.report for e in train] + [e.context for e in train])
-    model_config = model_config or default(findings=findings_of(SCHEMA))
+    settings, examination = read_settings(corpus), read_about(corpus)["examination"]
+    model_config = model_config or default(
+        findings=findings_of(schema_of(examination)),
+        channels=settings.channels,
+        image_dim=settings.shape,
+        vocab_size=VOCABULARY,
+        decoder={"n_positions": POSITIONS},
+    )
     model_config.preprocessing = settings.to_dict()
-    assert len(tokenizer) <= model_config.vocab_size
+    texts = [text for e in train for each in (e.reports, e.contexts) for text in each.values()]
+    tokenizer = train_tokenizer(texts, model_config.vocab_size)
     model = MLAModel(model_config)
     model.tokenizer = tokenizer
     trainer = Trainer(model, config, out, log or (lambda row: None))
@@ -105,10 +129,11 @@ class Trainer:
             began, losses = time.perf_counter(), []
             self._begin(1000 + epoch)
             for batch in _shuffled(train, 16, self.config.seed, 1000 + epoch):
-                ids, labels = report_ids([e.report for e in batch], self.model.tokenizer)
-                loss = self.model(
-                    input_ids=ids.to(self.config.device), labels=labels.to(self.config.device)
-                ).loss
+                ids, labels = report_ids(_reports(batch, epoch), self.model.tokenizer)
+                with self._autocast():
+                    loss = self.model(
+                        input_ids=ids.to(self.config.device), labels=labels.to(self.config.device)
+                    ).loss
                 self._step(loss, self.config.lr * 0.7)
                 losses.append(loss.item())
             self.done["text_epochs"] = epoch + 1
@@ -121,10 +146,10 @@ class Trainer:
             began = time.perf_counter()
             sums: dict[str, float] = {}
             self._begin(epoch)
-            for n, batch in enumerate(_shuffled(train, self.config.batch, self.config.seed, epoch)):
-                rng = np.random.default_rng([self.config.seed, epoch, n])
-                inputs = collate(batch, self.model, settings, self.config, rng)
-                output = self.model(**_on(inputs, self.config.device))
+            batches = list(_shuffled(train, self.config.batch, self.config.seed, epoch))
+            for n, inputs in enumerate(self._collated(batches, settings, epoch)):
+                with self._autocast():
+                    output = self.model(**_on(inputs, self.config.device))
                 self._step(output.loss, _lr(self.config, epoch * steps + n, self.config.epochs * steps))
                 for name, value in output.losses.items():
                     sums[name] = sums.get(name, 0.0) + value.item()
@@ -136,6 +161,25 @@ class Trainer:
             self.done["epochs"] = epoch + 1
             scores = {name: value / steps for name, value in sums.items()}
             self._finish("S3 report", epoch, began, scores | self._validate(held_out, validate))
+
+    def _collated(self, batches, settings: Preprocessing, epoch: int) -> Iterator[dict[str, Any]]:
+        """The next batch is read while the model works on this one."""
+
+        def read(n: int) -> dict[str, Any]:
+            rng = np.random.default_rng([self.config.seed, epoch, n])
+            return collate(batches[n], self.model, settings, self.config, rng)
+
+        with ThreadPoolExecutor(1) as reader:
+            following = reader.submit(read, 0)
+            for n in range(len(batches)):
+                inputs = following.result()
+                if n + 1 < len(batches):
+                    following = reader.submit(read, n + 1)
+                yield inputs
+
+    def _autocast(self) -> torch.autocast:
+        device = torch.device(self.config.device).type
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _begin(self, epoch: int) -> None:
         """Every epoch has its own random numbers, so a resumed training draws what an unbroken one does."""
@@ -221,19 +265,30 @@ def collate(
     settings: Preprocessing,
     config: TrainConfig | None = None,
     rng: np.random.Generator | None = None,
+    language: str = LANGUAGES[0],
 ) -> dict[str, Any]:
-    """The arguments of MLAModel.forward; augmented where `rng` is given."""
-    images, affines = [], []
+    """The arguments of MLAModel.forward. With `rng`: augmented, and each example in one of the languages."""
+    images, presents, affines, contexts, reports = [], [], [], [], []
     for example in batch:
-        hu, affine = torch.from_numpy(np.load(example.image).astype(np.float32)), example.affine.copy()
+        spoken = language if rng is None else LANGUAGES[int(rng.integers(len(LANGUAGES)))]
+        contexts.append(example.contexts[spoken])
+        reports.append(example.reports[spoken])
+        image, affine = torch.from_numpy(load_image(example, settings)), example.affine.copy()
+        present = torch.tensor(example.present)
         if rng is not None and config is not None:
-            hu, affine = _augment(hu, affine, config, rng)
-        images.append(window_channels(hu, settings.windows_hu))
+            image, affine = _moved(image, affine, config, rng, AIR_HU if settings.windows_hu else 0.0)
+            if settings.modality == Modality.CT:
+                image = _noisy(image, config, rng)
+            else:
+                image, present = _varied(image, present, config, rng)
+        images.append(window_channels(image, settings.windows_hu) if settings.windows_hu else image)
+        presents.append(present)
         affines.append(torch.from_numpy(affine))
-    ids, labels = report_ids([e.report for e in batch], model.tokenizer)
+    ids, labels = report_ids(reports, model.tokenizer)
     return {
-        "text": [e.context for e in batch],
+        "text": contexts,
         "image_BCIJK": torch.stack(images),
+        "present_BC": torch.stack(presents),
         "affine_B44": torch.stack(affines),
         "targets": targets_of(batch, model.config),
         "input_ids": ids,
@@ -242,24 +297,24 @@ def collate(
 
 
 def targets_of(batch: tuple[Example, ...], config: ModalConfig) -> FindingTargets:
-    """What is true of each example, as the heads are taught it."""
+    """What is true of each example, as the heads are taught it: of several lesions, side, site and size of
+    the largest."""
     keys, sites = config.finding_keys, config.sites
     shape = (len(batch), len(keys))
+    most = max([1, *(len(boxes) for e in batch for boxes in e.boxes_mm.values())])
     presence, size = torch.zeros(shape), torch.full(shape, torch.nan)
     side, site = torch.full(shape, -1), torch.full(shape, -1)
-    box = torch.full((*shape, 2, 3), torch.nan)
+    boxes = torch.full((*shape, most, 2, 3), torch.nan)
     for b, example in enumerate(batch):
-        for finding in example.findings:
+        for finding in reversed(example.findings):
             f = keys.index(finding.code)
             presence[b, f] = 1
-            box[b, f] = torch.tensor(example.boxes_mm[finding.code])
-            if finding.side is not None:
-                side[b, f] = SIDES.index(finding.side)
-            if finding.site is not None:
-                site[b, f] = sites.index(finding.site)
-            if finding.size_mm is not None:
-                size[b, f] = finding.size_mm
-    return FindingTargets(presence, side, site, size, box)
+            side[b, f] = -1 if finding.side is None else SIDES.index(finding.side)
+            site[b, f] = -1 if finding.site is None else sites.index(finding.site)
+            size[b, f] = torch.nan if finding.size_mm is None else finding.size_mm
+        for code, lesions in example.boxes_mm.items():
+            boxes[b, keys.index(code), : len(lesions)] = torch.tensor(lesions)
+    return FindingTargets(presence, side, site, size, boxes)
 
 
 def report_ids(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
@@ -273,20 +328,43 @@ def report_ids(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Te
     return ids, labels
 
 
-def _augment(hu: Tensor, affine: np.ndarray, config: TrainConfig, rng) -> tuple[Tensor, np.ndarray]:
-    """Moves the image within its frame, and adds noise. Never mirrored: the heart is on the left."""
-    offset = rng.integers(-config.shift, config.shift + 1, 3)
-    hu = torch.roll(hu, tuple(int(o) for o in offset), (0, 1, 2))
-    affine[:3, 3] -= affine[:3, :3] @ offset.astype(np.float32)
-    for axis, o in enumerate(offset):
-        edge = slice(0, int(o)) if o > 0 else slice(hu.shape[axis] + int(o), None)
+def _reports(batch: tuple[Example, ...], epoch: int) -> list[str]:
+    """Every other report in the other language, and each in both after two epochs."""
+    return [e.reports[LANGUAGES[(n + epoch) % len(LANGUAGES)]] for n, e in enumerate(batch)]
+
+
+def _moved(
+    image: Tensor, affine: np.ndarray, config: TrainConfig, rng: np.random.Generator, outside: float
+) -> tuple[Tensor, np.ndarray]:
+    """The image (..., I, J, K) moved within its frame. Never mirrored: the heart is on the left."""
+    offset = [int(o) for o in rng.integers(-config.shift, config.shift + 1, 3)]
+    image = torch.roll(image, offset, (-3, -2, -1))
+    affine[:3, 3] -= affine[:3, :3] @ np.array(offset, np.float32)
+    for axis, o in zip((-3, -2, -1), offset, strict=True):
         if o:
-            hu[tuple(edge if a == axis else slice(None) for a in range(3))] = -1024.0
+            start = 0 if o > 0 else image.shape[axis] + o
+            image.narrow(axis, start, abs(o)).fill_(outside)
+    return image, affine
+
+
+def _noisy(hu: Tensor, config: TrainConfig, rng: np.random.Generator) -> Tensor:
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    noise = torch.empty_like(hu).normal_(
-        float(rng.normal(0, 4)), float(rng.uniform(0, config.noise_hu)), generator=generator
-    )
-    return hu + noise, affine
+    mean, deviation = float(rng.normal(0, 4)), float(rng.uniform(0, config.noise_hu))
+    return hu + torch.empty_like(hu).normal_(mean, deviation, generator=generator)
+
+
+def _varied(
+    image_CIJK: Tensor, present_C: Tensor, config: TrainConfig, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Other contrast and brightness in every sequence, and some of them left out."""
+    channels = len(image_CIJK)
+    gain_C = torch.from_numpy(1 + rng.uniform(-config.gain, config.gain, channels).astype(np.float32))
+    more_C = torch.from_numpy(rng.uniform(-config.gain, config.gain, channels).astype(np.float32))
+    varied = image_CIJK * gain_C[:, None, None, None] + more_C[:, None, None, None]
+    # what was not measured stays 0
+    image_CIJK = torch.where(image_CIJK == 0, image_CIJK, varied)
+    kept_C = present_C & torch.from_numpy(rng.random(channels) >= config.hidden)
+    return image_CIJK, kept_C if kept_C.any() else present_C
 
 
 def _shuffled(

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from mla_med.drafting import Seen, see
 from mla_med.imaging.transforms import Preprocessing, place_transform, window_channels
+from mla_med.looking import Prepared, Seen, see
 from mla_med.model.checkpoint import Checkpoint
 from mla_med.phantom.plain.cohort import Phantom, make_phantom
 from mla_med.phantom.plain.scanner import random_scan, scan_person
@@ -55,4 +55,8 @@ def see_phantom(checkpoint: Checkpoint, phantom: Phantom, scan_number: int = 0) 
     on_grid = placed.as_tensor()[0]
     windows = window_channels(on_grid, settings.windows_hu)
     affine, context = placed.affine.to(torch.float32), context_text(phantom.context)
-    return SeenPhantom(phantom, on_grid.numpy(), see(windows, affine, context, checkpoint.model))
+    return SeenPhantom(
+        phantom,
+        on_grid.numpy(),
+        see(Prepared.whole(windows, affine), context, checkpoint.model),
+    )

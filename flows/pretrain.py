@@ -10,7 +10,7 @@ from prefect.logging import get_run_logger
 
 @flow(name="pretrain", persist_result=False)
 def pretrain_flow(
-    corpus: Path, work: Path, out: Path, epochs: int = 6, device: str = "cpu", seed: int = 1
+    corpus: Path, work: Path, out: Path, epochs: int = 7, device: str = "cpu", seed: int = 0
 ) -> Path:
     """Text stage, report task, calibration. A killed run goes on from its last finished epoch."""
     from dapt.finish import train_checkpoint

@@ -130,6 +130,8 @@ def draft(
             "--faithfulness", help="Mask what each finding cites and ask again; takes seconds more."
         ),
     ] = False,
+    language: Annotated[str, typer.Option(help="Of the report: en or zh.")] = "en",
+    style: Annotated[str, typer.Option(help="Of the report: prose, itemised, terse, template.")] = "prose",
 ) -> None:
     """Draft a report of a study, or refuse with a reason: draft.json, .txt, .html and .dcm (SR). Of several
     studies each goes into a folder of its own, and one that fails stops none."""
@@ -140,17 +142,28 @@ def draft(
     with err.status("reading the headers, loading the model") as status, ReaderProcess() as reader:
         pending = None if is_nifti(path) else reader.start(read_studies, path)
         from mla_med.documents.text import draft_to_text
-        from mla_med.drafting import Options, draft_nifti, draft_one, draft_studies, with_context
+        from mla_med.drafting import (
+            Options,
+            draft_nifti,
+            draft_one,
+            draft_studies,
+            packaged,
+            packaged_for,
+            with_context,
+        )
         from mla_med.model.checkpoint import load_checkpoint
+        from mla_med.report.style import load_style
         from mla_med.types import ClinicalContext
 
         studies = () if pending is None else pending.result()
         known = ClinicalContext(age, _sex(sex), indication)
         studies = tuple(with_context(study, known) for study in studies)
         whole = [study for study in studies if study.study_uid]
-        options = Options(faithfulness, None if prior is None else _prior(prior, whole, reader.call))
-        model = load_checkpoint(checkpoint)
+        earlier = None if prior is None else _prior(prior, whole, reader.call)
+        options = Options(faithfulness, earlier, load_style(style, language))
+        model = load_checkpoint(checkpoint) if checkpoint else packaged_for
         if pending is None:
+            model = load_checkpoint(checkpoint) if checkpoint else packaged("chest_ct")
             made, files = draft_nifti(path, known, to, model, status.update, reader.call, options)
         elif len(whole) == 1:
             made, files = draft_one(studies, to, model, status.update, reader.call, options)
@@ -377,19 +390,63 @@ def style(
 
 @app.command()
 def evaluate(
-    references: Annotated[Path, typer.Argument(help='JSON lines {"id": ..., "report": ...}.')],
-    drafts: Annotated[Path, typer.Argument(help="JSON lines with the same ids.")],
+    references: Annotated[Path, typer.Argument(help='JSON lines {"id": ..., "report": ...}, or CSV.')],
+    drafts: Annotated[Path, typer.Argument(help="The same ids, from any system.")],
     to: Out,
-    allow_missing: Annotated[bool, typer.Option(help="Score a missing draft as an empty one.")] = False,
+    protocol: Annotated[
+        str, typer.Option(help="How words are counted: coco, r2gen:150, vlm3d, ...; zh for Chinese.")
+    ] = "",
+    examination: Annotated[str, typer.Option(help="chest_ct, brain_mr or abdomen_ct.")] = "chest_ct",
+    language: Annotated[str, typer.Option(help="Of the reports: en or zh.")] = "en",
+    train: Annotated[Path | None, typer.Option(help="Training reports, to take the floors from.")] = None,
+    other: Annotated[
+        Path | None, typer.Option("--compare", help="Drafts of another system, to compare with.")
+    ] = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(help='"NAME=VALUE", again for each: exit code 3 where that score is worse.'),
+    ] = None,
+    allow: Annotated[
+        str, typer.Option(help="missing, empty, duplicate, unknown (by commas) or all: they count as empty.")
+    ] = "",
+    allow_missing: Annotated[bool, typer.Option(help="Short for --allow missing.")] = False,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="radgraph, f1radbert_ct, green or ratescore, again for each; needs weights."),
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 20261123,
 ) -> None:
-    """Score drafts beside the floors that any model must beat: metrics.json, table.md, page.html."""
-    from evaluation.page import to_markdown
-    from evaluation.run import evaluate_reports
+    """Score drafts of any system beside the floors that any model must beat: page.html, metrics.json, CSV."""
+    from evaluation.run import Options, evaluate_reports, read_threshold
+    from evaluation.tables import to_markdown
 
+    thresholds = [read_threshold(text) for text in fail_under or ()]
+    allowed = {word.strip() for word in allow.split(",") if word.strip()}
     with err.status("scoring"):
-        scores = evaluate_reports(references, drafts, to, allow_missing=allow_missing)
-    out.print(to_markdown(scores))
+        scores = evaluate_reports(
+            references,
+            drafts,
+            to,
+            options=Options(
+                protocol=protocol,
+                examination=examination,
+                language=language,
+                resamples=resamples,
+                seed=seed,
+                judges=tuple(judge or ()),
+            ),
+            train=train,
+            other=other,
+            allow=allowed | {"missing"} if allow_missing else allowed,
+        )
+    out.print(to_markdown(scores), markup=False, highlight=False, soft_wrap=True)
     _print_files(sorted(to.iterdir()))
+    missed = [words for threshold in thresholds if (words := threshold.missed(scores))]
+    for words in missed:
+        err.print(f"THRESHOLD: {words}.", markup=False)
+    if missed:
+        raise typer.Exit(3)
 
 
 @app.command()

@@ -174,6 +174,13 @@ def lung_region(hu_IJK: np.ndarray, affine: np.ndarray) -> Box:
     return (float(low[0]), float(low[1]), float(low[2])), (float(high[0]), float(high[1]), float(high[2]))
 
 
+def head_region(head_IJK: np.ndarray, affine: np.ndarray) -> Box:
+    """The box around the head in patient RAS mm, as far down as the grid reaches."""
+    places = np.argwhere(head_IJK) @ np.asarray(affine, float)[:3, :3].T + np.asarray(affine, float)[:3, 3]
+    low, high = np.quantile(places, (0.005, 0.995), axis=0).round(1)
+    return (float(low[0]), float(low[1]), float(low[2])), (float(high[0]), float(high[1]), float(high[2]))
+
+
 # The earlier examination
 
 

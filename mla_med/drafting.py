@@ -3,56 +3,61 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from mla_med.comparison import check_prior, compare_drafts, lung_region, why_not
+from mla_med.comparison import check_prior, compare_drafts, head_region, lung_region, why_not
 from mla_med.dicom.select import choose_series
 from mla_med.dicom.source import DAMAGE
 from mla_med.dicom.study import check_whole, only_study, read_study
 from mla_med.dicom.volume import describe, read_volume
 from mla_med.documents.write import write_draft
-from mla_med.errors import CheckpointError, SeriesError, StudyError
+from mla_med.errors import SeriesError, StudyError
 from mla_med.imaging.nifti import read_nifti
-from mla_med.imaging.transforms import Preprocessing, hu_of, inside_body, to_tensor
-from mla_med.model.calibrate import Calibration, histogram_of
+from mla_med.imaging.sequences import inside_head
+from mla_med.imaging.transforms import Preprocessing, hu_of, inside_body
+from mla_med.looking import Prepared, Seen, find, image_feature, prepare, see, with_faithfulness
+from mla_med.model import CHECKPOINTS
+from mla_med.model.calibrate import histogram_of
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
-from mla_med.model.evidence import evidence_box, heat_map, measure_faithfulness, slices_in_box
-from mla_med.model.findings import FindingOutputs
 from mla_med.model.fusion import Fused
-from mla_med.model.gate import content_reasons, header_reasons, lung_share, pixel_reasons
+from mla_med.model.gate import (
+    content_reasons,
+    header_reasons,
+    lung_share,
+    missing_reasons,
+    pixel_reasons,
+)
 from mla_med.model.generate import report_slots, write_text
 from mla_med.model.mla import MLAModel
 from mla_med.report.check import check_report
 from mla_med.report.context import context_text
+from mla_med.report.interpret import interpret
 from mla_med.report.parse import parse_report
-from mla_med.report.render import complete_findings, impression_choices
-from mla_med.report.schema import CHEST_CT
-from mla_med.report.style import load_style
+from mla_med.report.render import impression_choices, interpretation_choices
+from mla_med.report.schema import CONTRAST, schema_of
+from mla_med.report.style import Style, load_style
 from mla_med.types import (
     Box,
     Certificate,
     ClinicalContext,
     Complaint,
     Draft,
-    Evidence,
     Finding,
     Gate,
-    Presence,
+    Modality,
     Prior,
     Provenance,
     Reason,
     Report,
     Series,
     SeriesVerdict,
-    Side,
     Study,
     Volume,
 )
@@ -94,17 +99,8 @@ class Options:
     prior: Study | Draft | None = None
     """An earlier examination of the same patient, or its draft by the same model: changes are measured
     and stated. Whoever gives a Draft vouches for the patient; `comparison.read_prior` checks it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What the encoder saw of one patient."""
-
-    fused: Fused
-    outputs: FindingOutputs
-    image_CIJK: Tensor
-    affine: Tensor
-    context: str
+    style: Style | None = None
+    """How the report is worded, and in which language; None: English prose."""
 
 
 def draft_folder(
@@ -114,13 +110,29 @@ def draft_folder(
     progress("reading the headers")
     study = read_study(folder)
     progress("loading the model")
-    return _draft_into(out, study, load_checkpoint(checkpoint), progress, directly)
+    model = load_checkpoint(checkpoint) if checkpoint else packaged_for(study)
+    return _draft_into(out, study, model, progress, directly)
+
+
+Model = Checkpoint | Callable[[Study], Checkpoint]
+"""One for all studies, or what chooses one for each."""
+
+
+def packaged_for(study: Study) -> Checkpoint:
+    """The packaged model for a study, by its modality: whether it is the right one is for the gate to say."""
+    modalities = {series.modality for series in study.series}
+    return packaged("brain_mr" if Modality.MR in modalities - {Modality.CT} else "chest_ct")
+
+
+@cache
+def packaged(examination: str) -> Checkpoint:
+    return load_checkpoint(CHECKPOINTS[examination])
 
 
 def draft_one(
     studies: Sequence[Study],
     out: Path,
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     progress: Progress = lambda step: None,
     call: Call = directly,
     options: Options | None = None,
@@ -132,7 +144,7 @@ def draft_one(
 def draft_studies(
     studies: Sequence[Study],
     out: Path,
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     progress: Progress = lambda step: None,
     call: Call = directly,
     options: Options | None = None,
@@ -177,10 +189,16 @@ def draft_nifti(
     """A NIfTI file, for research: no SR and no prior, as nothing in it says whose images they are."""
     assert options is None or options.prior is None
     progress("reading the volume")
+    if checkpoint.scope.sequences:
+        raise SeriesError(
+            f"A {checkpoint.scope.examination} has several sequences, and a NIfTI file is one that does not "
+            "say which. Give the study as DICOM.",
+            code="NO_SEQUENCE",
+        )
     volume = call(read_nifti, path, checkpoint.scope.modality)
     study = Study(volume.series.series_uid, "", "", context, (volume.series,))
     verdict = SeriesVerdict(volume.series, volume.certificate, None, chosen=True)
-    draft = _draft_volume(study, checkpoint, (verdict,), volume, progress, options or Options())
+    draft = _draft_volumes(study, checkpoint, (verdict,), {"": volume}, progress, options or Options())
     progress("writing the documents")
     return draft, write_draft(draft, volume, out)
 
@@ -188,13 +206,13 @@ def draft_nifti(
 def _draft_into(
     out: Path,
     study: Study,
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     progress: Progress,
     call: Call,
     options: Options | None = None,
 ) -> tuple[Draft, list[Path]]:
-    options = options or Options()
-    draft, volume = draft_study(study, checkpoint, progress, call, options.prior, options.faithfulness)
+    model = checkpoint if isinstance(checkpoint, Checkpoint) else checkpoint(study)
+    draft, volume = draft_study(study, model, progress, call, options)
     progress("writing the documents")
     return draft, write_draft(draft, volume, out)
 
@@ -204,42 +222,66 @@ def draft_study(
     checkpoint: Checkpoint,
     progress: Progress = lambda step: None,
     call: Call = directly,
-    prior: Study | Draft | None = None,
-    faithfulness: bool = False,
+    options: Options | None = None,
 ) -> tuple[Draft, Volume | None]:
-    """-> the draft or the refusal, and the volume it was drafted from (None where none was read).
+    """-> the draft or the refusal, and the volume it was drafted from (of several sequences the first that
+    is wanted; None where none was read).
 
     A refusal is for a sound study that this model must not draft. A damaged one raises StudyError or
-    SeriesError: half a study would give a confident report of half a patient. `prior`, `faithfulness`:
-    see Options."""
+    SeriesError: half a study would give a confident report of half a patient."""
+    options = options or Options()
     check_whole(study)
     progress("choosing the series")
     verdicts = call(choose_series, study, checkpoint.scope.examination)
-    chosen = next((v for v in verdicts if v.chosen), None)
     _check_undamaged(verdicts, checkpoint.scope.modality)
-    if chosen is None or chosen.certificate is None:
-        return _refuse(study, checkpoint, verdicts, _no_series(verdicts)), None
-    reasons = _header_reasons(checkpoint, study, chosen.series, chosen.certificate)
+    verdicts, reasons = _within_scope(study, checkpoint, verdicts)
     if reasons:
         return _refuse(study, checkpoint, verdicts, reasons), None
-    earlier = _draft_of_prior(study, prior, checkpoint, progress, call)
+    earlier = _draft_of_prior(study, checkpoint, progress, call, options)
     progress("reading the volume")
-    volume = call(read_volume, chosen.series)
-    options = Options(faithfulness, earlier)
-    return _draft_volume(study, checkpoint, verdicts, volume, progress, options), volume
+    volumes = {v.role: call(read_volume, v.series) for v in verdicts if v.chosen}
+    wanted = [name for name in checkpoint.scope.sequences if name in volumes]
+    first = volumes[wanted[0]] if wanted else next(iter(volumes.values()))
+    options = replace(options, prior=earlier)
+    return _draft_volumes(study, checkpoint, verdicts, volumes, progress, options), first
+
+
+def _within_scope(
+    study: Study, checkpoint: Checkpoint, verdicts: tuple[SeriesVerdict, ...]
+) -> tuple[tuple[SeriesVerdict, ...], tuple[Reason, ...]]:
+    """The verdicts, chosen only what the model was trained for; and why nothing can be drafted from what is
+    left."""
+    judged: list[SeriesVerdict] = []
+    outside: list[Reason] = []
+    for verdict in verdicts:
+        reasons: tuple[Reason, ...] = ()
+        if verdict.chosen and verdict.certificate is not None:
+            reasons = _header_reasons(checkpoint, study, verdict.series, verdict.certificate)
+        if reasons:
+            outside += reasons
+            verdict = replace(verdict, chosen=False, why="", reason=reasons[0])
+        judged.append(verdict)
+    roles = {v.role for v in judged if v.chosen}
+    missing = missing_reasons(checkpoint.scope, roles) if roles else _no_series(verdicts)
+    if missing:
+        # said once each, however many series say so
+        return verdicts, tuple(dict.fromkeys(outside)) or missing
+    return tuple(judged), ()
 
 
 def _draft_of_prior(
-    study: Study, prior: Study | Draft | None, checkpoint: Checkpoint, progress: Progress, call: Call
+    study: Study, checkpoint: Checkpoint, progress: Progress, call: Call, options: Options
 ) -> Draft | None:
     """The same model looks at the earlier images first: two measurements that can be compared."""
+    prior = options.prior
     if not isinstance(prior, Study):
         return prior
     image = next((i.path for s in prior.series for i in s.instances), None)
     check_prior(study, prior.study_uid, prior.study_date, image)
     # what the request says now was not known then, but without any of it nothing is drafted
     prior = with_context(prior, study.context)
-    return draft_study(prior, checkpoint, lambda step: progress(f"prior: {step}"), call)[0]
+    without = replace(options, prior=None, faithfulness=False)
+    return draft_study(prior, checkpoint, lambda step: progress(f"prior: {step}"), call, without)[0]
 
 
 def _header_reasons(
@@ -258,54 +300,53 @@ def _header_reasons(
     )
 
 
-def _draft_volume(
+def _draft_volumes(
     study: Study,
     checkpoint: Checkpoint,
     verdicts: tuple[SeriesVerdict, ...],
-    volume: Volume,
+    volumes: dict[str, Volume],
     progress: Progress,
     options: Options,
 ) -> Draft:
-    certificate = describe(volume).certificate
-    verdicts = tuple(
-        replace(v, series=volume.series, certificate=certificate) if v.chosen else v for v in verdicts
-    )
-    if reasons := _header_reasons(checkpoint, study, volume.series, volume.certificate):
+    certificates = {v.series.series_uid: describe(v).certificate for v in volumes.values()}
+    verdicts = tuple(_as_read(verdict, volumes.get(verdict.role), certificates) for verdict in verdicts)
+    verdicts, reasons = _within_scope(study, checkpoint, verdicts)
+    if reasons:
         return _refuse(study, checkpoint, verdicts, reasons)
     if not context_text(study.context):
         return _refuse(study, checkpoint, verdicts, (NO_CONTEXT,))
+    volumes = {
+        role: volume for role, volume in volumes.items() if role in {v.role for v in verdicts if v.chosen}
+    }
     settings = Preprocessing.from_dict(checkpoint.model.config.preprocessing)
-    image, affine = to_tensor(volume, settings)
-    hu = hu_of(image, settings)
-    share, histogram = lung_share(hu), checkpoint.calibration.histogram_distance(histogram_of(hu))
-    scores = {"lung_share": round(share, 4), "histogram_distance": round(histogram, 4)}
-    reasons = (
-        *content_reasons(
-            checkpoint.scope,
-            certificate.body_part_pixels,
-            certificate.contrast_header,
-            certificate.contrast_pixels,
-        ),
-        *pixel_reasons(checkpoint.calibration, share, None, histogram),
-    )
+    prepared = prepare(volumes, settings)
+    scores, reasons = _look_first(checkpoint, prepared, settings, list(certificates.values()))
     if reasons:
         return _refuse(study, checkpoint, verdicts, reasons, scores)
     progress("looking at the images")
-    seen = see(image, affine, context_text(study.context), checkpoint.model)
+    seen = see(prepared, context_text(study.context), checkpoint.model, checkpoint.scope.examination)
     distance = checkpoint.calibration.feature_distance(image_feature(checkpoint.model, seen))
     scores["feature_distance"] = round(distance, 3)
-    if reasons := pixel_reasons(checkpoint.calibration, share, distance, histogram):
+    if reasons := pixel_reasons(checkpoint.calibration, None, distance):
         return _refuse(study, checkpoint, verdicts, reasons, scores)
-    findings = find(seen, checkpoint.model, checkpoint.calibration, volume)
+    findings = find(
+        seen, checkpoint.model, checkpoint.calibration, volumes, _taken(volumes, certificates.values())
+    )
+    ct = settings.modality == Modality.CT
+    hu = hu_of(prepared.image_CIJK, settings) if ct else None
     if options.faithfulness:
         progress("masking what is cited")
-        findings = with_faithfulness(findings, seen, checkpoint.model, inside_body(hu))
-    region = lung_region(hu, affine.numpy())
+        inside = inside_head(prepared.image_CIJK) if hu is None else inside_body(hu)
+        findings = with_faithfulness(findings, seen, checkpoint.model, inside)
+    affine = prepared.affine.numpy()
+    region = head_region(inside_head(prepared.image_CIJK), affine) if hu is None else lung_region(hu, affine)
     findings, prior, complaints = _compared(findings, region, options.prior, checkpoint)
     progress("writing the report")
-    technique = _technique(volume, checkpoint.model.config.finding_keys, prior)
-    report = write(findings, seen, checkpoint.model, technique)
-    midline = float((volume.affine @ [*(np.array(volume.voxels.shape) / 2), 1])[0])
+    style = options.style or load_style()
+    technique = _technique(seen, volumes, style, checkpoint.model.config.finding_keys, prior)
+    report = write(findings, seen, checkpoint.model, technique, style, study.context)
+    first = next(iter(volumes.values()))
+    midline = float((first.affine @ [*(np.array(first.voxels.shape) / 2), 1])[0])
     return Draft(
         report=report,
         gate=Gate(True, (), scores),
@@ -318,7 +359,7 @@ def _draft_volume(
                 report,
                 _known_prior(study.context, prior),
                 midline_mm=midline,
-                codes=checkpoint.model.config.finding_keys,
+                codes=[finding.code for finding in findings],
             ),
         ),
         prior=prior,
@@ -326,53 +367,43 @@ def _draft_volume(
     )
 
 
-@torch.no_grad()
-def see(image_CIJK: Tensor, affine: Tensor, context: str, model: MLAModel) -> Seen:
-    """Image and context through the encoder and the finding queries."""
-    fused = model.encode(image_CIJK[None], [context], affine_B44=affine[None])
-    return Seen(fused, model.find(fused), image_CIJK, affine, context)
+def _as_read(
+    verdict: SeriesVerdict, volume: Volume | None, certificates: dict[str, Certificate]
+) -> SeriesVerdict:
+    """A chosen series with what its voxels showed."""
+    if not verdict.chosen or volume is None:
+        return verdict
+    return replace(verdict, series=volume.series, certificate=certificates[volume.series.series_uid])
 
 
-def find(
-    seen: Seen, model: MLAModel, calibration: Calibration, volume: Volume | None = None
-) -> tuple[Finding, ...]:
-    """One finding for each code of the schema: present, absent, or that it cannot be said; evidence for
-    those that are present or may be."""
-    probability = seen.outputs.presence_logits_BF[0].sigmoid().tolist()
-    if not np.isfinite(probability).all():
-        # a comparison with NaN is false: every finding would be stated as absent
-        raise CheckpointError(
-            "The model gives no numbers; its weights are damaged.", code="CHECKPOINT_DAMAGED"
-        )
-    findings = []
-    for f, code in enumerate(model.config.finding_keys):
-        presence, confidence = calibration.answer(code, probability[f])
-        present = presence is Presence.PRESENT
-        finding = _describe(code, f, seen, model) if present else Finding(code, presence)
-        cited = volume is not None and presence is not Presence.ABSENT
-        evidence = _evidence(f, seen, volume, finding.size_mm) if cited and volume is not None else None
-        findings.append(replace(finding, confidence=round(confidence, 4), evidence=evidence))
-    return complete_findings(findings, codes=model.config.finding_keys)
+def _look_first(
+    checkpoint: Checkpoint, prepared: Prepared, settings: Preprocessing, certificates: list[Certificate]
+) -> tuple[dict[str, float], tuple[Reason, ...]]:
+    """What the gate measures before the network runs, and why it refuses."""
+    if settings.modality != Modality.CT:
+        return {}, ()
+    (certificate,) = certificates
+    hu = hu_of(prepared.image_CIJK, settings)
+    share, histogram = lung_share(hu), checkpoint.calibration.histogram_distance(histogram_of(hu))
+    scores = {"lung_share": round(share, 4), "histogram_distance": round(histogram, 4)}
+    shown, header, pixels = (
+        certificate.body_part_pixels,
+        certificate.contrast_header,
+        certificate.contrast_pixels,
+    )
+    reasons = (
+        *content_reasons(checkpoint.scope, shown, header, pixels),
+        *pixel_reasons(checkpoint.calibration, share, None, histogram),
+    )
+    return scores, reasons
 
 
-def with_faithfulness(
-    findings: tuple[Finding, ...], seen: Seen, model: MLAModel, body_IJK: np.ndarray
-) -> tuple[Finding, ...]:
-    """The findings, evidence of those that are present with how much their logit depends on it."""
-    codes, logits = model.config.finding_keys, seen.outputs.presence_logits_BF[0].tolist()
-
-    def measured(finding: Finding) -> Finding:
-        if finding.evidence is None or finding.presence is not Presence.PRESENT:
-            return finding
-        f, box = codes.index(finding.code), finding.evidence.box_mm
-        found = measure_faithfulness(
-            model, seen.image_CIJK, seen.affine, seen.context, f, box, body_IJK, logits[f]
-        )
-        rank = None if found.rank is None else round(found.rank, 4)
-        evidence = replace(finding.evidence, faithfulness=round(found.fall, 4), faithfulness_rank=rank)
-        return replace(finding, evidence=evidence)
-
-    return tuple(measured(finding) for finding in findings)
+def _taken(volumes: dict[str, Volume], certificates: Iterable[Certificate]) -> frozenset[str]:
+    """What there is of what findings are seen on."""
+    enhanced = any(
+        c.contrast_header if c.contrast_pixels is None else c.contrast_pixels for c in certificates
+    )
+    return frozenset(volumes) | ({CONTRAST} if enhanced else frozenset())
 
 
 def _compared(
@@ -395,54 +426,36 @@ def _known_prior(context: ClinicalContext, prior: Prior | None) -> ClinicalConte
     return replace(context, prior=f"Examination of {prior.study_date or 'unknown date'}, measured.")
 
 
-def write(findings: tuple[Finding, ...], seen: Seen, model: MLAModel, technique: str) -> Report:
+def write(
+    findings: tuple[Finding, ...],
+    seen: Seen,
+    model: MLAModel,
+    technique: str,
+    style: Style | None = None,
+    context: ClinicalContext | None = None,
+) -> Report:
     """The decoder's choice among the sentences that the findings allow, parsed back."""
+    style, examination = style or load_style(), seen.examination
     prior = any(finding.change for finding in findings)
-    slots = report_slots(findings, codes=[finding.code for finding in findings], prior=prior)
+    interpretations = interpret(findings, context or ClinicalContext(), examination)
+    codes = list(dict.fromkeys(finding.code for finding in findings))
+    slots = report_slots(findings, style, examination, codes, interpretations, prior)
     text = write_text(model, seen.fused, seen.outputs, slots)
-    parsed = parse_report(text)
-    wordings = {s.text: s for slot in impression_choices(findings, load_style()) for s in slot}
+    parsed = parse_report(text, style, examination)
+    choices = (
+        *impression_choices(findings, style, examination),
+        *interpretation_choices(interpretations, style, examination),
+    )
+    wordings = {s.text: s for slot in choices for s in slot}
     return Report(
         findings=findings,
         sentences=parsed.sentences,
         impression=tuple(wordings.get(s.text, s) for s in parsed.impression),
         technique=technique,
+        language=style.language,
+        examination=examination,
+        interpretations=interpretations,
     )
-
-
-def image_feature(model: MLAModel, seen: Seen) -> np.ndarray:
-    """The pooled image embedding (D,), which tells how familiar an image is."""
-    return model.image_embedding_BD(seen.fused)[0].detach().double().cpu().numpy()
-
-
-def _describe(code: str, f: int, seen: Seen, model: MLAModel) -> Finding:
-    """Side, site and size of a present finding: the likeliest legal ones."""
-    kind, outputs = CHEST_CT[code], seen.outputs
-    sides = outputs.side_logits_BF3[0, f].log_softmax(-1).tolist()
-    sites = outputs.site_logits_BFT[0, f].log_softmax(-1).tolist()
-    legal = [
-        (
-            (sides[list(Side).index(side)] if side else 0.0)
-            + (sites[model.config.sites.index(site)] if site else 0.0),
-            side,
-            site,
-        )
-        for side, site in kind.places
-    ]
-    _, side, site = max(legal, key=lambda row: row[0])
-    size = float(round(outputs.size_mm_BF[0, f].item())) if kind.has_size else None
-    return Finding(code, Presence.PRESENT, site, side, size)
-
-
-def _evidence(f: int, seen: Seen, volume: Volume, size_mm: float | None) -> Evidence | None:
-    box = evidence_box(seen.fused, seen.outputs, f, size_mm=size_mm)
-    if box is None:
-        return None
-    columns, rows, slices = volume.voxels.shape
-    cited = slices_in_box(box, volume.affine, slices, ((columns - 1) / 2, (rows - 1) / 2))
-    instances = volume.series.instances
-    uids = tuple(dict.fromkeys(instances[k].sop_instance_uid for k in cited))
-    return Evidence(uids, box, heat=heat_map(seen.fused, seen.outputs, f))
 
 
 def _modal_weights(fused: Fused) -> dict[str, float]:
@@ -450,17 +463,39 @@ def _modal_weights(fused: Fused) -> dict[str, float]:
     return {n: round(w, 4) for n, w in zip(names, fused.modal_weights_BM[0].tolist(), strict=True)}
 
 
-def _technique(volume: Volume, codes: Sequence[str], prior: Prior | None) -> str:
+_TECHNIQUE = {
+    ("chest_ct", "en"): "CT of the chest, {slices} slices {spacing:.1f} mm apart.",
+    ("chest_ct", "zh"): "胸部CT扫描，共{slices}层，层间距{spacing:.1f} mm。",
+    ("brain_mr", "en"): "MR of the brain: {sequences}.",
+    ("brain_mr", "zh"): "颅脑MR检查，序列：{sequences}。",
+}
+_COMPARED = {
+    "en": " Compared by measurement with the examination of {date}.",
+    "zh": "与{date}检查的测量结果比较。",
+}
+_UNSEEN = {"en": " Not assessed: {terms}.", "zh": "未评估：{terms}。"}
+_UNKNOWN_DATE = {"en": "unknown date", "zh": "日期不明"}
+
+
+def _technique(
+    seen: Seen, volumes: dict[str, Volume], style: Style, codes: Sequence[str], prior: Prior | None
+) -> str:
     """How it was examined, with what it was compared, and what this model does not look for: its silence
     is no statement."""
-    spacing = volume.certificate.spacing_mm
-    unseen = [kind.term for code, kind in CHEST_CT.items() if kind.required and code not in codes]
-    examined = f"CT of the chest, {volume.certificate.shape[2]} slices {spacing[2]:.1f} mm apart."
+    language, examination = style.language, seen.examination
+    certificate = next(iter(volumes.values())).certificate
+    text = _TECHNIQUE[examination, language].format(
+        slices=certificate.shape[2],
+        spacing=certificate.spacing_mm[2],
+        sequences="、".join(volumes) if language == "zh" else ", ".join(volumes),
+    )
     if prior is not None:
         day = prior.study_date
-        date = f"{day[:4]}-{day[4:6]}-{day[6:]}" if len(day) == 8 else "unknown date"
-        examined += f" Compared by measurement with the examination of {date}."
-    return f"{examined} Not assessed: {', '.join(unseen)}." if unseen else examined
+        date = f"{day[:4]}-{day[4:6]}-{day[6:]}" if len(day) == 8 else _UNKNOWN_DATE[language]
+        text += _COMPARED[language].format(date=date)
+    schema = schema_of(examination)
+    unseen = [kind.term for code, kind in schema.items() if kind.required and code not in codes]
+    return text + (_UNSEEN[language].format(terms=", ".join(unseen)) if unseen else "")
 
 
 def _refuse(study, checkpoint, verdicts, reasons: tuple[Reason, ...], scores=None) -> Draft:

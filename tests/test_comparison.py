@@ -23,7 +23,7 @@ from mla_med.documents.json import draft_from_json, draft_to_json
 from mla_med.documents.sr import draft_to_sr
 from mla_med.documents.text import draft_to_text
 from mla_med.documents.write import write_draft
-from mla_med.drafting import draft_study
+from mla_med.drafting import Options, draft_study
 from mla_med.errors import StudyError
 from mla_med.report.parse import parse_report
 from mla_med.report.render import body_text
@@ -168,7 +168,7 @@ def phantom_draft(now, checkpoint):
 
 @pytest.fixture(scope="module")
 def compared(now, then, checkpoint):
-    return draft_study(now, checkpoint, prior=then)
+    return draft_study(now, checkpoint, options=Options(prior=then))
 
 
 def test_changes_are_measured_on_the_images_of_the_prior(compared):
@@ -210,13 +210,15 @@ def test_without_a_prior_no_document_compares(phantom_draft):
 def test_a_prior_draft_serves_as_well_as_its_images(now, then, checkpoint, compared, tmp_path):
     earlier, volume = draft_study(then, checkpoint)
     write_draft(earlier, volume, tmp_path)
-    again, _ = draft_study(now, checkpoint, prior=read_prior(tmp_path, now))
+    again, _ = draft_study(now, checkpoint, options=Options(prior=read_prior(tmp_path, now)))
     assert [f.change for f in again.report.findings] == [f.change for f in compared[0].report.findings]
 
 
 def test_a_draft_of_another_model_is_not_compared_and_that_is_said(now, phantom_draft, checkpoint):
     provenance = replace(phantom_draft.provenance, weights_sha256="0" * 64, study_uid="1.2.3")
-    draft, _ = draft_study(now, checkpoint, prior=replace(phantom_draft, provenance=provenance))
+    draft, _ = draft_study(
+        now, checkpoint, options=Options(prior=replace(phantom_draft, provenance=provenance))
+    )
     assert draft.prior is None
     assert [c.rule for c in draft.complaints] == ["PRIOR_NOT_COMPARED"]
 

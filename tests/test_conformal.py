@@ -127,7 +127,6 @@ def test_calibration_answers_with_a_probability_of_what_is_said():
         probability[:, None],
         present[:, None],
         features,
-        rng.uniform(0.2, 0.3, 400),
         features,
         {"a": np.linspace(0, 3, 20)},
     )

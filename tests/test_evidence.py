@@ -8,8 +8,9 @@ import torch
 
 from mla_med.dicom.study import read_study
 from mla_med.documents.html import draft_to_html
-from mla_med.drafting import draft_study, see, with_faithfulness
+from mla_med.drafting import Options, draft_study
 from mla_med.imaging.transforms import Preprocessing, hu_of, inside_body, window_channels
+from mla_med.looking import Prepared, see, with_faithfulness
 from mla_med.model.config import tiny
 from mla_med.model.evidence import (
     Faithfulness,
@@ -30,7 +31,7 @@ def seen():
     model = MLAModel(tiny()).eval()
     image = torch.rand(3, 32, 32, 32)
     affine = torch.diag(torch.tensor([3.0, 3.0, 3.0, 1.0]))
-    return model, see(image, affine, "61 years", model)
+    return model, see(Prepared.whole(image, affine), "61 years", model)
 
 
 def test_the_heat_map_is_small_and_its_strongest_cell_is_one(seen):
@@ -131,7 +132,7 @@ def test_a_finding_of_the_packaged_model_depends_on_what_it_cites(checkpoint, tm
     from mla_med.phantom.plain.cohort import make_phantom, write_phantom
 
     folder = write_phantom(make_phantom(950_000, ("pleural_effusion",)), tmp_path / "a", (3.0,) * 3, 136)
-    draft, volume = draft_study(read_study(folder), checkpoint, faithfulness=True)
+    draft, volume = draft_study(read_study(folder), checkpoint, options=Options(faithfulness=True))
     present = [f for f in draft.report.findings if f.presence is Presence.PRESENT]
     assert [f.code for f in present] == ["pleural_effusion"]
     evidence = present[0].evidence

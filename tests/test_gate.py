@@ -127,7 +127,13 @@ def calibration() -> Calibration:
         ]
     )
     return calibrate(
-        ("a", "b"), probability, present, held_out, rng.uniform(0.2, 0.3, 300), known, None, histograms
+        ("a", "b"),
+        probability,
+        present,
+        held_out,
+        known,
+        lung_share_N=rng.uniform(0.2, 0.3, 300),
+        histogram_NH=histograms,
     )
 
 

@@ -22,8 +22,9 @@ from evaluation.adversarial import (
     write_cases,
 )
 from evaluation.linter import random_findings
-from mla_med.drafting import see, write
+from mla_med.drafting import write
 from mla_med.errors import ConfigError, ReportError
+from mla_med.looking import Prepared, see
 from mla_med.model import generate
 from mla_med.model.config import tiny
 from mla_med.model.generate import SlotMachine, report_slots, write_text, write_texts
@@ -70,7 +71,7 @@ def writers():
 
 def _seen(model, seed=0):
     image = torch.rand(3, 32, 32, 32, generator=torch.Generator().manual_seed(seed))
-    return see(image, torch.eye(4), "61 years, F, cough", model)
+    return see(Prepared.whole(image, torch.eye(4)), "61 years, F, cough", model)
 
 
 def _batch(model, cases, seed=0):

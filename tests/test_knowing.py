@@ -27,9 +27,7 @@ def measured():
     odds[:, 0] *= 9  # the evidence is 3 for each unit
     probability, features = 1 / (1 + np.exp(-odds)), rng.normal(size=(1500, 3))
     half = slice(0, 750)
-    calibration = calibrate(
-        ("a", "b"), probability[half], present[half], features, rng.uniform(0.1, 0.2, 1500), features
-    )
+    calibration = calibrate(("a", "b"), probability[half], present[half], features, features)
     return calibration, probability[750:], present[750:]
 
 

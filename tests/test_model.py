@@ -93,13 +93,13 @@ def test_two_calls_are_equal():
 def targets_for(model, batch):
     findings = len(model.config.findings)
     presence_BF = (torch.arange(batch * findings).view(batch, findings) % 2 == 0).float()
-    box_BF23 = torch.tensor([[4.0, 4, 4], [12, 12, 12]]).expand(batch, findings, 2, 3)
+    boxes_BFL23 = torch.tensor([[4.0, 4, 4], [12, 12, 12]]).expand(batch, findings, 1, 2, 3)
     return FindingTargets(
         presence_BF,
         torch.zeros(batch, findings, dtype=torch.long),
         torch.zeros(batch, findings, dtype=torch.long),
         torch.full((batch, findings), 8.0),
-        box_BF23,
+        boxes_BFL23,
     )
 
 
@@ -359,7 +359,7 @@ def test_evidence_is_rewarded_inside_the_lesion_only():
     output = model("", images())
     targets, nowhere = targets_for(model, 2), targets_for(model, 2)
     nowhere = FindingTargets(
-        nowhere.presence_BF, lesion_box_BF23=torch.full((2, len(CHEST_CT), 2, 3), torch.nan)
+        nowhere.presence_BF, lesion_boxes_BFL23=torch.full((2, len(CHEST_CT), 1, 2, 3), torch.nan)
     )
     assert finding_loss(output.findings, targets, output.fused)["evidence"] > 0
     assert finding_loss(output.findings, nowhere, output.fused)["evidence"] == 0
@@ -473,7 +473,7 @@ def ball_world():
         box[row, 0] = torch.stack([centre - 4, centre + 4])
         presence[row], side[row] = 1, row % 2
     size = torch.where(presence > 0, 8.0, torch.nan)
-    return image, FindingTargets(presence, side, side.clamp(max=0), size, box)
+    return image, FindingTargets(presence, side, side.clamp(max=0), size, box[:, :, None])
 
 
 def test_the_loss_falls_and_the_side_of_a_ball_is_learned():
@@ -497,7 +497,7 @@ def test_the_map_is_taught_where_lesions_are_and_absent_findings_nowhere():
     """A perfect map costs nothing, an inverted one much; slivers at a cell's border teach neither."""
     from dataclasses import replace
 
-    from mla_med.model.findings import FindingTargets, in_box, map_loss, map_peak
+    from mla_med.model.findings import FindingTargets, in_boxes, map_loss, map_peak
 
     model = a_model(fusion_type="full").eval()
     selection = model.encode(images(1, (32, 32, 32)), "cough").selection
@@ -505,8 +505,8 @@ def test_the_map_is_taught_where_lesions_are_and_absent_findings_nowhere():
     box[0, 0] = torch.tensor([[9.0, 9.0, 9.0], [14.0, 14.0, 14.0]])
     presence = torch.zeros(box.shape[:2])
     presence[0, 0] = 1
-    targets = FindingTargets(presence, lesion_box_BF23=box)
-    inside = in_box(selection.positions_BN3, selection.half_cells_BN3, targets)
+    targets = FindingTargets(presence, lesion_boxes_BFL23=box.unsqueeze(2))
+    inside = in_boxes(selection.positions_BN3, selection.half_cells_BN3, targets)
     assert inside[0, 0].sum() == 1  # cell (1, 1, 1) covers voxels 8 to 15
     perfect = torch.where(inside, 12.0, -12.0)
     assert map_loss(replace(selection, map_BFN=perfect), targets) < 1e-3

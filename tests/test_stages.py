@@ -92,7 +92,7 @@ def test_every_stage_must_want_the_cells_of_a_lesion():
     presence[0, 0] = 1
     box = torch.full((*presence.shape, 2, 3), torch.nan)
     box[0, 0] = torch.tensor([[4.0, 4.0, 4.0], [30.0, 30.0, 20.0]])
-    targets = FindingTargets(presence, lesion_box_BF23=box)
+    targets = FindingTargets(presence, lesion_boxes_BFL23=box.unsqueeze(2))
     eager = replace(
         selection,
         scores_BN=selection.scores_BN * 0 + 20,

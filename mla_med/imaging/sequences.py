@@ -27,6 +27,8 @@ ABOVE_MM = 6.0
 """Room above the vertex."""
 CLIP = (-2.5, 5.0)
 """Standardised values beyond these are fat, vessels and artefacts."""
+AIR = -0.9
+"""Standardised values below are air, bone or fluid: beside the head there is nothing else."""
 LOOK_MM = 4.0
 """The head is looked for on a grid of this spacing."""
 
@@ -34,14 +36,21 @@ LOOK_MM = 4.0
 def to_channels(volumes: Mapping[str, Volume], settings: Preprocessing) -> tuple[Tensor, Tensor, Tensor]:
     """Volumes by sequence -> image_CIJK float32, present_C bool, and the affine (4, 4) of the image: voxel
     index -> patient RAS mm. SeriesError where none of the wanted sequences is there, or none shows a head."""
-    found = {name: volumes[name] for name in settings.sequences if name in volumes}
+    return place_images({name: (volume.voxels, volume.affine) for name, volume in volumes.items()}, settings)
+
+
+def place_images(
+    images: Mapping[str, tuple[np.ndarray, np.ndarray]], settings: Preprocessing
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`to_channels` of plain arrays (I, J, K), each with its affine (4, 4)."""
+    found = {name: images[name] for name in settings.sequences if name in images}
     if not found:
         raise SeriesError(
             f"None of the sequences {', '.join(settings.sequences)} is among those given: "
-            f"{', '.join(volumes) or 'none'}. Was the series chosen for another examination?",
+            f"{', '.join(images) or 'none'}. Was the series chosen for another examination?",
             code="NO_SEQUENCE",
         )
-    averaged = {name: _averaged(volume, settings.spacing_mm) for name, volume in found.items()}
+    averaged = {name: _averaged(*image, settings.spacing_mm) for name, image in found.items()}
     low_mm, high_mm = head_box(averaged)
     return place_channels(averaged, _affine(low_mm, high_mm, settings), settings)
 
@@ -78,8 +87,18 @@ def head_box(images: Mapping[str, MetaTensor]) -> tuple[np.ndarray, np.ndarray]:
     return np.min([low for low, _ in corners], axis=0), np.max([high for _, high in corners], axis=0)
 
 
-def _averaged(volume: Volume, spacing_mm: float) -> MetaTensor:
-    image = MetaTensor(torch.tensor(volume.voxels)[None], affine=torch.tensor(volume.affine))
+def inside_head(image_CIJK: Tensor) -> np.ndarray:
+    """Voxels (I, J, K) of a placed examination that any sequence shows above the noise of air, and what
+    they enclose in each axial slice."""
+    # air lies well below the mean of the head in every sequence; 0 is what was not measured
+    bright = ((image_CIJK > AIR) & (image_CIJK != 0)).any(0).numpy()
+    opened = ndimage.binary_opening(bright)
+    return np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(opened, 2, 0)], 2)
+
+
+def _averaged(voxels: np.ndarray, affine: np.ndarray, spacing_mm: float) -> MetaTensor:
+    # the copy is MONAI's to change: what a Volume holds is read-only
+    image = MetaTensor(torch.tensor(voxels, dtype=torch.float32)[None], affine=torch.tensor(affine))
     return SlabAveraged("image", spacing_mm)({"image": image})["image"]
 
 
@@ -88,7 +107,7 @@ def _foreground(image: MetaTensor) -> tuple[np.ndarray, np.ndarray] | None:
     values, affine = image.as_tensor()[0].numpy(), image.affine.numpy()
     steps = [max(1, round(LOOK_MM / s)) for s in np.linalg.norm(affine[:3, :3], axis=0)]
     values = values[:: steps[0], :: steps[1], :: steps[2]]
-    bright = ndimage.median_filter(values, 3) > HEAD_SHARE * _bright(values)
+    bright = ndimage.uniform_filter(values, 3) > HEAD_SHARE * _bright(values)
     pieces, count = ndimage.label(bright)
     if count == 0:
         return None

@@ -63,6 +63,7 @@ class Preprocessing:
         return cls(str(values["modality"]), shape, float(values["spacing_mm"]), windows, sequences)
 
 
+CHEST_CT = Preprocessing()
 BRAIN_MR = Preprocessing(
     modality=Modality.MR,
     shape=(80, 104, 88),

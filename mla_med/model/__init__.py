@@ -2,5 +2,6 @@
 
 from pathlib import Path
 
-DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "chest_ct"
-"""The checkpoint that ships with the package: trained on phantoms only."""
+CHECKPOINTS = {name: Path(__file__).parents[1] / "checkpoints" / name for name in ("chest_ct", "brain_mr")}
+"""The checkpoints that ship with the package, by examination: trained on phantoms only."""
+DEFAULT_CHECKPOINT = CHECKPOINTS["chest_ct"]

@@ -42,6 +42,9 @@ class Calibration:
     """Per finding code; empty in older files."""
     coverage: float | None = None
     """Of those who have a finding and of those who do not, so many are not told the opposite."""
+    further_from: dict[str, float] = field(default_factory=dict)
+    """Per finding code, the logit of its map from which another place is another lesion; a code that is not
+    here is stated once."""
     size_repeat_mm: dict[str, float] = field(default_factory=dict)
     """Two measurements of one lesion differ by less in 95 % of cases: what `repeatability` gave."""
     histogram: tuple[float, ...] = ()
@@ -75,6 +78,7 @@ class Calibration:
             (float(values["lung_range"][0]), float(values["lung_range"][1])),
             {str(k): Answer.from_dict(v) for k, v in values.get("answers", {}).items()},
             None if values.get("coverage") is None else float(values["coverage"]),
+            {str(k): float(v) for k, v in values.get("further_from", {}).items()},
             {str(k): float(v) for k, v in values.get("size_repeat_mm", {}).items()},
             tuple(map(float, values.get("histogram", ()))),
             float(values.get("histogram_limit", 1.0)),
@@ -96,19 +100,22 @@ def calibrate(
     probability_NF: np.ndarray,
     present_NF: np.ndarray,
     feature_ND: np.ndarray,
-    lung_share_N: np.ndarray,
     known_feature_ND: np.ndarray,
     size_difference_mm: Mapping[str, np.ndarray] | None = None,
+    further_from: Mapping[str, float] | None = None,
+    lung_share_N: np.ndarray | None = None,
     histogram_NH: np.ndarray | None = None,
     coverage: float = COVERAGE,
 ) -> Calibration:
     """Thresholds of best F1, conformal sets and repeatability on held-out examples. What is familiar is
     fitted on `known_feature_ND`, features of other examples, and its limit set on the held-out ones:
-    in-sample distances are too small when there are not many more examples than features."""
-    familiar = what_is_familiar(feature_ND, lung_share_N, known_feature_ND)
+    in-sample distances are too small when there are not many more examples than features. Lung and
+    histogram are those of CT."""
     return Calibration(
-        **familiar,
+        **familiar_features(feature_ND, known_feature_ND),
+        lung_range=(0.0, 1.0) if lung_share_N is None else familiar_lung(lung_share_N),
         **what_is_said(codes, probability_NF, present_NF, size_difference_mm or {}, coverage),
+        further_from=dict(further_from or {}),
         **({} if histogram_NH is None else usual_histogram(histogram_NH)),
     )
 
@@ -138,10 +145,8 @@ def what_is_said(
     }
 
 
-def what_is_familiar(
-    feature_ND: np.ndarray, lung_share_N: np.ndarray, known_feature_ND: np.ndarray
-) -> dict[str, Any]:
-    """The fields of a Calibration that speak of features and of lung."""
+def familiar_features(feature_ND: np.ndarray, known_feature_ND: np.ndarray) -> dict[str, Any]:
+    """The fields of a Calibration that speak of features."""
     mean = known_feature_ND.mean(0)
     known = known_feature_ND - mean
     covariance = known.T @ known / max(len(known) - 1, 1)
@@ -150,13 +155,15 @@ def what_is_familiar(
     precision = np.linalg.inv(covariance)
     centred = feature_ND - mean
     distance = np.sqrt(np.einsum("nd,de,ne->n", centred, precision, centred))
-    low, high = np.quantile(lung_share_N, [0.0, 1.0])
     return {
         "feature_mean": tuple(mean.round(5).tolist()),
         "feature_precision": tuple(map(tuple, precision.round(4).tolist())),
         "feature_limit": float(np.quantile(distance, 0.995) * SLACK),
-        "lung_range": (float(low * 0.6), float(min(1.0, high * 1.4))),
     }
+
+
+def familiar_lung(lung_share_N: np.ndarray) -> tuple[float, float]:
+    return float(lung_share_N.min() * 0.6), float(min(1.0, lung_share_N.max() * 1.4))
 
 
 def usual_histogram(histogram_NH: np.ndarray) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mla_med.model import DEFAULT_CHECKPOINT
 from mla_med.model.calibrate import Calibration
 from mla_med.model.gate import Scope
 from mla_med.model.mla import MLAModel
-from mla_med.report.schema import CHEST_CT
+from mla_med.report.schema import SCHEMAS
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "calibration.json", "checkpoint.json")
 
@@ -52,7 +52,7 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
     try:
         about = json.loads((folder / "checkpoint.json").read_text())
         calibration = Calibration.from_dict(json.loads((folder / "calibration.json").read_text()))
-        scope = Scope(**(about["scope"] | {"body_parts": tuple(about["scope"]["body_parts"])}))
+        scope = _read_scope(about["scope"])
         name, version = str(about["name"]), str(about["version"])
         model, loaded = MLAModel.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
@@ -68,13 +68,19 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
             f"The weights at {folder} are of another model than its config.json. Copy or train it again.",
             code="CHECKPOINT_DAMAGED",
         )
-    if not set(model.config.finding_keys) <= set(CHEST_CT):
+    if not set(model.config.finding_keys) <= set(SCHEMAS.get(scope.examination, ())):
         raise CheckpointError(
             f"The checkpoint at {folder} knows other findings than this version of mla_med. "
             "Use the version it was trained with, or train it again.",
             code="CHECKPOINT_SCHEMA",
         )
     return Checkpoint(model.eval(), calibration, scope, name, version, checkpoint_digest(folder))
+
+
+def _read_scope(values: dict[str, Any]) -> Scope:
+    return Scope(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    )
 
 
 def save_checkpoint(

@@ -115,12 +115,17 @@ def _corner(values: np.ndarray) -> tuple[float, float, float]:
 def slices_in_box(
     box_mm: Box, affine: np.ndarray, slices: int, centre_ij: tuple[float, float]
 ) -> tuple[int, ...]:
-    """Up to three slices that cross the box: the middle one first, then one on each side."""
+    """Up to three slices that cross the box: the middle one first, then one on each side. Slices may lie in
+    any plane."""
     k = np.arange(slices)
     index = np.stack([np.full(slices, centre_ij[0]), np.full(slices, centre_ij[1]), k, np.ones(slices)])
-    z_K = (affine @ index)[2]
-    inside = np.flatnonzero((z_K >= box_mm[0][2]) & (z_K <= box_mm[1][2]))
-    middle = int(np.abs(z_K - (box_mm[0][2] + box_mm[1][2]) / 2).argmin())
+    normal = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
+    low, high = np.array(box_mm)
+    middle_mm, reach_mm = normal @ (low + high) / 2, np.abs(normal) @ (high - low) / 2
+    # how far along the normal each slice lies from the middle of the box
+    from_middle_K = normal @ (affine @ index)[:3] - middle_mm
+    inside = np.flatnonzero(np.abs(from_middle_K) <= reach_mm)
+    middle = int(np.abs(from_middle_K).argmin())
     if len(inside) == 0:
         return (middle,)
     quarter = inside[[len(inside) // 4, (3 * len(inside)) // 4]]
@@ -141,6 +146,7 @@ def measure_faithfulness(
     body_IJK: np.ndarray,
     logit: float,
     regions: int = REGIONS,
+    present_C: Tensor | None = None,
 ) -> Faithfulness:
     """`logit`: of the finding in the image as it is. The random regions have the size of the box, margin
     included, have their centre in the body and do not touch the box; the same ones for the same box."""
@@ -151,7 +157,8 @@ def measure_faithfulness(
     for some in _in_batches([cited, *others]):
         images = torch.stack([masked(image_CIJK, region) for region in some])
         affines = affine_44[None].expand(len(some), -1, -1)
-        outputs = model.find(model.encode(images, [text] * len(some), affine_B44=affines))
+        present = None if present_C is None else present_C[None].expand(len(some), -1)
+        outputs = model.find(model.encode(images, [text] * len(some), present, affines))
         logits += outputs.presence_logits_BF[:, finding].tolist()
     fall, *random_falls = (logit - after for after in logits)
     return Faithfulness(fall, tuple(random_falls))

@@ -51,8 +51,9 @@ class FindingTargets:
     site_BF: Tensor | None = None
     size_BF: Tensor | None = None
     """mm."""
-    lesion_box_BF23: Tensor | None = None
-    """Lower and upper corner in patient mm, NaN where there is none."""
+    lesion_boxes_BFL23: Tensor | None = None
+    """Lower and upper corner in patient mm of each lesion of a finding, that which side, site and size speak
+    of first; NaN where there is none."""
 
     def to(self, device: torch.device | str) -> FindingTargets:
         here = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -159,7 +160,7 @@ def finding_loss(
         terms["site"] = class_loss(outputs.site_logits_BFT, targets.site_BF)
     if targets.size_BF is not None:
         terms["size"] = size_loss(outputs.size_mm_BF, targets.size_BF)
-    if targets.lesion_box_BF23 is not None:
+    if targets.lesion_boxes_BFL23 is not None:
         terms["evidence"] = evidence_loss(outputs.evidence_BFS, targets, fused)
         if fused.selection is not None:
             terms["map"] = map_loss(fused.selection, targets)
@@ -190,8 +191,10 @@ def size_loss(size_mm_BF: Tensor, target_mm_BF: Tensor) -> Tensor:
 
 
 def evidence_loss(evidence_BFS: Tensor, targets: FindingTargets, fused: Fused) -> Tensor:
-    """-log of the evidence on cells that overlap the lesion; a lesion no token covers teaches nothing."""
-    overlaps_BFS = in_box(fused.positions_BS3, fused.half_cells_BS3, targets) & fused.located_BS[:, None]
+    """-log of the evidence on cells that overlap the first lesion; one that no token covers teaches
+    nothing."""
+    overlaps_BFS = in_boxes(fused.positions_BS3, fused.half_cells_BS3, targets, first=True)
+    overlaps_BFS = overlaps_BFS & fused.located_BS[:, None]
     hit_BF = (evidence_BFS * overlaps_BFS).sum(-1)
     return mean_where(-torch.log(hit_BF.clamp(min=1e-4)), overlaps_BFS.any(-1))
 
@@ -203,18 +206,18 @@ def coverage_loss(selection: Selection, targets: FindingTargets) -> Tensor:
 
 
 def _missed(stage: Stage, targets: FindingTargets) -> Tensor:
-    overlaps_BFN = in_box(stage.positions_BN3, stage.half_cells_BN3, targets) & stage.mask_BN[:, None]
+    overlaps_BFN = in_boxes(stage.positions_BN3, stage.half_cells_BN3, targets) & stage.mask_BN[:, None]
     missed_BN = F.softplus(-stage.scores_BN)
     missed_BF = (missed_BN[:, None] * overlaps_BFN).sum(-1) / overlaps_BFN.sum(-1).clamp(min=1)
     return mean_where(missed_BF, overlaps_BFN.any(-1))
 
 
 def map_loss(selection: Selection, targets: FindingTargets) -> Tensor:
-    """Every cell of the stride-8 grid says for each finding whether the lesion lies in it: the mean over
-    the lesion's cells, plus the mean over all others weighted towards those that are most mistaken."""
+    """Every cell of the stride-8 grid says for each finding whether a lesion lies in it: the mean over
+    the lesions' cells, plus the mean over all others weighted towards those that are most mistaken."""
     # A cell with a sliver of the lesion at its border is neither; 0.7 leaves every lesion a cell.
-    hit_BFN = in_box(selection.positions_BN3, 0.7 * selection.half_cells_BN3, targets)
-    other_BFN = ~in_box(selection.positions_BN3, selection.half_cells_BN3, targets)
+    hit_BFN = in_boxes(selection.positions_BN3, 0.7 * selection.half_cells_BN3, targets)
+    other_BFN = ~in_boxes(selection.positions_BN3, selection.half_cells_BN3, targets)
     hit_BFN, other_BFN = (cells & selection.mask_BN[:, None] for cells in (hit_BFN, other_BFN))
     found_BF = (F.softplus(-selection.map_BFN) * hit_BFN).sum(-1) / hit_BFN.sum(-1).clamp(min=1)
     hard_BFN = selection.map_BFN.detach().sigmoid() ** 2 * other_BFN
@@ -227,14 +230,18 @@ def map_peak(selection: Selection) -> Tensor:
     return selection.map_BFN.masked_fill(~selection.mask_BN[:, None], NOT_ALLOWED).amax(-1)
 
 
-def in_box(positions_BS3: Tensor, half_BS3: Tensor, targets: FindingTargets) -> Tensor:
-    """Does the cell overlap the box of the finding? Nothing overlaps the box of an absent one."""
-    assert targets.lesion_box_BF23 is not None
-    lower_BF13, upper_BF13 = (corner.unsqueeze(2) for corner in targets.lesion_box_BF23.unbind(2))
-    centre, half = (lower_BF13 + upper_BF13) / 2, (upper_BF13 - lower_BF13) / 2
-    # Comparisons with NaN are False: no box, no overlap.
-    near_BFS3 = (positions_BS3[:, None] - centre).abs() < half + half_BS3[:, None]
-    return near_BFS3.all(-1) & (targets.presence_BF == 1)[..., None]
+def in_boxes(positions_BS3: Tensor, half_BS3: Tensor, targets: FindingTargets, first: bool = False) -> Tensor:
+    """Does the cell overlap a lesion of the finding, or the `first` one? Nothing overlaps an absent one."""
+    assert targets.lesion_boxes_BFL23 is not None
+    boxes_BFL23 = targets.lesion_boxes_BFL23[:, :, : 1 if first else None]
+    overlaps_BFS = torch.zeros(1, dtype=torch.bool, device=positions_BS3.device)
+    for box_BF23 in boxes_BFL23.unbind(2):
+        lower_BF13, upper_BF13 = (corner.unsqueeze(2) for corner in box_BF23.unbind(2))
+        centre, half = (lower_BF13 + upper_BF13) / 2, (upper_BF13 - lower_BF13) / 2
+        # Comparisons with NaN are False: no box, no overlap.
+        near_BFS3 = (positions_BS3[:, None] - centre).abs() < half + half_BS3[:, None]
+        overlaps_BFS = overlaps_BFS | near_BFS3.all(-1)
+    return overlaps_BFS & (targets.presence_BF == 1)[..., None]
 
 
 def mean_where(losses: Tensor, known: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ before the network, the features before any finding.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,7 @@ class Scope:
     modality: str = "CT"
     body_parts: tuple[str, ...] = ("CHEST", "THORAX", "LUNG", "TORSO")
     orientation: str = "axial"
+    """Empty: any."""
     coverage_mm: float = 180.0
     """Least extent along the patient's length: apices to bases."""
     in_plane_mm: float = 200.0
@@ -43,11 +45,31 @@ class Scope:
     """No child was among the training examples, and children are not small adults."""
     enhanced: bool = False
     """Whether images with contrast medium were among them."""
+    sequences: tuple[str, ...] = ()
+    """MR: any of these has to be there; without one too little is seen."""
 
     @property
     def shown(self) -> str:
         """The part of the body as the voxels are judged (Certificate.body_part_pixels)."""
         return {"chest_ct": "chest", "abdomen_ct": "abdomen"}.get(self.examination, "head")
+
+
+SCOPES = {
+    "chest_ct": Scope(enhanced=True),
+    "brain_mr": Scope(
+        examination="brain_mr",
+        modality="MR",
+        body_parts=("BRAIN", "HEAD"),
+        orientation="",
+        coverage_mm=90.0,
+        in_plane_mm=150.0,
+        thickness_mm=8.5,
+        tilt_deg=60.0,
+        enhanced=True,
+        sequences=("FLAIR", "T2"),
+    ),
+}
+"""What the shipped models are trained for."""
 
 
 def header_reasons(
@@ -92,7 +114,7 @@ def header_reasons(
                 f"The series shows {part}; this model was trained for {scope.body_parts[0]}.",
             )
         )
-    if orientation != scope.orientation:
+    if scope.orientation and orientation != scope.orientation:
         reasons.append(
             Reason(
                 "WRONG_ORIENTATION", f"The slices are {orientation}; this model reads {scope.orientation}."
@@ -132,6 +154,14 @@ def header_reasons(
     return tuple(reasons)
 
 
+def missing_reasons(scope: Scope, roles: Collection[str]) -> tuple[Reason, ...]:
+    """That none of the sequences is left that have to be there."""
+    if scope.sequences and not set(scope.sequences) & set(roles):
+        wanted, there = " or ".join(scope.sequences), ", ".join(sorted(roles))
+        return (Reason("NO_SEQUENCE", f"There is no {wanted} among the series that were chosen ({there})."),)
+    return ()
+
+
 def content_reasons(
     scope: Scope, body_part_pixels: str, contrast_header: bool | None, contrast_pixels: bool | None
 ) -> tuple[Reason, ...]:
@@ -162,13 +192,13 @@ def lung_share(hu: np.ndarray) -> float:
 
 
 def pixel_reasons(
-    calibration: Calibration, share: float, distance: float | None, histogram: float | None = None
+    calibration: Calibration, share: float | None, distance: float | None, histogram: float | None = None
 ) -> tuple[Reason, ...]:
     """Refusals that the image justifies: no lungs, other densities than usual, or features unlike any of
-    the training. `histogram`: Calibration.histogram_distance of the image."""
+    the training. `histogram`: Calibration.histogram_distance of the image. None: not looked at."""
     low, high = calibration.lung_range
     reasons = []
-    if not low <= share <= high:
+    if share is not None and not low <= share <= high:
         reasons.append(
             Reason(
                 "HISTOGRAM_UNFAMILIAR",

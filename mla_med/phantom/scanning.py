@@ -63,12 +63,13 @@ class CtImage:
         return ct.scan_affine(self.grid, self.scan)
 
 
-def to_array(examined: Examined) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """-> int16 on the training grid, its affine (4, 4) to patient RAS mm, and how it was scanned.
+def to_array(examined: Examined, stage: int = 103) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """-> int16 on the training grid, its affine (4, 4) to patient RAS mm, and how it was scanned. Another
+    `stage` is another scan of the same body.
 
     HU (I, J, K) of a chest CT; (S, I, J, K) of a brain MR, a channel for each of mr.SEQUENCES, in units of
     the scanner (0 to 4095). What was not taken is a channel of zeros, and no scan."""
-    rng = np.random.default_rng([examined.patient.seed, 103])
+    rng = np.random.default_rng([examined.patient.seed, stage])
     if examined.examination == "chest_ct":
         scan = replace(ct.random_scan(rng, examined.site.ct), tilt_deg=0.0)
         flat = replace(scan, spacing_mm=(CHEST_MM,) * 3, matrix=CHEST_GRID[0])

@@ -48,6 +48,9 @@ class FindingType:
     """Its column in CT-RATE (Hamamci et al., 2024), empty where that has none."""
     required: bool = True
     """Whether a complete report has to speak of it, present or not."""
+    seen_on: tuple[str, ...] = ()
+    """What shows it, the best first: sequences of an MR, or CONTRAST. Where none of these was taken nobody
+    can say; empty: any image of the examination shows it."""
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -64,6 +67,8 @@ class FindingType:
         """Whether a report may state several of it, each with its place."""
         return len(self.places) > 1
 
+
+CONTRAST = "contrast medium"
 
 Schema = Mapping[str, FindingType]
 
@@ -252,7 +257,8 @@ CHEST_CT: Schema = _schema(
         _sct("59282003", "Pulmonary embolism"),
         _paired("central", "segmental"),
         critical=True,
-        required=False,  # without contrast medium nobody can say
+        required=False,
+        seen_on=(CONTRAST,),
     ),
     FindingType(
         "fracture",
@@ -273,8 +279,23 @@ CHEST_CT: Schema = _schema(
 )
 
 BRAIN_MR: Schema = _schema(
-    FindingType("acute_infarct", "acute infarct", None, _BRAIN, has_size=True, critical=True),
-    FindingType("chronic_infarct", "chronic infarct", None, _BRAIN, has_size=True),
+    FindingType(
+        "acute_infarct",
+        "acute infarct",
+        None,
+        _BRAIN,
+        has_size=True,
+        critical=True,
+        seen_on=("DWI",),
+    ),
+    FindingType(
+        "chronic_infarct",
+        "chronic infarct",
+        None,
+        _BRAIN,
+        has_size=True,
+        seen_on=("FLAIR", "T2"),
+    ),
     FindingType(
         "haemorrhage",
         "intracranial haemorrhage",
@@ -282,25 +303,72 @@ BRAIN_MR: Schema = _schema(
         _BRAIN,
         has_size=True,
         critical=True,
+        seen_on=("SWI", "T1", "T2"),
     ),
-    FindingType("microbleeds", "microbleeds", None, countable=True),
-    FindingType("brain_mass", "mass", _sct("4147007", "Mass"), _BRAIN, has_size=True, critical=True),
-    FindingType("mass_effect", "mass effect", None),
-    FindingType("midline_shift", "midline shift", None, _ONE_SIDE, has_size=True, critical=True),
-    FindingType("hydrocephalus", "hydrocephalus", _sct("230745008", "Hydrocephalus"), critical=True),
+    FindingType(
+        "microbleeds",
+        "microbleeds",
+        None,
+        countable=True,
+        seen_on=("SWI",),
+    ),
+    FindingType(
+        "brain_mass",
+        "mass",
+        _sct("4147007", "Mass"),
+        _BRAIN,
+        has_size=True,
+        critical=True,
+        seen_on=("T1 contrast", "FLAIR", "T2"),
+    ),
+    FindingType(
+        "mass_effect",
+        "mass effect",
+        None,
+        seen_on=("FLAIR", "T2", "T1"),
+    ),
+    FindingType(
+        "midline_shift",
+        "midline shift",
+        None,
+        _ONE_SIDE,
+        has_size=True,
+        critical=True,
+        seen_on=("T2", "FLAIR", "T1"),
+    ),
+    FindingType(
+        "hydrocephalus",
+        "hydrocephalus",
+        _sct("230745008", "Hydrocephalus"),
+        critical=True,
+        seen_on=("T2", "FLAIR", "T1"),
+    ),
     FindingType(
         "white_matter_hyperintensity",
         "white matter hyperintensities",
         Code("110702", "DCM", "White Matter T2 Hyperintensity"),
+        seen_on=("FLAIR", "T2"),
     ),
-    FindingType("atrophy", "cerebral atrophy", _sct("13331008", "Atrophy")),
-    FindingType("oedema", "vasogenic oedema", _sct("79654002", "Edema"), _paired(*_CEREBRUM, "cerebellum")),
+    FindingType(
+        "atrophy",
+        "cerebral atrophy",
+        _sct("13331008", "Atrophy"),
+        seen_on=("T1", "T2", "FLAIR"),
+    ),
+    FindingType(
+        "oedema",
+        "vasogenic oedema",
+        _sct("79654002", "Edema"),
+        _paired(*_CEREBRUM, "cerebellum"),
+        seen_on=("FLAIR", "T2"),
+    ),
     FindingType(
         "abnormal_enhancement",
         "abnormal enhancement",
         None,
         _BRAIN,
         required=False,
+        seen_on=("T1 contrast",),
     ),
     FindingType(
         "extra_axial_collection",
@@ -309,6 +377,7 @@ BRAIN_MR: Schema = _schema(
         _paired("convexity"),
         has_size=True,
         critical=True,
+        seen_on=("FLAIR", "T2", "T1"),
     ),
     FindingType(
         "aneurysm",
@@ -318,6 +387,7 @@ BRAIN_MR: Schema = _schema(
         has_size=True,
         critical=True,
         required=False,
+        seen_on=("T2",),
     ),
     FindingType(
         "sinus_disease",
@@ -325,6 +395,7 @@ BRAIN_MR: Schema = _schema(
         None,
         _paired("maxillary_sinus", "frontal_sinus"),
         required=False,
+        seen_on=("T2", "FLAIR"),
     ),
 )
 

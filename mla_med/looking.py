@@ -1,0 +1,267 @@
+"""Volumes of one examination -> what the network saw, and findings with their evidence.
+
+Several lesions of one code: the network is asked about the whole image first, and then again about the
+neighbourhood of each further place that its map of the finding names. Knows no DICOM headers and no words.
+"""
+
+# B batch, C channels, I J K voxel axes, F findings, S fused tokens, N cells of the stride-8 grid
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mla_med.errors import CheckpointError
+from mla_med.imaging.sequences import to_channels
+from mla_med.imaging.transforms import Preprocessing, to_tensor
+from mla_med.model.calibrate import Calibration
+from mla_med.model.evidence import evidence_box, heat_map, measure_faithfulness, slices_in_box
+from mla_med.model.findings import FindingOutputs
+from mla_med.model.fusion import Fused
+from mla_med.model.mla import MLAModel
+from mla_med.report.render import complete_findings
+from mla_med.report.schema import CONTRAST, FindingType, schema_of
+from mla_med.types import Evidence, Finding, Modality, Presence, Side, Volume
+
+MOST_LESIONS = 4
+"""Of one code in one report."""
+NEAR_CELLS = 1.6
+"""Two places of a map that are nearer than so many cells are one lesion."""
+AGAIN_CELLS = 1.5
+"""So far around a further place the network looks again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The images of one examination on the model's grid."""
+
+    image_CIJK: Tensor
+    present_C: Tensor
+    affine: Tensor
+    """(4, 4), voxel index -> patient RAS mm."""
+
+    @classmethod
+    def whole(cls, image_CIJK: Tensor, affine: Tensor) -> Prepared:
+        """Every channel was taken."""
+        return cls(image_CIJK, torch.ones(len(image_CIJK), dtype=torch.bool), affine)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the encoder saw of one patient."""
+
+    fused: Fused
+    outputs: FindingOutputs
+    prepared: Prepared
+    context: str
+    examination: str = "chest_ct"
+
+    @property
+    def image_CIJK(self) -> Tensor:
+        return self.prepared.image_CIJK
+
+    @property
+    def affine(self) -> Tensor:
+        return self.prepared.affine
+
+
+def prepare(volumes: Mapping[str, Volume], settings: Preprocessing) -> Prepared:
+    """The one volume of a CT, or the sequences of an MR by role. SeriesError where there is no head."""
+    if settings.modality == Modality.MR and settings.sequences:
+        return Prepared(*to_channels(volumes, settings))
+    (volume,) = volumes.values()
+    return Prepared.whole(*to_tensor(volume, settings))
+
+
+@torch.no_grad()
+def see(prepared: Prepared, context: str, model: MLAModel, examination: str = "chest_ct") -> Seen:
+    """Image and context through the encoder and the finding queries."""
+    fused = model.encode(
+        prepared.image_CIJK[None], [context], prepared.present_C[None], prepared.affine[None]
+    )
+    return Seen(fused, model.find(fused), prepared, context, examination)
+
+
+def find(
+    seen: Seen,
+    model: MLAModel,
+    calibration: Calibration,
+    volumes: Mapping[str, Volume] | None = None,
+    taken: Collection[str] | None = None,
+) -> tuple[Finding, ...]:
+    """Findings of each code of the model: present (once for each place), absent, or that it cannot be said;
+    evidence for those that are present or may be. `taken`: what was taken of what FindingType.seen_on names;
+    None: everything. A code that no report has to speak of is left out where it is absent."""
+    probability = seen.outputs.presence_logits_BF[0].sigmoid().tolist()
+    if not np.isfinite(probability).all():
+        # a comparison with NaN is false: every finding would be stated as absent
+        raise CheckpointError(
+            "The model gives no numbers; its weights are damaged.", code="CHECKPOINT_DAMAGED"
+        )
+    schema, findings = schema_of(seen.examination), []
+    spoken = []
+    for f, code in enumerate(model.config.finding_keys):
+        kind = schema[code]
+        unseen = taken is not None and bool(kind.seen_on) and not set(kind.seen_on) & set(taken)
+        presence, confidence = calibration.answer(code, probability[f])
+        if not kind.required and (unseen or presence is Presence.ABSENT):
+            continue
+        spoken.append(code)
+        if unseen:
+            findings.append(Finding(code, Presence.CANNOT_SAY))
+            continue
+        volume = None if volumes is None else volume_of(kind, volumes)
+        if presence is Presence.PRESENT:
+            lesions = lesions_of(f, kind, seen, model, calibration, volume)
+        else:
+            # what is absent has no evidence, what cannot be said has where it may be
+            cited = volume if presence is Presence.CANNOT_SAY else None
+            lesions = [Finding(code, presence, evidence=_evidence(f, seen.fused, seen.outputs, cited, None))]
+        findings += [replace(lesion, confidence=round(confidence, 4)) for lesion in lesions]
+    return complete_findings(findings, seen.examination, codes=spoken)
+
+
+@torch.no_grad()
+def lesions_of(
+    f: int,
+    kind: FindingType,
+    seen: Seen,
+    model: MLAModel,
+    calibration: Calibration,
+    volume: Volume | None,
+) -> list[Finding]:
+    """What is present of one code: the foremost lesion, then those at other places that the map of this
+    finding names strongly enough (Calibration.further_from)."""
+    foremost = _describe(kind, f, seen.outputs, model)
+    evidence = _evidence(f, seen.fused, seen.outputs, volume, foremost.size_mm)
+    lesions = [replace(foremost, evidence=evidence)]
+    limit = calibration.further_from.get(kind.key)
+    if limit is None or not kind.repeats:
+        return lesions
+    said = {(foremost.side, foremost.site)}
+    for place in further_places(f, seen.fused, seen.outputs, limit):
+        fused = around(seen.fused, place)
+        outputs = model.find(fused)
+        lesion = _describe(kind, f, outputs, model)
+        if (lesion.side, lesion.site) in said or len(lesions) == MOST_LESIONS:
+            continue
+        said.add((lesion.side, lesion.site))
+        evidence = _evidence(f, fused, outputs, volume, lesion.size_mm)
+        lesions.append(replace(lesion, evidence=evidence))
+    return lesions
+
+
+def further_places(f: int, fused: Fused, outputs: FindingOutputs, limit: float) -> list[np.ndarray]:
+    """Middles (3,) in patient mm of the cells whose map is above `limit` and the strongest near them, away
+    from what the finding speaks of already; the strongest first."""
+    found = []
+    for place, logit in peaks(f, fused, outputs):
+        if logit < limit:
+            break
+        found.append(place)
+    return found
+
+
+def peaks(f: int, fused: Fused, outputs: FindingOutputs, patient: int = 0) -> list[tuple[np.ndarray, float]]:
+    """Places (3,) in patient mm and map logits of the cells that are the strongest near them and lie away
+    from the foremost lesion; the strongest first."""
+    if fused.selection is None:
+        return []
+    selection = fused.selection
+    mask_N = selection.mask_BN[patient]
+    logit_N = selection.map_BFN[patient, f][mask_N].double().cpu().numpy()
+    place_N3 = selection.positions_BN3[patient][mask_N].double().cpu().numpy()
+    cell_mm = 2 * float(selection.half_cells_BN3[patient][mask_N].max())
+    weight_S = outputs.evidence_BFS[patient, f] * fused.located_BS[patient]
+    foremost = fused.positions_BS3[patient][int(weight_S.argmax())].double().cpu().numpy()
+    taken, found = [foremost], []
+    for n in np.argsort(-logit_N, kind="stable")[: 8 * MOST_LESIONS]:
+        if min(np.linalg.norm(place_N3[n] - other) for other in taken) > NEAR_CELLS * cell_mm:
+            found.append((place_N3[n], float(logit_N[n])))
+        taken.append(place_N3[n])
+    return found
+
+
+def around(fused: Fused, place: np.ndarray) -> Fused:
+    """The same with the located tokens further from a place (3,) in mm left out: what the findings are then
+    of lies there."""
+    place_3 = torch.as_tensor(place, dtype=fused.positions_BS3.dtype, device=fused.positions_BS3.device)
+    reach_mm = AGAIN_CELLS * 2 * fused.half_cells_BS3.amax(-1, keepdim=True)
+    near_BS = ((fused.positions_BS3 - place_3).abs() <= reach_mm).all(-1)
+    return replace(fused, weights_BS=fused.weights_BS * (near_BS | ~fused.located_BS))
+
+
+def with_faithfulness(
+    findings: tuple[Finding, ...], seen: Seen, model: MLAModel, body_IJK: np.ndarray
+) -> tuple[Finding, ...]:
+    """The findings, evidence of those that are present with how much their logit depends on it."""
+    codes, logits = model.config.finding_keys, seen.outputs.presence_logits_BF[0].tolist()
+
+    def measured(finding: Finding) -> Finding:
+        if finding.evidence is None or finding.presence is not Presence.PRESENT:
+            return finding
+        f, box = codes.index(finding.code), finding.evidence.box_mm
+        found = measure_faithfulness(
+            model,
+            seen.image_CIJK,
+            seen.affine,
+            seen.context,
+            f,
+            box,
+            body_IJK,
+            logits[f],
+            present_C=seen.prepared.present_C,
+        )
+        rank = None if found.rank is None else round(found.rank, 4)
+        evidence = replace(finding.evidence, faithfulness=round(found.fall, 4), faithfulness_rank=rank)
+        return replace(finding, evidence=evidence)
+
+    return tuple(measured(finding) for finding in findings)
+
+
+def image_feature(model: MLAModel, seen: Seen) -> np.ndarray:
+    """The pooled image embedding (D,), which tells how familiar an image is."""
+    return model.image_embedding_BD(seen.fused)[0].detach().double().cpu().numpy()
+
+
+def volume_of(kind: FindingType, volumes: Mapping[str, Volume]) -> Volume:
+    """What shows a finding best of what was taken."""
+    best = (volumes[name] for name in kind.seen_on if name != CONTRAST and name in volumes)
+    return next(best, next(iter(volumes.values())))
+
+
+def _describe(kind: FindingType, f: int, outputs: FindingOutputs, model: MLAModel) -> Finding:
+    """Side, site and size of a present finding: the likeliest legal ones."""
+    sides = outputs.side_logits_BF3[0, f].log_softmax(-1).tolist()
+    sites = outputs.site_logits_BFT[0, f].log_softmax(-1).tolist()
+    legal = [
+        (
+            (sides[list(Side).index(side)] if side else 0.0)
+            + (sites[model.config.sites.index(site)] if site else 0.0),
+            side,
+            site,
+        )
+        for side, site in kind.places
+    ]
+    _, side, site = max(legal, key=lambda row: row[0])
+    size = float(max(1, round(outputs.size_mm_BF[0, f].item()))) if kind.has_size else None
+    return Finding(kind.key, Presence.PRESENT, site, side, size)
+
+
+def _evidence(
+    f: int, fused: Fused, outputs: FindingOutputs, volume: Volume | None, size_mm: float | None
+) -> Evidence | None:
+    if volume is None:
+        return None
+    box = evidence_box(fused, outputs, f, size_mm=size_mm)
+    if box is None:
+        return None
+    columns, rows, slices = volume.voxels.shape
+    cited = slices_in_box(box, volume.affine, slices, ((columns - 1) / 2, (rows - 1) / 2))
+    instances = volume.series.instances
+    uids = tuple(dict.fromkeys(instances[k].sop_instance_uid for k in cited))
+    return Evidence(uids, box, heat=heat_map(fused, outputs, f))

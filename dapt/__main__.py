@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from dapt.corpus import PREPROCESSING, prepare_corpus
 from dapt.finish import train_checkpoint
 from dapt.train import TrainConfig
 from mla_med.errors import MlaMedError, OutputError
+from mla_med.model.config import FUSION_TYPES
 from mla_med.phantom.cohort import CohortConfig, make_cohort
 
 
@@ -25,10 +27,14 @@ def main() -> int:
     cohort = CohortConfig(
         n=options.n, seed=options.seed, examination=options.examination, workers=options.workers
     )
-    training = TrainConfig(epochs=options.epochs, device=options.device, seed=options.training_seed)
-    command = f"python -m dapt --examination {options.examination} --n {options.n} --epochs {options.epochs}"
-    if options.training_seed:
-        command += f" --training-seed {options.training_seed}"
+    training = TrainConfig(
+        text_epochs=0 if options.start else TrainConfig().text_epochs,
+        epochs=options.epochs,
+        lr=options.lr,
+        fusion_type=options.fusion,
+        seed=options.training_seed,
+        device=options.device,
+    )
     try:
         patients = make_cohort(cohort, work / "cohort", _progress("patient"))
         corpus = prepare_corpus(
@@ -40,7 +46,8 @@ def main() -> int:
             out,
             training,
             log=lambda row: print(json.dumps(row), flush=True),
-            command=command,
+            command=shlex.join(["python", "-m", "dapt", *sys.argv[1:]]),
+            start=options.start,
         )
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
@@ -59,10 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, help="cohort, corpus and training state; runs/EXAMINATION")
     parser.add_argument("--out", type=Path, help="the checkpoint; WORK/checkpoint")
     parser.add_argument("--n", type=int, default=2500, help="phantoms; 8 of 10 are trained on")
-    parser.add_argument("--epochs", type=int, default=training.epochs)
+    parser.add_argument("--epochs", type=int, default=training.epochs, help="passes over the images")
     parser.add_argument("--seed", type=int, default=1, help="of the phantoms")
     parser.add_argument("--training-seed", type=int, default=training.seed, help="of weights and batches")
     parser.add_argument("--workers", type=int, default=cohort.workers)
+    parser.add_argument("--lr", type=float, default=training.lr, help="largest learning rate")
+    parser.add_argument("--fusion", choices=FUSION_TYPES, default=training.fusion_type)
+    parser.add_argument("--start", type=Path, help="a checkpoint to go on with, instead of a new model")
     parser.add_argument("--device", default=training.device, help="cpu or cuda")
     return parser
 

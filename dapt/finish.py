@@ -92,10 +92,16 @@ differ by less in 19 of 20.
 
 
 def train_checkpoint(
-    corpus: Path, work: Path, out: Path, config: TrainConfig, log: Log | None = None, command: str = ""
+    corpus: Path,
+    work: Path,
+    out: Path,
+    config: TrainConfig,
+    log: Log | None = None,
+    command: str = "",
+    start: Path | None = None,
 ) -> Path:
     """Corpus -> trained, calibrated checkpoint directory. Resumable through `work`."""
-    model = pretrain(corpus, work, config, log=log, validate=score_findings)
+    model = pretrain(corpus, work, config, log=log, validate=score_findings, start=start)
     return finish(model, corpus, work, out, command)
 
 

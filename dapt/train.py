@@ -28,6 +28,7 @@ from dapt.corpus import LANGUAGES, Example, load_image, read_about, read_example
 from dapt.tokenizer import train_tokenizer
 from mla_med.errors import CheckpointError, ConfigError
 from mla_med.imaging.transforms import AIR_HU, Preprocessing, window_channels
+from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import SIDES, ModalConfig, default, findings_of
 from mla_med.model.findings import FindingTargets
 from mla_med.model.mla import MLAModel
@@ -68,6 +69,8 @@ class TrainConfig:
     precision: str = "bf16"
     """Of convolutions and matrix products while training: bf16 (half the time where the processor has it) or
     fp32. Weights and their mean are float32."""
+    fusion_type: str = "full"
+    """Of a new model: one of config.FUSION_TYPES."""
     seed: int = 0
     device: str = "cpu"
 
@@ -83,34 +86,53 @@ def pretrain(
     model_config: ModalConfig | None = None,
     log: Log | None = None,
     validate: Callable[[MLAModel, tuple[Example, ...]], dict[str, float]] | None = None,
+    start: Path | None = None,
 ) -> MLAModel:
     """Trains on `corpus` and returns the model with averaged weights, on the CPU, in eval mode.
 
     out: state to resume from and log.jsonl. `validate` scores the model on the validation
-    split after each epoch; its numbers go to the log.
+    split after each epoch; its numbers go to the log. `start`: a checkpoint whose weights and tokenizer
+    are gone on with, instead of a new model.
     """
     config = config or TrainConfig()
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     train, held_out = read_examples(corpus, "train"), read_examples(corpus, "validation")
     settings, examination = read_settings(corpus), read_about(corpus)["examination"]
-    model_config = model_config or default(
-        findings=findings_of(schema_of(examination)),
-        channels=settings.channels,
-        image_dim=settings.shape,
-        vocab_size=VOCABULARY,
-        decoder={"n_positions": POSITIONS},
-    )
-    model_config.preprocessing = settings.to_dict()
-    texts = [text for e in train for each in (e.reports, e.contexts) for text in each.values()]
-    tokenizer = train_tokenizer(texts, model_config.vocab_size)
-    model = MLAModel(model_config)
-    model.tokenizer = tokenizer
+    if start is not None:
+        model = _started(start, settings, examination)
+    else:
+        model_config = model_config or default(
+            findings=findings_of(schema_of(examination)),
+            fusion_type=config.fusion_type,
+            channels=settings.channels,
+            image_dim=settings.shape,
+            vocab_size=VOCABULARY,
+            decoder={"n_positions": POSITIONS},
+        )
+        model_config.preprocessing = settings.to_dict()
+        model = MLAModel(model_config)
+        texts = [text for e in train for each in (e.reports, e.contexts) for text in each.values()]
+        model.tokenizer = train_tokenizer(texts, model_config.vocab_size)
     trainer = Trainer(model, config, out, log or (lambda row: None))
     trainer.adapt_text(train)
     trainer.learn(train, held_out, settings, validate)
     model.load_state_dict(trainer.average)
     return model.cpu().eval()
+
+
+def _started(folder: Path, settings: Preprocessing, examination: str) -> MLAModel:
+    """The model of a checkpoint, where it reads the same images and looks for the same findings."""
+    checkpoint = load_checkpoint(folder)
+    model = checkpoint.model
+    same = Preprocessing.from_dict(model.config.preprocessing) == settings
+    if not same or model.config.finding_keys != tuple(schema_of(examination)):
+        raise CheckpointError(
+            f"The model of {folder} reads other images or looks for other findings than this corpus holds. "
+            "Make the corpus with its preprocessing, or start with a new model.",
+            code="CHECKPOINT_DIFFERS",
+        )
+    return model
 
 
 class Trainer:
@@ -237,8 +259,9 @@ class Trainer:
 
         with safe_open(path, "pt") as file:
             meta = file.metadata()
-        same = json.loads(meta["config"]) | {"epochs": 0} == asdict(self.config) | {"epochs": 0}
-        if not same:
+        # what a state is older than had the value that is the default now
+        begun = asdict(TrainConfig()) | json.loads(meta["config"])
+        if begun | {"epochs": 0} != asdict(self.config) | {"epochs": 0}:
             raise CheckpointError(
                 f"{path} was begun with other settings. Use another folder, or delete it to start again.",
                 code="TRAINING_DIFFERS",

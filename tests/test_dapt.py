@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -192,3 +193,21 @@ def test_a_trained_checkpoint_loads_and_explains_itself(corpus, tmp_path):
     stored = load_file(folder / "model.safetensors")
     assert {v.dtype for v in stored.values()} <= {torch.float16, torch.int64}
     json.loads((folder / "calibration.json").read_text())
+
+
+def test_a_training_goes_on_from_a_checkpoint(corpus, tmp_path):
+    first = pretrain(corpus, tmp_path / "work", TRAIN, _model_config())
+    folder = finish(first, corpus, tmp_path / "work", tmp_path / "checkpoint", "python -m dapt", retest=2)
+    short = replace(TRAIN, text_epochs=0, epochs=0)
+    again = pretrain(corpus, tmp_path / "more", short, start=folder)
+    for (name, a), b in zip(first.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-3), name
+    assert again.tokenizer("肺气肿")["input_ids"] == first.tokenizer("肺气肿")["input_ids"]
+
+
+def test_a_training_does_not_go_on_with_a_model_of_other_images(cohort, corpus, tmp_path):
+    model = pretrain(corpus, tmp_path / "work", replace(TRAIN, epochs=0), _model_config())
+    folder = finish(model, corpus, tmp_path / "work", tmp_path / "checkpoint", "python -m dapt", retest=2)
+    finer = prepare_corpus(cohort, tmp_path / "finer", replace(SMALL, spacing_mm=10.0), workers=1)
+    with pytest.raises(CheckpointError, match="other images"):
+        pretrain(finer, tmp_path / "more", TRAIN, start=folder)

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from mla_med.corpus import SPLITS, finding_from, read_settings, to_bytes
+from mla_med.corpus import LANGUAGES, SPLITS, STYLE, finding_from, read_settings, to_bytes
 from mla_med.corpus import Example as Example  # whoever makes a corpus reads it here too
 from mla_med.corpus import from_bytes as from_bytes
 from mla_med.corpus import load_image as load_image
+from mla_med.corpus import place as place
 from mla_med.corpus import read_about as read_about
 from mla_med.corpus import read_examples as read_examples
 from mla_med.errors import ConfigError, StudyError
@@ -34,9 +35,6 @@ from mla_med.report.render import body_text, render_report
 from mla_med.report.style import load_style
 from mla_med.types import ClinicalContext, Finding, Modality, Presence
 
-LANGUAGES = ("en", "zh")
-STYLE = "prose"
-"""In which the reports of a corpus are written, in every language."""
 PREPROCESSING = {"chest_ct": CHEST_CT, "brain_mr": BRAIN_MR}
 
 
@@ -120,29 +118,6 @@ def _make_example(job: tuple[Path, Path, str, Preprocessing]) -> tuple[str, str]
     text = json.dumps(example, ensure_ascii=False) + "\n"
     write_text(row, text)
     return record["split"], text
-
-
-def place(
-    array: np.ndarray, affine: np.ndarray, scan: dict[str, Any], settings: Preprocessing
-) -> tuple[np.ndarray, np.ndarray, list[bool]]:
-    """An array of a phantom on the model's grid -> float32 HU (I, J, K) of a CT, or standardised values
-    (C, I, J, K) of an MR; its affine (4, 4); and which channels were taken. Imports torch."""
-    if settings.modality == Modality.CT:
-        import torch
-        from monai.data import MetaTensor
-
-        from mla_med.imaging.transforms import place_transform
-
-        image = MetaTensor(torch.from_numpy(array.astype(np.float32))[None], affine=torch.tensor(affine))
-        placed = place_transform(settings)({"image": image})["image"]
-        values = placed.as_tensor()[0].round().numpy()
-        return values, np.asarray(placed.affine, float), [True] * settings.channels
-    from mla_med.imaging.sequences import place_images
-    from mla_med.phantom.scanner.mr import SEQUENCES
-
-    images = {name: (one, affine) for name, one in zip(SEQUENCES, array, strict=True) if name in scan}
-    channels, present, grid = place_images(images, settings)
-    return channels.numpy(), grid.numpy().astype(float), present.tolist()
 
 
 def describe(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""Phantoms -> does the cited region carry the finding? Masked, the finding's logit must fall more than for
-random regions of the body of equal size.
+"""Examples of a corpus -> does the cited region carry the finding? Masked, the finding's logit must fall more
+than for random regions of the body of equal size.
 
-    python -m evaluation.faithfulness --n 100
+    python -m evaluation.faithfulness CORPUS --checkpoint A --n 100
 
 For each finding that is planted and found: the fall of its logit when the cited box is masked, and when each
 of some random regions is (model/evidence.py). The score is the share of pairs in which the cited region falls
 more, ties half: the area under the curve cited against random within each finding, 0.5 for chance, with a
-95 % interval by patient. "Box holds the middle": whether the middle of the planted lesion lies in the box.
+95 % interval by patient. "Box holds the middle": whether the middle of a planted lesion of the finding lies in the box.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from evaluation.seen import TEST_SEEDS, SeenPhantom, see_phantoms
+from evaluation.bar import bar_of
+from evaluation.seen import Progress, SeenExample, foremost, see_batches
+from mla_med.corpus import SPLITS, Example, load_image, read_examples
 from mla_med.errors import MlaMedError
-from mla_med.imaging.transforms import inside_body
+from mla_med.imaging.sequences import inside_head
+from mla_med.imaging.transforms import Preprocessing, inside_body
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
 from mla_med.model.evidence import REGIONS, evidence_box, measure_faithfulness
-from mla_med.types import Presence
+from mla_med.types import Modality, Presence
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,26 +49,50 @@ class Case:
         return float(((other < self.fall) + 0.5 * (other == self.fall)).mean())
 
 
-def measure(checkpoint: Checkpoint, patients: Iterable[SeenPhantom], regions: int = REGIONS) -> list[Case]:
-    """Findings that are planted and called present, or might be."""
-    model, cases = checkpoint.model, []
-    for patient in patients:
-        seen, body = patient.seen, inside_body(patient.hu)
-        logits = seen.outputs.presence_logits_BF[0]
-        for lesion in patient.phantom.lesions:
-            f = model.config.finding_keys.index(lesion.finding.code)
-            said, _ = checkpoint.calibration.answer(lesion.finding.code, float(logits[f].sigmoid()))
-            size = float(seen.outputs.size_mm_BF[0, f]) if lesion.finding.size_mm else None
-            box = evidence_box(seen.fused, seen.outputs, f, size_mm=size)
-            if said is not Presence.PRESENT or box is None:
-                continue
-            found = measure_faithfulness(
-                model, seen.image_CIJK, seen.affine, seen.context, f, box, body, float(logits[f]), regions
-            )
-            middle = np.mean(lesion.box_mm, axis=0)
-            holds = bool(((middle >= box[0]) & (middle <= box[1])).all())
-            cases.append(Case(lesion.finding.code, patient.phantom.id, found.fall, found.random_falls, holds))
+def measure(
+    checkpoint: Checkpoint,
+    examples: Sequence[Example],
+    regions: int = REGIONS,
+    progress: Progress = lambda done: None,
+) -> list[Case]:
+    """Findings that are planted and called present."""
+    cases: list[Case] = []
+    for done, example in enumerate(examples, 1):
+        ((row,), _, _) = next(see_batches(checkpoint, [example]))
+        cases += _cases(checkpoint, row, regions)
+        progress(done)
     return cases
+
+
+def _cases(checkpoint: Checkpoint, row: SeenExample, regions: int) -> list[Case]:
+    model, seen, found = checkpoint.model, row.seen, []
+    settings = Preprocessing.from_dict(model.config.preprocessing)
+    ct = settings.modality == Modality.CT
+    body = inside_body(load_image(row.example, settings)) if ct else inside_head(seen.image_CIJK)
+    logits = seen.outputs.presence_logits_BF[0]
+    for code, finding in foremost(row.example.findings).items():
+        f = model.config.finding_keys.index(code)
+        said, _ = checkpoint.calibration.answer(code, float(logits[f].sigmoid()))
+        size = float(seen.outputs.size_mm_BF[0, f]) if finding.size_mm else None
+        box = evidence_box(seen.fused, seen.outputs, f, size_mm=size)
+        if said is not Presence.PRESENT or box is None:
+            continue
+        fallen = measure_faithfulness(
+            model,
+            seen.image_CIJK,
+            seen.affine,
+            seen.context,
+            f,
+            box,
+            body,
+            float(logits[f]),
+            regions,
+            seen.prepared.present_C,
+        )
+        middles = [np.mean(lesion, axis=0) for lesion in row.example.boxes_mm[code]]
+        holds = any(bool(((middle >= box[0]) & (middle <= box[1])).all()) for middle in middles)
+        found.append(Case(code, row.example.id, fallen.fall, fallen.random_falls, holds))
+    return found
 
 
 def area(cases: Sequence[Case], draws: int = 2000) -> tuple[float, float, float]:
@@ -102,21 +129,25 @@ def table(cases: Sequence[Case], codes: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.faithfulness", description=__doc__)
-    parser.add_argument("--n", type=int, default=100, help="phantoms")
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--split", choices=(*SPLITS, "all"), default="test")
+    parser.add_argument("--n", type=int, default=100, help="phantoms at most")
     parser.add_argument("--regions", type=int, default=REGIONS, help="random regions for each finding")
-    parser.add_argument("--checkpoint", type=Path)
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     began = time.perf_counter()
     try:
         checkpoint = load_checkpoint(given.checkpoint)
+        examples = read_examples(given.corpus, given.split)[: given.n]
+        with bar_of("masking", len(examples)) as say:
+            cases = measure(checkpoint, examples, given.regions, say)
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
-    cases = measure(checkpoint, see_phantoms(checkpoint, TEST_SEEDS[: given.n]), given.regions)
     compared = [case for case in cases if case.random_falls]
     print(
-        f"{given.n} phantoms, {len(cases)} findings planted and found, {given.regions} random regions each;"
+        f"{len(examples)} phantoms, {len(cases)} findings planted and found, {given.regions} random regions each;"
     )
     print(f"{len(cases) - len(compared)} of them leave no room for another region and are not compared")
     print(table(compared, checkpoint.model.config.finding_keys))

@@ -1,28 +1,21 @@
-"""Phantoms -> does the model know what it does not know? Calibration, coverage and risk against coverage.
+"""Probabilities beside the truth -> does the model know what it does not know? Calibration, coverage and risk
+against coverage.
 
-    python -m evaluation.knowing --n 300 [--out DIR]
-
-On phantoms that neither training nor calibration saw: the expected calibration error before and after
-calibration; how often the conformal sets hold the truth, among those who have a finding and those who do not,
-beside the coverage that was stated; how often the draft says the opposite, and how often that it cannot say;
-and the curve of selective prediction: the share of wrong answers among those that are given, as the surest
-are given first (El-Yaniv, Wiener, J Mach Learn Res 2010;11:1605). `--out` gets knowing.json and curve.png.
+The expected calibration error before and after calibration; how often the conformal sets hold the truth,
+among those who have a finding and those who do not, beside the coverage that was stated; how often the draft
+says the opposite, and how often that it cannot say; and the curve of selective prediction: the share of wrong
+answers among those that are given, as the surest are given first (El-Yaniv, Wiener, J Mach Learn Res
+2010;11:1605).
+Measured on the phantoms of a corpus by `evaluation/phantoms.py`. Knows numbers only.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
-from mla_med.errors import MlaMedError
-from mla_med.files import write_text
 from mla_med.model.calibrate import Calibration
 from mla_med.model.conformal import Coverage, calibration_error, coverage_of
 
@@ -108,6 +101,18 @@ def curves_of(
     }
 
 
+def reliability_of(
+    probability_N: np.ndarray, true_N: np.ndarray, bins: int = 15
+) -> list[tuple[float, float, int]]:
+    """Of each bin of equal width: mean probability, share that is so, and how many; NaN where none is."""
+    p, true = np.asarray(probability_N, float).ravel(), np.asarray(true_N, float).ravel()
+    which = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(which, minlength=bins)
+    filled = np.where(count, count, np.nan)
+    stated, so = (np.bincount(which, values, bins) / filled for values in (p, true))
+    return list(zip(stated.tolist(), so.tolist(), count.tolist(), strict=True))
+
+
 def table(rows: Sequence[Row], stated: float) -> str:
     lines = [
         f"Coverage stated: {stated:.2f} in each class.",
@@ -139,67 +144,3 @@ def table(rows: Sequence[Row], stated: float) -> str:
 def _weighted(shares: np.ndarray, counts: np.ndarray) -> float:
     known = counts > 0
     return float((shares[known] * counts[known]).sum() / max(counts.sum(), 1))
-
-
-def write_curve(curves: dict[str, Curve], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(5, 3.6), dpi=120)
-    for name, curve in curves.items():
-        axes.plot(curve.coverage, curve.risk, label=f"{name} (AURC {curve.area:.4f})")
-    axes.set(xlabel="coverage: share of answers given", ylabel="risk: share of them wrong", xlim=(0, 1))
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.knowing", description=__doc__)
-    parser.add_argument("--n", type=int, default=300, help="phantoms")
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--out", type=Path, help="for knowing.json and curve.png")
-    given = parser.parse_args(arguments)
-    import torch
-
-    from evaluation.seen import TEST_SEEDS, see_phantoms
-    from mla_med.model.checkpoint import load_checkpoint
-
-    torch.set_num_threads(1)
-    began = time.perf_counter()
-    try:
-        checkpoint = load_checkpoint(given.checkpoint)
-    except MlaMedError as error:
-        print(f"{error.code}: {error}", file=sys.stderr)
-        return 1
-    codes, calibration = checkpoint.model.config.finding_keys, checkpoint.calibration
-    if not calibration.answers:
-        print("NOT_CALIBRATED: run python -m dapt.finish on this checkpoint first.", file=sys.stderr)
-        return 1
-    probability, present = [], []
-    for patient in see_phantoms(checkpoint, TEST_SEEDS[: given.n]):
-        probability.append(patient.seen.outputs.presence_logits_BF[0].sigmoid().double().numpy())
-        present.append([code in patient.present for code in codes])
-    rows = rows_of(calibration, codes, np.array(probability), np.array(present))
-    curves = curves_of(calibration, codes, np.array(probability), np.array(present))
-    print(f"{given.n} phantoms that neither training nor calibration saw")
-    print(table(rows, calibration.coverage or float("nan")))
-    print()
-    for name, curve in curves.items():
-        at = ", ".join(f"{curve.risk_at(c):.4f} at {c:.2f}" for c in (0.5, 0.8, 0.95, 1.0))
-        print(f"risk {name}: {at}; AURC {curve.area:.4f}")
-    if given.out is not None:
-        given.out.mkdir(parents=True, exist_ok=True)
-        facts = {"rows": [asdict(r) for r in rows], "curves": {n: asdict(c) for n, c in curves.items()}}
-        write_text(given.out / "knowing.json", json.dumps(facts, indent=1) + "\n")
-        write_curve(curves, given.out / "curve.png")
-    print(f"{time.perf_counter() - began:.0f} s")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,62 +1,210 @@
-"""Phantoms that no training may use -> what a checkpoint sees of each, beside the truth.
+"""Examples of a corpus -> what a checkpoint sees and says of each, beside the truth.
 
-Scanned at the model's own spacing, which gives the same logits as a finer series that is averaged on the way
-(within a few hundredths), in a quarter of the time. Knows the plain phantom only.
+Encoded in batches, then looked at one patient at a time by the same code that drafts (mla_med/looking.py), so
+that what is measured is what is stated. A corpus does not say whether a CT was taken with contrast medium:
+what is only seen with it is asked of every chest, where a draft would say that it cannot say.
 """
+
+# B batch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
+from torch import Tensor
 
-from mla_med.imaging.transforms import Preprocessing, place_transform, window_channels
-from mla_med.looking import Prepared, Seen, see
+from mla_med.corpus import LANGUAGES, STYLE, Example, load_channels
+from mla_med.imaging.transforms import Preprocessing
+from mla_med.looking import Prepared, Seen, find, image_feature
 from mla_med.model.checkpoint import Checkpoint
-from mla_med.phantom.plain.cohort import Phantom, make_phantom
-from mla_med.phantom.plain.scanner import random_scan, scan_person
-from mla_med.report.context import context_text
+from mla_med.model.evidence import evidence_box, slices_in_box
+from mla_med.model.findings import FindingOutputs
+from mla_med.model.fusion import Fused
+from mla_med.model.generate import report_slots, write_texts
+from mla_med.model.mla import MLAModel
+from mla_med.phantom.patient import context_of, make_patient
+from mla_med.report.interpret import interpret
+from mla_med.report.schema import CONTRAST
+from mla_med.report.style import load_style
+from mla_med.types import Box, ClinicalContext, Finding, Presence
 
-TEST_SEEDS = range(900_000, 920_000)
-"""Behind those of the acceptance test, which are the first 200."""
+BATCH = 8
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class SeenPhantom:
-    phantom: Phantom
-    hu: np.ndarray
-    """On the model's grid."""
+class SeenExample:
+    example: Example
     seen: Seen
 
-    @property
-    def present(self) -> dict[str, float | None]:
-        """Code -> size of what was planted."""
-        return {lesion.finding.code: lesion.finding.size_mm for lesion in self.phantom.lesions}
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One patient: what is true, and what was said."""
+
+    id: str
+    planted: tuple[Finding, ...]
+    """Of one code, the largest first."""
+    stated: tuple[Finding, ...]
+    """What is stated as present; of one code, the foremost first."""
+    unsaid: frozenset[str]
+    """Codes of which it is said that nothing can be said."""
+    probability: dict[str, float]
+    """By code, of the model before calibration."""
+    cites: dict[str, bool]
+    """By code that is planted and stated: whether the first cited slice crosses a lesion of it. False where
+    nothing is cited."""
+    by_chance: dict[str, float]
+    """By the same codes: the share of all slices that do."""
+    reference: str
+    written: str
+    """Empty where nothing was written."""
 
 
-def see_phantoms(checkpoint: Checkpoint, seeds: Iterable[int]) -> Iterator[SeenPhantom]:
-    for seed in seeds:
-        yield see_phantom(checkpoint, make_phantom(seed))
+def see_batches(
+    checkpoint: Checkpoint, examples: Sequence[Example], language: str = LANGUAGES[0], batch: int = BATCH
+) -> Iterator[tuple[tuple[SeenExample, ...], Fused, FindingOutputs]]:
+    """The patients of each batch one by one, and the batch as it was encoded, for the decoder."""
+    model, examination = checkpoint.model, checkpoint.scope.examination
+    settings = Preprocessing.from_dict(model.config.preprocessing)
+    for start in range(0, len(examples), batch):
+        some = examples[start : start + batch]
+        loaded = [load_channels(example, settings) for example in some]
+        texts = [example.contexts[language] for example in some]
+        image_BCIJK, present_BC, affine_B44 = (torch.stack(parts) for parts in zip(*loaded, strict=True))
+        with torch.no_grad():
+            fused = model.encode(image_BCIJK, texts, present_BC, affine_B44)
+            outputs = model.find(fused)
+        rows = tuple(
+            SeenExample(
+                example,
+                Seen(
+                    of_patient(fused, b),
+                    of_patient(outputs, b),
+                    Prepared(image_BCIJK[b], present_BC[b], affine_B44[b]),
+                    texts[b],
+                    examination,
+                ),
+            )
+            for b, example in enumerate(some)
+        )
+        yield rows, fused, outputs
 
 
-def see_phantom(checkpoint: Checkpoint, phantom: Phantom, scan_number: int = 0) -> SeenPhantom:
-    """`scan_number`: another one is another scan of the same person: position, range, kernel, noise."""
+def of_patient(batch: Any, b: int) -> Any:
+    """One patient of a Fused, a Selection or FindingOutputs, as a batch of one."""
+    if isinstance(batch, Tensor):
+        return batch[b : b + 1] if batch.ndim else batch
+    if isinstance(batch, tuple):
+        return tuple(of_patient(part, b) for part in batch)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        parts = {field.name: of_patient(getattr(batch, field.name), b) for field in fields(batch)}
+        return replace(batch, **parts)
+    return batch
+
+
+def look(
+    checkpoint: Checkpoint,
+    examples: Sequence[Example],
+    language: str = LANGUAGES[0],
+    batch: int = BATCH,
+    write: bool = True,
+    progress: Progress = lambda done: None,
+) -> tuple[list[Case], np.ndarray]:
+    """A case for each example, and the pooled features of their images (N, D)."""
+    cases: list[Case] = []
+    features: list[np.ndarray] = []
+    for rows, fused, outputs in see_batches(checkpoint, examples, language, batch):
+        found = [_found(checkpoint, row) for row in rows]
+        texts = [""] * len(rows)
+        if write:
+            texts = _written(checkpoint, rows, found, fused, outputs, language)
+        for row, findings, text in zip(rows, found, texts, strict=True):
+            cases.append(_case(checkpoint.model, row, findings, text, language))
+            features.append(image_feature(checkpoint.model, row.seen))
+        progress(len(cases))
+    return cases, np.array(features)
+
+
+def request_of(example: Example, examination: str, language: str) -> ClinicalContext:
+    """The request as it was made: a phantom follows from its seed."""
+    return context_of(make_patient(int(example.id.removeprefix("phantom-"))), examination, language)
+
+
+def taken_of(example: Example, settings: Preprocessing) -> frozenset[str] | None:
+    """What there is of what findings are seen on; None where a corpus does not say."""
+    if not settings.sequences:
+        return None
+    taken = {name for name, there in zip(settings.sequences, example.present, strict=True) if there}
+    return frozenset(taken | ({CONTRAST} if "T1 contrast" in taken else set()))
+
+
+def foremost(findings: Sequence[Finding]) -> dict[str, Finding]:
+    """By code, the first."""
+    return {finding.code: finding for finding in reversed(findings)}
+
+
+def _found(checkpoint: Checkpoint, row: SeenExample) -> tuple[Finding, ...]:
     settings = Preprocessing.from_dict(checkpoint.model.config.preprocessing)
-    rng = np.random.default_rng([phantom.person.seed, 6 + scan_number])
-    scan = random_scan(rng, (settings.spacing_mm,) * 3, int(max(settings.shape) * 1.06))
-    # what slab averaging leaves of the noise of a finer scan
-    scan = replace(scan, noise_hu=0.4 * scan.noise_hu)
-    hu, grid = scan_person(phantom.person, phantom.lesions, scan, rng)
-    image = MetaTensor(torch.from_numpy(hu.astype(np.float32))[None], affine=torch.tensor(grid.affine))
-    placed = place_transform(settings)({"image": image})["image"]
-    on_grid = placed.as_tensor()[0]
-    windows = window_channels(on_grid, settings.windows_hu)
-    affine, context = placed.affine.to(torch.float32), context_text(phantom.context)
-    return SeenPhantom(
-        phantom,
-        on_grid.numpy(),
-        see(Prepared.whole(windows, affine), context, checkpoint.model),
+    taken = taken_of(row.example, settings)
+    return find(row.seen, checkpoint.model, checkpoint.calibration, taken=taken)
+
+
+def _written(
+    checkpoint: Checkpoint,
+    rows: Sequence[SeenExample],
+    found: Sequence[tuple[Finding, ...]],
+    fused: Fused,
+    outputs: FindingOutputs,
+    language: str,
+) -> list[str]:
+    style, examination = load_style(STYLE, language), checkpoint.scope.examination
+    slots = []
+    for row, findings in zip(rows, found, strict=True):
+        meant = interpret(findings, request_of(row.example, examination, language), examination)
+        codes = list(dict.fromkeys(finding.code for finding in findings))
+        slots.append(report_slots(findings, style, examination, codes, meant))
+    return [written.text for written in write_texts(checkpoint.model, fused, outputs, slots)]
+
+
+def _case(model: MLAModel, row: SeenExample, findings: Sequence[Finding], text: str, language: str) -> Case:
+    example, seen, codes = row.example, row.seen, model.config.finding_keys
+    stated = tuple(f for f in findings if f.presence is Presence.PRESENT)
+    probability = seen.outputs.presence_logits_BF[0].double().sigmoid().tolist()
+    boxes, said, slices = example.boxes_mm, foremost(stated), seen.image_CIJK.shape[-1]
+    both = [code for code in said if code in boxes]
+    return Case(
+        example.id,
+        example.findings,
+        stated,
+        frozenset(f.code for f in findings if f.presence is Presence.CANNOT_SAY),
+        dict(zip(codes, probability, strict=True)),
+        {code: _cites(seen, codes.index(code), said[code].size_mm, boxes[code]) for code in both},
+        {code: float(holding(boxes[code], seen.affine.numpy(), slices).mean()) for code in both},
+        example.reports[language],
+        text,
     )
+
+
+def _cites(seen: Seen, f: int, size_mm: float | None, boxes_mm: Sequence[Box]) -> bool:
+    box = evidence_box(seen.fused, seen.outputs, f, size_mm=size_mm)
+    return box is not None and crosses(box, boxes_mm, seen.affine.double().numpy(), seen.image_CIJK.shape[1:])
+
+
+def crosses(box_mm: Box, boxes_mm: Sequence[Box], affine: np.ndarray, shape: Sequence[int]) -> bool:
+    """Whether the first axial slice that is cited for a box holds some of one of the others."""
+    columns, rows, slices = shape
+    k = slices_in_box(box_mm, affine, slices, ((columns - 1) / 2, (rows - 1) / 2))[0]
+    return bool(holding(boxes_mm, affine, slices)[k])
+
+
+def holding(boxes_mm: Sequence[Box], affine: np.ndarray, slices: int) -> np.ndarray:
+    """Whether each axial slice (K,) holds some of one of the boxes: a slice is as thick as it is far from the
+    next."""
+    heights_K, half = affine[2, 2] * np.arange(slices) + affine[2, 3], abs(affine[2, 2]) / 2
+    inside = [(heights_K >= low[2] - half) & (heights_K <= high[2] + half) for low, high in boxes_mm]
+    return np.any(inside, axis=0)

@@ -1,64 +1,389 @@
-"""Pairs of texts -> BLEU-1..4, on sacrebleu's scale of 0 to 100.
+"""Pairs of texts -> BLEU-1..4, ROUGE-L, METEOR, CIDEr, chrF and what drafts repeat, each with a signature.
 
-sacrebleu counts, once for each pair; the sums of the counts are the score of a corpus, so the
-bootstrap never sees a text again. Texts come in Python lists and never as lines: an empty one or
-one that holds any kind of newline cannot shift a pair.
+Every pair is counted once. What is left are a few numbers per pair, so any resample is a sum of them and no
+text is seen again. Texts come in Python lists and never as lines of a file: an empty one, or one that holds
+any kind of newline, cannot shift a pair. Values are from 0 to 1, CIDEr from 0 to 10. Knows words and their
+order; of findings it knows nothing, and no score of these sees a left that became a right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
-from sacrebleu.metrics.bleu import BLEU
+import sacrebleu
+from sacrebleu.metrics.chrf import CHRF
 
+from evaluation.alignment import (
+    BETA,
+    METEOR_ALPHA,
+    METEOR_BETA,
+    METEOR_GAMMA,
+    meteor,
+    rouge_l,
+    rouge_l_f1,
+    rouge_n,
+    rouge_words,
+)
+from evaluation.ngrams import Grams, count_grams, number_characters, number_words, shared
+from evaluation.protocols import Protocol, Smoothing, Split, find_protocol
 from evaluation.score import Unit
-from evaluation.statistics import Measure, Statistic
+from evaluation.statistics import Measure, ValueOf, ratio
+from mla_med.errors import ReportError
 
-# B resamples, R reports, T = 10 sums (lengths of draft and reference, 4 matches, 4 totals), N orders
-ORDERS = (1, 2, 3, 4)
+# B resamples, R pairs, F references of all pairs, N orders, G n-grams of a text over all texts
+# T = 10 sums of BLEU: lengths of draft and reference, 4 matches, 4 totals; C = 18 sums of chrF, 3 per order
+Words = list[str]
+Reference = str | Sequence[str]
+"""Several texts where several people reported one study."""
+ORDERS = 4
+CIDER_SIGMA = 6.0
+CHRF_ORDERS = 6
+CHRF_BETA = 2
+_CHRF_AT_ONCE = 200
+"""Pairs; the numbers of longer rows of character n-grams would not fit into 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
-class BleuCounts:
-    """sacrebleu's counts for each pair."""
+class Score:
+    """A value with how it was made; `per_pair` ranks pairs and is no score to publish."""
 
-    sums_RT: np.ndarray
+    name: str
+    value: float
     signature: str
+    per_pair: np.ndarray
+    n: int
+    sums_RT: np.ndarray = field(repr=False)
+    """What each pair adds to the sums that the value is made of."""
+    value_of: ValueOf = field(repr=False)
+    unit: Unit = Unit.RATE
+    higher_is_better: bool = True
+
+    def statistic(self, counts_BR: np.ndarray) -> np.ndarray:
+        """Of resamples, given as how often they hold each pair."""
+        return self.value_of(counts_BR @ self.sums_RT)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.4f} (n={self.n}, {self.signature})"
 
 
-def count_ngrams(references: Sequence[str], drafts: Sequence[str]) -> BleuCounts:
-    assert len(references) == len(drafts)
-    metric = BLEU(force=True)  # force: do not warn of texts that look tokenized
-    sums = metric._extract_corpus_statistics(drafts, [references])
-    return BleuCounts(np.array(sums, dtype=np.float64), f"{metric.get_signature()}|refs:full")
+def text_scores(
+    references: Sequence[Reference], drafts: Sequence[str], protocol: str = "coco"
+) -> dict[str, Score]:
+    """By name, BLEU-4 first."""
+    if len(references) != len(drafts) or not len(drafts):
+        raise ReportError(
+            f"{len(references)} references and {len(drafts)} drafts; there must be one draft for each "
+            "reference, and at least one."
+        )
+    rules = find_protocol(protocol)
+    texts = _Texts.of(references, drafts, rules)
+    scores = [
+        *_bleu_scores(texts, rules),
+        *_rouge_scores(references, drafts, texts, rules),
+        _mean("METEOR", texts.meteor_R, f"{_METEOR}|agg:mean|{texts.made}"),
+        _mean("CIDEr", texts.cider_R, f"{_CIDER}|agg:mean|{texts.made}", Unit.TEN),
+        _chrf_score(references, drafts),
+        *_habits(texts, drafts),
+    ]
+    return {score.name: score for score in scores}
 
 
-def bleu_measures(counts: BleuCounts) -> list[Measure]:
-    """BLEU-4 first: it is the headline."""
+def text_measures(
+    references: Sequence[Reference], drafts: Sequence[str], protocol: str = "coco"
+) -> list[Measure]:
+    """The same scores as statistics of how often each pair is counted."""
     return [
-        Measure(f"BLEU-{order}", _of_order(counts.sums_RT, order), counts.signature, Unit.POINTS)
-        for order in reversed(ORDERS)
+        Measure(s.name, s.statistic, s.signature, s.unit, s.higher_is_better)
+        for s in text_scores(references, drafts, protocol).values()
     ]
 
 
-def sentence_bleu4(counts: BleuCounts) -> np.ndarray:
-    """BLEU-4 of each pair, to rank pairs with; no score to publish."""
-    return bleu(counts.sums_RT, max(ORDERS))
+_METEOR = f"exact+porter|alpha:{METEOR_ALPHA}|beta:{METEOR_BETA}|gamma:{METEOR_GAMMA}|synonyms:no"
+_CIDER = f"cider-d|orders:{ORDERS}|sigma:{CIDER_SIGMA}|idf:references"
 
 
-def bleu(sums_BT: np.ndarray, order: int) -> np.ndarray:
-    """sacrebleu's compute_bleu with exponential smoothing, for many corpora at once."""
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """What the pairs were counted to."""
+
+    made: str
+    bleu_RT: np.ndarray
+    cider_R: np.ndarray
+    rouge_R: np.ndarray
+    meteor_R: np.ndarray
+    repeated_R: np.ndarray
+    fourgrams_R: np.ndarray
+
+    @classmethod
+    def of(cls, references: Sequence[Reference], drafts: Sequence[str], rules: Protocol) -> _Texts:
+        groups = [_several(told) for told in references]
+        owner_F = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+        draft_lines = _split_all(drafts, rules.split_draft)
+        reference_lines = _split_all([text for group in groups for text in group], rules.split_reference)
+        lines = draft_lines + reference_lines
+        words = [line.split() for line in lines]
+        rows = number_words(words)
+        lengths_R, lengths_F = rows.lengths_T[: len(drafts)], rows.lengths_T[len(drafts) :]
+        bleu_RT = np.zeros((len(drafts), 2 + 2 * ORDERS))
+        bleu_RT[:, 0], bleu_RT[:, 1] = lengths_R, _closest(lengths_R, lengths_F, owner_F)
+        cider_FN = np.zeros((len(lengths_F), ORDERS))
+        for order, grams in enumerate(count_grams(rows, ORDERS)):
+            ours, theirs = grams.of(0, len(drafts)), grams.of(len(drafts), len(lines))
+            hits = shared(ours, theirs, owner_F)
+            bleu_RT[:, 2 + order] = _matches(ours, theirs, hits)
+            bleu_RT[:, 2 + ORDERS + order] = ours.totals_T
+            cider_FN[:, order] = _cosines(grams, ours, theirs, hits, owner_F)
+            distinct_R = ours.distinct_T
+        # pycocoevalcap takes the bigrams of a text for its length
+        apart_F = np.maximum(lengths_R - 1, 0)[owner_F] - np.maximum(lengths_F - 1, 0)
+        cider_F = cider_FN.mean(axis=1) * np.exp(-(apart_F**2) / (2 * CIDER_SIGMA**2))
+        num_references_R = np.bincount(owner_F, minlength=len(groups))
+        # for its ROUGE-L an empty text is one empty word
+        parts = [line.split(" ") for line in lines]
+        most = int(num_references_R.max())
+        return cls(
+            made=f"nrefs:{most if most == num_references_R.min() else 'var'}|tok:{rules.tok}|"
+            f"{rules.signature}|n:{len(drafts)}",
+            bleu_RT=bleu_RT,
+            cider_R=10 * np.bincount(owner_F, cider_F, minlength=len(groups)) / num_references_R,
+            rouge_R=np.array([rouge_l(told, draft) for told, draft in _paired(parts, num_references_R)]),
+            meteor_R=np.array(
+                [max(meteor(one, draft) for one in told) for told, draft in _paired(words, num_references_R)]
+            ),
+            repeated_R=bleu_RT[:, 1 + 2 * ORDERS] - distinct_R,
+            fourgrams_R=bleu_RT[:, 1 + 2 * ORDERS],
+        )
+
+    @property
+    def num(self) -> int:
+        return len(self.bleu_RT)
+
+
+def _several(told: Reference) -> tuple[str, ...]:
+    return (told,) if isinstance(told, str) else tuple(told)
+
+
+def _split_all(texts: Sequence[str], split: Split) -> list[str]:
+    lines = {text: split(text) for text in dict.fromkeys(texts)}  # a constant draft is split once
+    return [lines[text] for text in texts]
+
+
+def _paired(rows: list[Words], num_references_R: np.ndarray) -> Iterator[tuple[list[Words], Words]]:
+    """The references and the draft of each pair, of rows that hold all drafts and then all references."""
+    ends = len(num_references_R) + np.cumsum(num_references_R)
+    for k, (end, num) in enumerate(zip(ends, num_references_R, strict=True)):
+        yield rows[end - num : end], rows[k]
+
+
+def _closest(lengths_R: np.ndarray, lengths_F: np.ndarray, owner_F: np.ndarray) -> np.ndarray:
+    """The length of the reference that is nearest in length, the shorter of two."""
+    order = np.lexsort((lengths_F, np.abs(lengths_F - lengths_R[owner_F]), owner_F))
+    first = np.flatnonzero(np.diff(owner_F[order], prepend=-1))
+    return lengths_F[order[first]]
+
+
+def _matches(ours: Grams, theirs: Grams, hits: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """An n-gram of a draft matches as often as the reference that holds it most often."""
+    held_G = np.zeros(len(ours.gram_G))
+    np.maximum.at(held_G, hits[0], theirs.count_G[hits[1]])
+    return np.bincount(ours.text_G, np.minimum(held_G, ours.count_G), minlength=ours.num_texts)
+
+
+def _cosines(
+    both: Grams, ours: Grams, theirs: Grams, hits: tuple[np.ndarray, np.ndarray], owner_F: np.ndarray
+) -> np.ndarray:
+    """Of the tf-idf vectors of one order, the draft's clipped at the reference's: CIDEr-D (Vedantam et al.,
+    CVPR 2015, section 6.2) as pycocoevalcap computes it, with the counts themselves for tf."""
+    _, number_G = np.unique(both.gram_G, return_inverse=True)
+    ours_G, theirs_G = number_G[: len(ours.gram_G)], number_G[len(ours.gram_G) :]
+    holding = np.bincount(_once_a_pair(theirs, theirs_G, owner_F), minlength=int(number_G.max(initial=0)) + 1)
+    idf = np.log(ours.num_texts) - np.log(np.maximum(holding, 1))
+    our_weight_G, their_weight_G = ours.count_G * idf[ours_G], theirs.count_G * idf[theirs_G]
+    a, b = hits
+    dot_F = np.bincount(
+        theirs.text_G[b],
+        np.minimum(our_weight_G[a], their_weight_G[b]) * their_weight_G[b],
+        minlength=theirs.num_texts,
+    )
+    norm_R = np.sqrt(np.bincount(ours.text_G, our_weight_G**2, minlength=ours.num_texts))
+    norm_F = np.sqrt(np.bincount(theirs.text_G, their_weight_G**2, minlength=theirs.num_texts))
+    norms_F = norm_R[owner_F] * norm_F
+    return np.divide(dot_F, norms_F, out=np.zeros(theirs.num_texts), where=norms_F > 0)
+
+
+def _once_a_pair(theirs: Grams, number_G: np.ndarray, owner_F: np.ndarray) -> np.ndarray:
+    """The n-grams of the references, those that several references of one pair hold only once."""
+    if len(owner_F) == owner_F[-1] + 1:
+        return number_G
+    base = int(number_G.max(initial=0)) + 1
+    keys = np.sort(owner_F[theirs.text_G] * base + number_G)
+    return keys[np.flatnonzero(np.diff(keys, prepend=-1))] % base
+
+
+def _bleu_scores(texts: _Texts, rules: Protocol) -> list[Score]:
+    agg = "mean" if rules.is_mean else "corpus"
+    smooth, version = rules.smoothing, sacrebleu.__version__
+    signature = f"case:mixed|eff:no|smooth:{smooth}|agg:{agg}|{texts.made}|version:{version}"
+    scores = []
+    for order in range(ORDERS, 0, -1):
+        of_order = partial(bleu, order=order, smoothing=rules.smoothing)
+        per_pair = of_order(texts.bleu_RT)
+        name = f"BLEU-{order}"
+        scores.append(
+            _mean(name, per_pair, signature)
+            if rules.is_mean
+            else _score(name, texts.bleu_RT, of_order, signature, per_pair)
+        )
+    return scores
+
+
+def bleu(sums_BT: np.ndarray, order: int, smoothing: Smoothing) -> np.ndarray:
+    """Of many corpora at once, or of many pairs (Papineni et al., ACL 2002, section 2.3)."""
     draft_length, reference_length = sums_BT[:, 0], sums_BT[:, 1]
-    matches_BN, totals_BN = sums_BT[:, 2 : 2 + order], sums_BT[:, 6 : 6 + order]
-    unmatched_BN = (matches_BN == 0) & (totals_BN > 0)
-    smoothed_BN = np.where(unmatched_BN, 0.5 ** np.cumsum(unmatched_BN, axis=1), matches_BN)
+    matches_BN, totals_BN = sums_BT[:, 2 : 2 + order], sums_BT[:, 2 + ORDERS : 2 + ORDERS + order]
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_precision = np.log(np.where(totals_BN > 0, smoothed_BN / totals_BN, 0)).mean(axis=1)
-        brevity = np.where(draft_length < reference_length, np.exp(1 - reference_length / draft_length), 1)
-    return np.where(matches_BN.any(axis=1), 100 * brevity * np.exp(log_precision), 0.0)
+        log_precision = np.log(_precisions(matches_BN, totals_BN, smoothing)).mean(axis=1)
+        brevity = np.minimum(1, np.exp(1 - reference_length / draft_length))
+    if smoothing is Smoothing.TINY:
+        # pycocoevalcap/bleu/bleu_scorer.py, with the same two small numbers
+        length_ratio = (draft_length + 1e-15) / (reference_length + 1e-9)
+        with np.errstate(over="ignore"):
+            brevity = np.where(length_ratio < 1, np.exp(1 - 1 / length_ratio), 1)
+        return brevity * np.exp(log_precision)
+    return np.where((draft_length > 0) & (matches_BN[:, 0] > 0), brevity * np.exp(log_precision), 0.0)
 
 
-def _of_order(sums_RT: np.ndarray, order: int) -> Statistic:
-    return lambda counts_BR: bleu(counts_BR @ sums_RT, order)
+def _precisions(matches_BN: np.ndarray, totals_BN: np.ndarray, smoothing: Smoothing) -> np.ndarray:
+    match smoothing:
+        case Smoothing.TINY:
+            return (matches_BN + 1e-15) / (totals_BN + 1e-9)
+        case Smoothing.NONE:
+            return matches_BN / totals_BN
+        case Smoothing.FLOOR:
+            return np.where(matches_BN > 0, matches_BN, 0.1) / np.maximum(totals_BN, 1)
+        case Smoothing.EXP:
+            unmatched_BN = (matches_BN == 0) & (totals_BN > 0)
+            halved_BN = np.where(unmatched_BN, 0.5 ** np.cumsum(unmatched_BN, axis=1), matches_BN)
+            return np.where(totals_BN > 0, halved_BN / totals_BN, 0)
+
+
+def _rouge_scores(
+    references: Sequence[Reference], drafts: Sequence[str], texts: _Texts, rules: Protocol
+) -> list[Score]:
+    if not rules.has_rouge_score:
+        return [_mean("ROUGE-L", texts.rouge_R, f"lcs:f|beta:{BETA}|agg:mean|{texts.made}")]
+    pairs = [
+        ([rouge_words(text) for text in _several(told)], rouge_words(draft))
+        for told, draft in zip(references, drafts, strict=True)
+    ]
+    made = f"rouge_score|stemmer:porter|f1|agg:mean|protocol:{rules.name}|n:{texts.num}"
+    return [
+        _mean("ROUGE-L", np.array([rouge_l_f1(told, draft) for told, draft in pairs]), f"lcs|{made}"),
+        _mean("ROUGE-1", np.array([rouge_n(told, draft, 1) for told, draft in pairs]), f"n-grams:1|{made}"),
+        _mean("ROUGE-2", np.array([rouge_n(told, draft, 2) for told, draft in pairs]), f"n-grams:2|{made}"),
+    ]
+
+
+def _chrf_score(references: Sequence[Reference], drafts: Sequence[str]) -> Score:
+    """Of the texts as they are, whatever the protocol: chrF needs no words (Popović, WMT 2015)."""
+    sums_RC = _count_characters(references, drafts)
+    metric = CHRF(char_order=CHRF_ORDERS, beta=CHRF_BETA)
+    metric.num_refs = 1
+    signature = f"{metric.get_signature()}|agg:corpus|pre:none|refs:full|n:{len(drafts)}"
+    return _score("chrF", sums_RC, chrf, signature, chrf(sums_RC))
+
+
+def chrf(sums_BC: np.ndarray) -> np.ndarray:
+    """sacrebleu's: means over the orders that both sides have, then one F."""
+    drafted_BN, told_BN, matched_BN = sums_BC[:, 0::3], sums_BC[:, 1::3], sums_BC[:, 2::3]
+    both_BN = (drafted_BN > 0) & (told_BN > 0)
+    orders_B = np.maximum(both_BN.sum(axis=1), 1)
+    zero_BN = np.zeros_like(matched_BN)
+    precision_B = np.divide(matched_BN, drafted_BN, out=zero_BN.copy(), where=both_BN).sum(axis=1) / orders_B
+    recall_B = np.divide(matched_BN, told_BN, out=zero_BN, where=both_BN).sum(axis=1) / orders_B
+    whole_B = CHRF_BETA**2 * precision_B + recall_B
+    return np.divide(
+        (1 + CHRF_BETA**2) * precision_B * recall_B, whole_B, out=np.zeros_like(whole_B), where=whole_B > 0
+    )
+
+
+def _count_characters(references: Sequence[Reference], drafts: Sequence[str]) -> np.ndarray:
+    """3 sums per order and pair; of several references, those of the best chrF."""
+    groups = [_several(told) for told in references]
+    counted = []
+    for begin in range(0, len(drafts), _CHRF_AT_ONCE):
+        some, texts = groups[begin : begin + _CHRF_AT_ONCE], drafts[begin : begin + _CHRF_AT_ONCE]
+        owner_F = np.repeat(np.arange(len(some)), [len(group) for group in some])
+        bare = ["".join(text.split()) for text in (*texts, *(text for group in some for text in group))]
+        sums_FC = np.zeros((len(owner_F), 3 * CHRF_ORDERS))
+        for order, grams in enumerate(count_grams(number_characters(bare), CHRF_ORDERS)):
+            ours, theirs = grams.of(0, len(texts)), grams.of(len(texts), len(bare))
+            a, b = shared(ours, theirs, owner_F)
+            matched = np.minimum(ours.count_G[a], theirs.count_G[b])
+            told_F = theirs.totals_T
+            # as sacrebleu: an order that the reference does not have counts for neither side
+            sums_FC[:, 3 * order] = np.where(told_F > 0, ours.totals_T[owner_F], 0)
+            sums_FC[:, 3 * order + 1] = told_F
+            sums_FC[:, 3 * order + 2] = np.bincount(theirs.text_G[b], matched, minlength=len(owner_F))
+        order_F = np.lexsort((-chrf(sums_FC), owner_F))
+        counted.append(sums_FC[order_F[np.flatnonzero(np.diff(owner_F[order_F], prepend=-1))]])
+    return np.vstack(counted)
+
+
+def _habits(texts: _Texts, drafts: Sequence[str]) -> list[Score]:
+    """What a model does that repeats itself, or writes the same whatever it sees."""
+    plain = [" ".join(draft.split()) for draft in drafts]
+    times = Counter(plain)
+    identical_R = np.array([float(times[text] > 1) for text in plain])
+    made, sums_RT = texts.made, texts.bleu_RT
+    lengths = _ratio("length ratio", sums_RT[:, 0], sums_RT[:, 1], f"words of drafts / references|{made}")
+    repeated = f"4-grams that stood in the same draft before|{made}"
+    return [
+        lengths,
+        _ratio("repetition", texts.repeated_R, texts.fourgrams_R, repeated, higher_is_better=False),
+        _mean(
+            "identical outputs",
+            identical_R,
+            f"drafts that another report has word for word|n:{texts.num}",
+            higher_is_better=False,
+        ),
+    ]
+
+
+def _ratio(
+    name: str, part_R: np.ndarray, whole_R: np.ndarray, signature: str, higher_is_better: bool = True
+) -> Score:
+    sums_RT, made = np.stack([part_R, whole_R], axis=1), f"agg:corpus|{signature}"
+    return _score(name, sums_RT, _share, made, _share(sums_RT), higher_is_better=higher_is_better)
+
+
+def _mean(
+    name: str,
+    per_pair: np.ndarray,
+    signature: str,
+    unit: Unit = Unit.RATE,
+    higher_is_better: bool = True,
+) -> Score:
+    sums_RT = np.stack([per_pair, np.ones_like(per_pair)], axis=1)
+    return _score(name, sums_RT, _share, signature, per_pair, unit, higher_is_better)
+
+
+def _share(sums_BT: np.ndarray) -> np.ndarray:
+    return ratio(sums_BT[:, 0], sums_BT[:, 1])
+
+
+def _score(
+    name: str,
+    sums_RT: np.ndarray,
+    value_of: ValueOf,
+    signature: str,
+    per_pair: np.ndarray,
+    unit: Unit = Unit.RATE,
+    higher_is_better: bool = True,
+) -> Score:
+    value = float(value_of(sums_RT.sum(axis=0, keepdims=True))[0])
+    return Score(name, value, signature, per_pair, len(per_pair), sums_RT, value_of, unit, higher_is_better)

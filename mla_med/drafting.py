@@ -17,7 +17,7 @@ from mla_med.dicom.select import choose_series
 from mla_med.dicom.source import DAMAGE
 from mla_med.dicom.study import check_whole, only_study, read_study
 from mla_med.dicom.volume import describe, read_volume
-from mla_med.documents.write import write_draft
+from mla_med.documents.write import DEFAULT_FORMATS, write_draft
 from mla_med.errors import SeriesError, StudyError
 from mla_med.imaging.nifti import read_nifti
 from mla_med.imaging.sequences import inside_head
@@ -101,6 +101,8 @@ class Options:
     and stated. Whoever gives a Draft vouches for the patient; `comparison.read_prior` checks it."""
     style: Style | None = None
     """How the report is worded, and in which language; None: English prose."""
+    formats: tuple[str, ...] = DEFAULT_FORMATS
+    """Keys of documents.write.FORMATS: what is written."""
 
 
 def draft_folder(
@@ -200,7 +202,7 @@ def draft_nifti(
     verdict = SeriesVerdict(volume.series, volume.certificate, None, chosen=True)
     draft = _draft_volumes(study, checkpoint, (verdict,), {"": volume}, progress, options or Options())
     progress("writing the documents")
-    return draft, write_draft(draft, volume, out)
+    return draft, write_draft(draft, volume, out, (options or Options()).formats)
 
 
 def _draft_into(
@@ -214,7 +216,7 @@ def _draft_into(
     model = checkpoint if isinstance(checkpoint, Checkpoint) else checkpoint(study)
     draft, volume = draft_study(study, model, progress, call, options)
     progress("writing the documents")
-    return draft, write_draft(draft, volume, out)
+    return draft, write_draft(draft, volume, out, (options or Options()).formats)
 
 
 def draft_study(

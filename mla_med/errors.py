@@ -7,6 +7,8 @@
     |- CheckpointError   a checkpoint that is missing, damaged or of another kind
     |- ConfigError       a configuration file or option
     |- OutputError       a result that could not be written
+    |- LedgerError       a state, key or database that does not allow what was asked
+    |- PacsError         a peer that cannot be reached, or an answer that cannot be trusted
 
 Caught once, in the CLI (one line, exit code 1) and once in the flow (quarantine, go on).
 The reason code is what a ledger keeps and a script compares; the words are for people.
@@ -46,3 +48,11 @@ class ConfigError(MlaMedError):
 
 class OutputError(MlaMedError):
     code = "OUTPUT_NOT_WRITTEN"
+
+
+class LedgerError(MlaMedError):
+    code = "LEDGER_REFUSED"
+
+
+class PacsError(MlaMedError):
+    code = "PACS_FAILED"

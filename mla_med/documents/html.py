@@ -19,8 +19,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from mla_med.documents.text import HASH_DIGITS, NOTICE, sentence_findings
-from mla_med.report.schema import CHEST_CT
+from mla_med.documents.text import HASH_DIGITS, NOTICE, changed_words, sentence_findings
+from mla_med.report.schema import Schema, schema_of
 from mla_med.types import (
     Box,
     Comparison,
@@ -111,21 +111,23 @@ class Canonical:
     """The patient axis along which the images were acquired."""
 
 
-def draft_to_html(draft: Draft, volume: Volume | None) -> str:
-    """The page; with a volume, the largest pictures that keep it within LARGEST_PAGE_BYTES."""
+def draft_to_html(draft: Draft, volume: Volume | None, changed_by: str = "") -> str:
+    """The page; with a volume, the largest pictures that keep it within LARGEST_PAGE_BYTES. `changed_by`: the
+    reviewer of a revision."""
     page = ""
     for edge_px in PICTURE_EDGES_PX if volume is not None and draft.report is not None else (0,):
-        page = _page(draft, volume, edge_px)
+        page = _page(draft, volume, edge_px, changed_by)
         if len(page.encode()) <= LARGEST_PAGE_BYTES:
             break
     return page
 
 
-def _page(draft: Draft, volume: Volume | None, edge_px: int) -> str:
+def _page(draft: Draft, volume: Volume | None, edge_px: int, changed_by: str) -> str:
     cards = _cards(draft, volume, edge_px) if draft.report else ()
     numbers = {id(card.finding): card.number for card in cards}
     return _template().render(
         notice=NOTICE,
+        changed=changed_words(changed_by) if changed_by else "",
         draft=draft,
         cards=cards,
         shown=[c for c in cards if c.finding.presence is not Presence.ABSENT],
@@ -154,27 +156,28 @@ def _cards(draft: Draft, volume: Volume | None, edge_px: int) -> tuple[Card, ...
     assert report is not None
     canonical = None if volume is None else _canonical(volume)
     compared = {c.code: c for c in draft.prior.comparisons} if draft.prior else {}
+    schema = schema_of(report.examination)
     return tuple(
         Card(
             number=n,
-            title=_title(finding),
+            title=_title(finding, schema),
             finding=finding,
             facts=_facts(finding, compared.get(finding.code)),
-            critical=_is_critical(finding),
+            critical=_is_critical(finding, schema),
             pictures=_pictures(finding, volume, canonical, edge_px) if volume and canonical else (),
         )
         for n, finding in enumerate(report.findings, start=1)
     )
 
 
-def _title(finding: Finding) -> str:
-    kind = CHEST_CT.get(finding.code)
+def _title(finding: Finding, schema: Schema) -> str:
+    kind = schema.get(finding.code)
     term = kind.term if kind else finding.code.replace("_", " ")
     return term[:1].upper() + term[1:]
 
 
-def _is_critical(finding: Finding) -> bool:
-    kind = CHEST_CT.get(finding.code)
+def _is_critical(finding: Finding, schema: Schema) -> bool:
+    kind = schema.get(finding.code)
     return kind is not None and kind.critical and finding.presence is Presence.PRESENT
 
 

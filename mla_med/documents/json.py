@@ -22,8 +22,10 @@ from mla_med.types import Draft
 FORMAT = "mla_med.draft/1"
 
 
-def draft_to_json(draft: Draft) -> dict[str, Any]:
-    return {"format": FORMAT, "notice": NOTICE, "draft": _to_json(draft)}
+def draft_to_json(draft: Draft, revision: Any = None) -> dict[str, Any]:
+    """`revision`: an envelope.Revision, for whoever reads the file; no part of a draft."""
+    about = {} if revision is None else {"revision": _to_json(revision)}
+    return {"format": FORMAT, "notice": NOTICE, **about, "draft": _to_json(draft)}
 
 
 def draft_from_json(data: dict[str, Any]) -> Draft:

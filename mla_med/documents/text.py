@@ -14,10 +14,11 @@ HASH_DIGITS = 16
 """How much of the weights' sha256 people see; the whole of it is in draft.json."""
 
 
-def draft_to_text(draft: Draft) -> str:
-    """The report under its notice; of a refusal, the reasons and nothing else."""
+def draft_to_text(draft: Draft, changed_by: str = "") -> str:
+    """The report under its notice; of a refusal, the reasons and nothing else. `changed_by`: the reviewer
+    of a revision."""
     body = _refusal_blocks(draft) if draft.report is None else _report_blocks(draft)
-    return "\n\n".join((NOTICE, *body, _origin(draft.provenance))) + "\n"
+    return "\n\n".join((NOTICE, *body, _origin(draft.provenance, changed_by))) + "\n"
 
 
 def sentence_findings(sentences: tuple[Sentence, ...], report: Report) -> list[tuple[Finding, ...]]:
@@ -71,9 +72,16 @@ def _refusal_blocks(draft: Draft) -> list[str]:
     return ["No draft.", "\n".join(f"{r.code}: {r.words}" for r in draft.gate.reasons)]
 
 
-def _origin(provenance: Provenance) -> str:
+def changed_words(changed_by: str) -> str:
+    """Of a revision: by whom, as DICOM writes names, and that this is no signature."""
+    name = changed_by.split("=")[0].replace("^", " ").strip()
+    return f"Changed by {name or changed_by}, who has not verified it."
+
+
+def _origin(provenance: Provenance, changed_by: str) -> str:
+    changed = f" {changed_words(changed_by)}" if changed_by else ""
     return (
         f"Written by {provenance.model_name} {provenance.model_version} "
         f"(weights {provenance.weights_sha256[:HASH_DIGITS]}) at {provenance.created_utc}; "
-        f"unverified and preliminary. Study {provenance.study_uid}."
+        f"unverified and preliminary. Study {provenance.study_uid}.{changed}"
     )

@@ -131,7 +131,7 @@ def what_is_said(
     measurements of each of some lesions."""
     present_NF = np.asarray(present_NF, bool)
     columns = {code: (probability_NF[:, f], present_NF[:, f]) for f, code in enumerate(codes)}
-    thresholds = {code: _best_threshold(p, present) for code, (p, present) in columns.items()}
+    thresholds = {code: best_threshold(p, present) for code, (p, present) in columns.items()}
     return {
         "thresholds": thresholds,
         "answers": {
@@ -194,7 +194,8 @@ def repeatability(difference_mm_N: np.ndarray) -> float:
     return round(float(np.quantile(np.abs(difference_mm_N), 0.95, method="higher")), 2)
 
 
-def _best_threshold(probability_N: np.ndarray, present_N: np.ndarray) -> float:
+def best_threshold(probability_N: np.ndarray, present_N: np.ndarray) -> float:
+    """The probability from which calling it present gives the best F1."""
     grid = np.arange(0.1, 0.91, 0.02)
     scores = []
     for threshold in grid:

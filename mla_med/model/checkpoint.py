@@ -78,9 +78,9 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
 
 
 def _read_scope(values: dict[str, Any]) -> Scope:
-    return Scope(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    )
+    # JSON has no tuples
+    read: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return Scope(**read)
 
 
 def save_checkpoint(

@@ -25,12 +25,12 @@ BACKBONES: dict[str, tuple[int, int, int]] = {
 }
 """MONAI networks that can be the image encoder, and their channels at strides 4, 8 and 16."""
 LOSS_WEIGHTS = {
-    "presence": 1.0,
+    "presence": 2.0,
     "side": 0.5,
     "site": 0.5,
     "size": 0.5,
     "evidence": 0.3,
-    "map": 0.5,
+    "map": 1.0,
     "coverage": 0.1,
     "keep_ratio": 0.1,
     "lm": 1.0,

@@ -1,0 +1,154 @@
+"""A corpus on disk -> examples, and the images of an example, or of a phantom, on the model's grid.
+
+    corpus/
+      corpus.json            what it holds: examination, number of each split, preprocessing, cohort
+      train.jsonl validation.jsonl test.jsonl
+      images/phantom-0001000000.npy   CT: int16 HU (I, J, K); MR: uint8 (C, I, J, K), see `to_bytes`
+
+Who trains and who measures read the same. Knows no network, and not how a corpus is made (`dapt/corpus.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from mla_med.errors import ConfigError, StudyError
+from mla_med.imaging.sequences import place_images
+from mla_med.imaging.transforms import Preprocessing, place_transform, window_channels
+from mla_med.phantom.scanner.mr import SEQUENCES
+from mla_med.types import Box, Finding, Modality, Presence, Side
+
+SPLITS = ("train", "validation", "test")
+LANGUAGES = ("en", "zh")
+"""Every example has its request and its report in each."""
+STYLE = "prose"
+"""In which the reports of a corpus are written, in every language."""
+BYTE = 7.5 / 255
+"""A step of the stored values of an MR: standardised values are clipped to -2.5 to 5 (sequences.CLIP)."""
+ZERO = 85
+"""The byte of 0.0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One line of a split."""
+
+    id: str
+    image: Path
+    affine: np.ndarray
+    """(4, 4), voxel index of the image -> patient RAS mm."""
+    present: tuple[bool, ...]
+    """Whether each channel was taken: windows of a CT always are."""
+    contexts: dict[str, str]
+    """By language."""
+    findings: tuple[Finding, ...]
+    """What is present; of one code, the largest first."""
+    boxes_mm: dict[str, tuple[Box, ...]]
+    """By code, in the order of `findings`."""
+    reports: dict[str, str]
+    """Findings and impression as text, by language."""
+
+
+def read_about(corpus: Path) -> dict[str, Any]:
+    """What corpus.json says."""
+    path = corpus / "corpus.json"
+    if not path.is_file():
+        raise StudyError(
+            f"No corpus at {corpus}: {path.name} is missing. Make one first.", code="CORPUS_MISSING"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_settings(corpus: Path) -> Preprocessing:
+    return Preprocessing.from_dict(read_about(corpus)["preprocessing"])
+
+
+def read_examples(corpus: Path, split: str) -> tuple[Example, ...]:
+    """The examples of a split, in order; "all": of every split. StudyError where the corpus is not there."""
+    read_about(corpus)
+    if split not in (*SPLITS, "all"):
+        raise ConfigError(f"No split '{split}'; there are: {', '.join(SPLITS)} and all.", code="NO_SPLIT")
+    names = SPLITS if split == "all" else (split,)
+    return tuple(
+        _from_line(corpus, line)
+        for name in names
+        for line in (corpus / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    )
+
+
+def load_image(example: Example, settings: Preprocessing) -> np.ndarray:
+    """float32: HU (I, J, K) of a CT, standardised values (C, I, J, K) of an MR."""
+    stored = np.load(example.image)
+    return stored.astype(np.float32) if settings.modality == Modality.CT else from_bytes(stored)
+
+
+def load_channels(example: Example, settings: Preprocessing) -> tuple[Tensor, Tensor, Tensor]:
+    """-> what a network takes of one example: image (C, I, J, K), which channels were taken (C,), and the
+    affine (4, 4)."""
+    image = torch.from_numpy(load_image(example, settings))
+    if settings.windows_hu:
+        image = window_channels(image, settings.windows_hu)
+    return image, torch.tensor(example.present), torch.from_numpy(example.affine)
+
+
+def place(
+    array: np.ndarray, affine: np.ndarray, scan: dict[str, Any], settings: Preprocessing
+) -> tuple[np.ndarray, np.ndarray, list[bool]]:
+    """An array of a phantom on the model's grid -> float32 HU (I, J, K) of a CT, or standardised values
+    (C, I, J, K) of an MR; its affine (4, 4); and which channels were taken."""
+    if settings.modality == Modality.CT:
+        image = MetaTensor(torch.from_numpy(array.astype(np.float32))[None], affine=torch.tensor(affine))
+        placed = place_transform(settings)({"image": image})["image"]
+        values = placed.as_tensor()[0].round().numpy()
+        return values, np.asarray(placed.affine, float), [True] * settings.channels
+    images = {name: (one, affine) for name, one in zip(SEQUENCES, array, strict=True) if name in scan}
+    channels, present, grid = place_images(images, settings)
+    return channels.numpy(), grid.numpy().astype(float), present.tolist()
+
+
+def to_bytes(values: np.ndarray) -> np.ndarray:
+    """Standardised values -> uint8; an eighth of the room, and a fortieth of a standard deviation lost."""
+    return np.clip(np.rint(values / BYTE) + ZERO, 0, 255).astype(np.uint8)
+
+
+def from_bytes(stored: np.ndarray) -> np.ndarray:
+    return (stored.astype(np.float32) - ZERO) * np.float32(BYTE)
+
+
+def finding_from(values: dict[str, Any]) -> Finding:
+    """A finding of a manifest, without what became of it since an earlier study."""
+    side = Side(values["side"]) if values.get("side") else None
+    return Finding(
+        values["code"],
+        Presence.PRESENT,
+        values.get("site"),
+        side,
+        values.get("size_mm"),
+        values.get("count"),
+    )
+
+
+def _from_line(corpus: Path, line: str) -> Example:
+    row = json.loads(line)
+    findings = tuple(finding_from(values) for values in row["findings"])
+    boxes: dict[str, tuple[Box, ...]] = {}
+    for finding, (low, high) in zip(findings, row["boxes_mm"], strict=True):
+        boxes[finding.code] = (*boxes.get(finding.code, ()), (tuple(low), tuple(high)))
+    return Example(
+        row["id"],
+        corpus / "images" / f"{row['id']}.npy",
+        np.asarray(row["affine"], np.float32),
+        tuple(row["present"]),
+        row["contexts"],
+        findings,
+        boxes,
+        row["reports"],
+    )

@@ -1,0 +1,267 @@
+"""Final bytes -> what a delivery has to know of them, whether they may leave, and whether what a PACS
+gives back is the same document.
+
+Parses and compares; builds and changes nothing. Identifiers that it reads stay in memory.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+
+from mla_med.dicom.header import MALFORMED, quiet_pydicom
+from mla_med.errors import PacsError
+
+UID = re.compile(r"[0-9]+(\.[0-9]+){1,31}")
+MAX_UID = 64
+
+COERCIBLE = frozenset(
+    (
+        "SpecificCharacterSet",
+        "PatientName",
+        "PatientBirthDate",
+        "PatientSex",
+        "IssuerOfPatientID",
+        "ReferringPhysicianName",
+        "StudyID",
+        "StudyDate",
+        "StudyTime",
+        "StudyDescription",
+    )
+)
+"""What a PACS may set to its own record of patient and study when it stores (PS3.4 B.4.1.3, coercion).
+PatientID and AccessionNumber are not among them: a draft that moved to another patient is for a person."""
+
+_PARSING = threading.Lock()
+"""pydicom's validation and Python's warnings are switched off for a whole process, not for a thread."""
+_EVIDENCE = (
+    "CurrentRequestedProcedureEvidenceSequence",
+    "PertinentOtherEvidenceSequence",
+    "IdenticalDocumentsSequence",
+)
+_DEVICE_UID = "121012"
+_VALIDATOR_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One document, as its destination knows it."""
+
+    study_uid: str
+    series_uid: str
+    uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    content: bytes = field(repr=False)
+
+
+def read_letter(content: bytes) -> Letter:
+    """PacsError with DOCUMENT_UNREADABLE or UID_INVALID."""
+    dataset = parse(content, tags=["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"])
+    study, series, uid, sop_class = (
+        check_uid(str(dataset.get(keyword, "")))
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+    )
+    return Letter(study, series, uid, sop_class, str(dataset.file_meta.TransferSyntaxUID), content)
+
+
+def check_uid(uid: str) -> str:
+    """It goes into addresses and queries: nothing but digits and dots (PS3.5 9.1)."""
+    if len(uid) > MAX_UID or not UID.fullmatch(uid):
+        raise PacsError("A UID is not one: digits and dots, 64 at most.", code="UID_INVALID")
+    return uid
+
+
+def work_of(content: bytes) -> tuple[str, tuple[str, ...]]:
+    """A drafted document -> its study, and which work it is: images, weights and version, and what it
+    follows. Not its words: the same work worded anew is the same work."""
+    dataset = _whole(content)
+    images = [
+        str(instance.ReferencedSOPInstanceUID)
+        for keyword in _EVIDENCE
+        for study in dataset.get(keyword) or ()
+        for series in study.get("ReferencedSeriesSequence") or ()
+        for instance in series.get("ReferencedSOPSequence") or ()
+    ]
+    images += [
+        str(instance.ReferencedSOPInstanceUID)
+        for instance in dataset.get("SourceInstanceSequence") or ()
+        if "ReferencedSOPInstanceUID" in instance
+    ]
+    before = [
+        str(instance.ReferencedSOPInstanceUID)
+        for study in dataset.get("PredecessorDocumentsSequence") or ()
+        for series in study.get("ReferencedSeriesSequence") or ()
+        for instance in series.get("ReferencedSOPSequence") or ()
+    ]
+    maker = [
+        str(dataset.get(k, ""))
+        for k in ("Manufacturer", "ManufacturerModelName", "SoftwareVersions", "DeviceSerialNumber")
+    ]
+    return str(dataset.StudyInstanceUID), (*sorted(set(images)), "|", *maker, "|", *sorted(set(before)))
+
+
+def kind_of(content: bytes) -> str:
+    """A short name of what it is, for the ledger and for metrics: SR, DOC, KO, SEG."""
+    return re.sub(r"[^A-Z0-9_]", "", str(_whole(content).get("Modality", "")))[:16] or "OTHER"
+
+
+# May it leave?
+
+
+def complaints(content: bytes) -> tuple[str, ...]:
+    """Reason codes why these bytes must not be sent; none if they may. What no validator checks."""
+    dataset = _whole(content)
+    found = list(_flag_complaints(dataset))
+    if content[:128] != bytes(128):
+        found.append("PREAMBLE_NOT_EMPTY")  # CVE-2019-11687: another format may hide there
+    if _undecodable(dataset):
+        found.append("TEXT_LOST")
+    if "ContentSequence" in dataset:
+        found += _content_complaints(dataset)
+    return tuple(found)
+
+
+def _flag_complaints(dataset: Dataset) -> Iterator[str]:
+    if (
+        dataset.get("VerificationFlag", "UNVERIFIED") != "UNVERIFIED"
+        or "VerifyingObserverSequence" in dataset
+    ):
+        yield "NOT_UNVERIFIED"
+    if "CompletionFlag" in dataset and dataset.get("PreliminaryFlag") != "PRELIMINARY":
+        yield "NOT_PRELIMINARY"
+    if str(dataset.get("SpecificCharacterSet", "")) != "ISO_IR 192":
+        yield "NOT_UTF8"
+    if not dataset.get("PatientID") and not dataset.get("PatientName"):
+        yield "NO_PATIENT"
+
+
+def _undecodable(dataset: Dataset) -> bool:
+    return any("\ufffd" in str(e.value or "") for e in dataset.iterall() if e.VR in _TEXT)
+
+
+_TEXT = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")
+
+
+def _content_complaints(dataset: Dataset) -> Iterator[str]:
+    items = list(_items(dataset))
+    evidence: dict[str, set[str]] = {}
+    for keyword in _EVIDENCE:
+        for study in dataset.get(keyword) or ():
+            uids = evidence.setdefault(str(study.get("StudyInstanceUID", "")), set())
+            for series in study.get("ReferencedSeriesSequence") or ():
+                for instance in series.get("ReferencedSOPSequence") or ():
+                    uids.add(str(instance.get("ReferencedSOPInstanceUID", "")))
+    current = dataset.get("CurrentRequestedProcedureEvidenceSequence") or ()
+    if any(study.get("StudyInstanceUID") != dataset.StudyInstanceUID for study in current):
+        yield "EVIDENCE_OF_OTHER_STUDY"
+    cited = {
+        str(r.get("ReferencedSOPInstanceUID", ""))
+        for item in items
+        for r in item.get("ReferencedSOPSequence") or ()
+    }
+    if cited - set().union(*evidence.values()):
+        yield "CITED_NOT_IN_EVIDENCE"
+    names = {
+        str(name.get("CodeValue", "")) for item in items for name in item.get("ConceptNameCodeSequence") or ()
+    }
+    if "CompletionFlag" in dataset and _DEVICE_UID not in names:
+        yield "NO_DEVICE_OBSERVER"
+
+
+def _items(item: Dataset, depth: int = 0) -> Iterator[Dataset]:
+    if depth < 50:
+        for child in item.get("ContentSequence") or ():
+            yield child
+            yield from _items(child, depth + 1)
+
+
+def validator_errors(content: bytes) -> int | None:
+    """How many errors dciodvfy prints; None where it is not installed. Its words name values: they go
+    nowhere."""
+    program = shutil.which("dciodvfy")
+    if program is None:
+        return None
+    with tempfile.NamedTemporaryFile(prefix="mla_med-", suffix=".dcm") as file:
+        file.write(content)
+        file.flush()
+        try:
+            done = subprocess.run(
+                [program, file.name], capture_output=True, text=True, errors="replace", timeout=_VALIDATOR_S
+            )
+        except subprocess.TimeoutExpired:
+            return 1
+    return sum(line.startswith("Error") for line in (done.stdout + done.stderr).splitlines())
+
+
+# Is it the same?
+
+
+def difference(sent: bytes, got: bytes) -> str:
+    """A reason code, empty where what came back is what was sent, coercion of the patient's and study's
+    description aside."""
+    if _without_meta(sent) == _without_meta(got):
+        return ""
+    mine, theirs = parse(sent), parse(got)
+    for keyword, code in (("PatientID", "PATIENT_CHANGED"), ("AccessionNumber", "ACCESSION_CHANGED")):
+        if str(mine.get(keyword) or "") != str(theirs.get(keyword) or ""):
+            return code
+    with _PARSING, quiet_pydicom():
+        try:
+            before, after = _plain(mine), _plain(theirs)
+        except MALFORMED:
+            return "CONTENT_DIFFERS"
+    # elements that the store added are its own business; what was sent must be there
+    return "" if all(after.get(tag) == value for tag, value in before.items()) else "CONTENT_DIFFERS"
+
+
+def _plain(dataset: Dataset) -> dict[str, Any]:
+    """By tag, every text decoded; an empty value stands for an absent one."""
+    kept = Dataset()
+    for element in dataset:
+        if element.keyword not in COERCIBLE:
+            kept.add(element)
+    plain = kept.to_json_dict(bulk_data_threshold=2**62, bulk_data_element_handler=None)
+    return {tag: value for tag, value in plain.items() if value.keys() != {"vr"}}
+
+
+def _without_meta(content: bytes) -> bytes | None:
+    """The data set, where the file begins as PS3.10 7.1 says."""
+    if content[128:132] != b"DICM" or content[132:140] != b"\x02\0\0\0UL\x04\0":
+        return None
+    return content[144 + int.from_bytes(content[140:144], "little") :]
+
+
+@lru_cache(maxsize=2)
+def _whole(content: bytes) -> Dataset:
+    """Read once by all that look at it before it is committed. Not to be changed."""
+    return parse(content)
+
+
+def parse(content: bytes, tags: list[str] | None = None) -> Dataset:
+    with _PARSING, quiet_pydicom():
+        try:
+            return dcmread(io.BytesIO(content), specific_tags=tags)
+        except (InvalidDicomError, OSError, *MALFORMED):
+            raise PacsError("A document is no readable DICOM file.", code="DOCUMENT_UNREADABLE") from None
+
+
+def read_content(path: Path) -> bytes:
+    """A document's file."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise PacsError(f"Cannot read {path}: {error.strerror}.", code="DOCUMENT_UNREADABLE") from error

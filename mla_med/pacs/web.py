@@ -1,0 +1,276 @@
+"""DICOMweb (PS3.18) -> outcomes, files and counts: STOW-RS, WADO-RS and QIDO-RS as a client.
+
+Bytes go out as they are: dicomweb-client is used for its transport and its multipart messages, with
+its retries off, as the ledger retries. Addresses hold UIDs and dates, never a patient.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from dicomweb_client.session_utils import create_session
+from dicomweb_client.web import DICOMwebClient
+from urllib3.exceptions import NewConnectionError
+
+from mla_med.errors import ConfigError, PacsError
+from mla_med.ledger.nouns import Kind, Outcome
+from mla_med.pacs.letter import Letter, check_uid
+from mla_med.pacs.peer import Answer, SeriesCount
+from mla_med.pacs.settings import Credentials, PacsSettings
+from mla_med.pacs.status import SUCCESS, UNPROVEN, of_dimse, of_http
+
+_DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+_JSON = "application/dicom+json"
+_PAGE = 200
+
+# (0008,1199) ReferencedSOPSequence, (0008,1198) FailedSOPSequence, (0008,1155) ReferencedSOPInstanceUID,
+# (0008,1197) FailureReason: PS3.18 annex I.2
+_REFERENCED, _FAILED, _UID, _REASON = "00081199", "00081198", "00081155", "00081197"
+_STUDY, _SERIES, _MODALITY, _COUNT = "0020000D", "0020000E", "00080060", "00201209"
+
+
+class WebPeer:
+    def __init__(self, settings: PacsSettings, credentials: Credentials, url: str = ""):
+        self._url = (url or settings.dicomweb_url).rstrip("/")
+        if credentials != Credentials() and not _is_private(self._url):
+            raise ConfigError(
+                "Credentials would cross the network in the clear: give dicomweb_url as https://.",
+                code="CREDENTIALS_EXPOSED",
+            )
+        self._settings = settings
+        self._credentials = credentials
+        self._local = threading.local()  # a session is not made for several threads
+
+    # Out
+
+    def store(self, letters: Sequence[Letter]) -> list[Outcome]:
+        answers = self._post(letters)
+        if isinstance(answers, dict):
+            return [answers.get(letter.uid, UNPROVEN) for letter in letters]
+        if answers.kind is Kind.PERMANENT and len(letters) > 1:
+            # one that the PACS cannot take must not park its neighbours
+            return [outcome for letter in letters for outcome in self.store([letter])]
+        return [answers] * len(letters)
+
+    def _post(self, letters: Sequence[Letter]) -> dict[str, Outcome] | Outcome:
+        """By UID, or of the request as a whole."""
+        client = self._client()
+        boundary = _boundary(letters)
+        kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
+        body = client._encode_multipart_message([letter.content for letter in letters], kind)
+        try:
+            response = client._session.post(
+                f"{self._url}/studies",
+                data=body,
+                headers={"Content-Type": kind, "Accept": _JSON},
+                timeout=self._settings.timeout_s,
+                allow_redirects=False,
+            )
+        except requests.RequestException as error:
+            return _why(error)
+        answers = _store_answers(response)
+        if answers:
+            return answers
+        return of_http(response.status_code)
+
+    def fetch(self, letters: Sequence[Letter]) -> list[Answer]:
+        return [self._fetch(letter) for letter in letters]
+
+    def _fetch(self, letter: Letter) -> Answer:
+        place = f"/studies/{letter.study_uid}/series/{letter.series_uid}/instances/{letter.uid}"
+        try:
+            response = self._get(place, _DICOM)
+        except requests.RequestException as error:
+            return _why(error)
+        if response.status_code in (404, 410):
+            return None
+        if response.status_code != 200:
+            outcome = of_http(response.status_code)
+            # that it cannot be read says nothing of whether it is stored
+            return Outcome(Kind.UNKNOWN, f"READ_{outcome.reason}")
+        try:
+            return next(self._parts(response), None)
+        except PacsError as error:
+            return Outcome(Kind.UNKNOWN, error.code)
+
+    def confirm(self, letters: Sequence[Letter]) -> list[Outcome]:
+        return [SUCCESS] * len(letters)  # DICOMweb has no more to ask for
+
+    # In
+
+    def find_studies(self, first_date: str, modalities: Sequence[str]) -> list[str]:
+        found: dict[str, None] = {}
+        for modality in modalities:
+            for offset in range(0, 10**6, _PAGE):
+                page = self._query(
+                    "/studies",
+                    {
+                        "StudyDate": f"{first_date}-",
+                        "ModalitiesInStudy": modality,
+                        "limit": str(_PAGE),
+                        "offset": str(offset),
+                    },
+                )
+                new = dict.fromkeys(_text(item, _STUDY) for item in page)
+                if not new.keys() - found.keys():
+                    break  # the end, or a server that does not know offset
+                found |= new
+        return [check_uid(uid) for uid in found]
+
+    def count(self, study_uid: str) -> list[SeriesCount]:
+        fields = {"includefield": _COUNT}
+        found = self._query(f"/studies/{check_uid(study_uid)}/series", fields)
+        return [
+            SeriesCount(
+                check_uid(_text(item, _SERIES)), _text(item, _MODALITY), int(_text(item, _COUNT) or 0)
+            )
+            for item in found
+        ]
+
+    def retrieve(self, study_uid: str, series_uid: str, write: Callable[[bytes], None]) -> None:
+        place = f"/studies/{check_uid(study_uid)}/series/{check_uid(series_uid)}"
+        with _as_pacs_error():
+            response = self._get(place, _DICOM, stream=True)
+            if response.status_code != 200:
+                raise PacsError(
+                    f"The PACS does not hand over a series ({response.status_code}).",
+                    code=f"HTTP_{response.status_code}",
+                )
+            for part in self._parts(response, stream=True):
+                write(bytes(part))
+
+    def echo(self) -> None:
+        self._query("/studies", {"limit": "1"})
+
+    def delete(self, letters: Sequence[Letter]) -> bool:
+        """Where a PACS allows it (PS3.18 has no such service for studies); False where it does not."""
+        client, gone = self._client(), True
+        for letter in letters:
+            place = f"/studies/{letter.study_uid}/series/{letter.series_uid}/instances/{letter.uid}"
+            try:
+                response = client._session.delete(self._url + place, timeout=self._settings.timeout_s)
+            except requests.RequestException:
+                return False
+            gone = gone and response.status_code in (200, 202, 204)
+        return gone
+
+    def _query(self, place: str, parameters: dict[str, str]) -> list[dict[str, Any]]:
+        with _as_pacs_error():
+            response = self._get(place, _JSON, parameters)
+            if response.status_code == 204:
+                return []
+            if response.status_code != 200:
+                raise PacsError(
+                    f"The PACS does not answer a query ({response.status_code}). Check dicomweb_url and the "
+                    "credentials.",
+                    code=f"HTTP_{response.status_code}",
+                )
+            return json.loads(response.content)
+
+    def _get(
+        self, place: str, accept: str, parameters: dict[str, str] | None = None, *, stream: bool = False
+    ) -> requests.Response:
+        return self._client()._session.get(
+            self._url + place,
+            params=parameters,
+            headers={"Accept": accept},
+            timeout=self._settings.timeout_s,
+            stream=stream,
+            allow_redirects=False,
+        )
+
+    def _parts(self, response: requests.Response, stream: bool = False) -> Iterator[bytes]:
+        if response.headers.get("Content-Type", "").startswith("application/dicom"):
+            yield response.content  # a server that sends one instance bare
+            return
+        try:
+            yield from (bytes(part) for part in self._client()._decode_multipart_message(response, stream))
+        except ValueError:
+            raise PacsError("The PACS's answer is no multipart message.", code="ANSWER_UNREADABLE") from None
+
+    def _client(self) -> DICOMwebClient:
+        if not hasattr(self._local, "client"):
+            session = create_session()
+            session.trust_env = False  # no proxy and no .netrc of whoever runs this
+            settings, credentials = self._settings, self._credentials
+            session.verify = settings.ca_file or True
+            if settings.cert_file:
+                session.cert = (settings.cert_file, settings.key_pem_file)
+            if credentials.token:
+                session.headers["Authorization"] = f"Bearer {credentials.token}"
+            elif credentials.user:
+                session.auth = (credentials.user, credentials.password)
+            client = DICOMwebClient(self._url, session=session, timeout=settings.timeout_s)
+            client.set_http_retry_params(retry=False)
+            self._local.client = client
+        return self._local.client
+
+
+def _is_private(url: str) -> bool:
+    """Encrypted, or on this machine."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or parts.hostname in ("127.0.0.1", "::1", "localhost")
+
+
+def _boundary(letters: Sequence[Letter]) -> str:
+    """A line that is in none of the documents."""
+    number = 0
+    while any(f"mla_med_{number}".encode() in letter.content for letter in letters):
+        number += 1
+    return f"mla_med_{number}"
+
+
+def _store_answers(response: requests.Response) -> dict[str, Outcome]:
+    """What the store says of each instance, whatever the status of the whole: a 200 may reference none,
+    and a 409 some (PS3.18 10.5.3)."""
+    try:
+        answer = json.loads(response.content)
+        referenced, failed = _sequence(answer, _REFERENCED), _sequence(answer, _FAILED)
+        found = {_text(item, _UID): of_dimse(int(_text(item, _REASON) or 0xC000)) for item in failed}
+        # never both: what is named as failed is not stored
+        return {_text(item, _UID): SUCCESS for item in referenced} | found
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return {}
+
+
+def _sequence(item: dict[str, Any], tag: str) -> list[dict[str, Any]]:
+    return item.get(tag, {}).get("Value", [])
+
+
+def _text(item: dict[str, Any], tag: str) -> str:
+    values = item.get(tag, {}).get("Value", [])
+    return str(values[0]) if values else ""
+
+
+@contextmanager
+def _as_pacs_error() -> Iterator[None]:
+    try:
+        yield
+    except requests.RequestException as error:
+        code = _why(error).reason
+    except (ValueError, TypeError, AttributeError):
+        code = "ANSWER_UNREADABLE"
+    else:
+        return
+    # the library's own words hold the address with its parameters
+    raise PacsError("The PACS does not answer, or not as DICOMweb does. Check [pacs].", code=code)
+
+
+def _why(error: requests.RequestException) -> Outcome:
+    """Before anything was sent it is a failure; after that nobody knows."""
+    if isinstance(error, requests.exceptions.SSLError):
+        return Outcome(Kind.TRANSIENT, "TLS")
+    if isinstance(error, requests.ConnectTimeout):
+        return Outcome(Kind.TRANSIENT, "CONNECT")
+    if isinstance(error, requests.Timeout):
+        return Outcome(Kind.UNKNOWN, "TIMEOUT")
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    if isinstance(reason, NewConnectionError):
+        return Outcome(Kind.TRANSIENT, "CONNECT")
+    return Outcome(Kind.UNKNOWN, "CONNECTION_LOST")

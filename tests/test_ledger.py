@@ -1,0 +1,435 @@
+"""The ledger alone: what survives, what is refused, who may record."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from ledgers import new_ledger_url, stop_postgres
+
+from mla_med.errors import ConfigError, LedgerError
+from mla_med.ledger.ledger import (
+    BREAKER_THRESHOLD,
+    DEADLINE_S,
+    LEASE_S,
+    MAX_BACKOFF_S,
+    Ledger,
+    backoff_s,
+)
+from mla_med.ledger.nouns import Document, DocumentState, JobState, Kind, Outcome
+from mla_med.ledger.seal import SiteKey, read_secret
+
+SECRET = bytes(range(32))
+DELIVERED, TRANSIENT = Outcome(Kind.DELIVERED), Outcome(Kind.TRANSIENT, "CONNECT")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _stop_postgres():
+    yield
+    stop_postgres()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path) -> str:
+    return new_ledger_url(request.param, tmp_path)
+
+
+@pytest.fixture
+def ledger(url, clock):
+    made = Ledger.open(url, SECRET, clock)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def document(number: int = 1, content: bytes = b"final bytes") -> Document:
+    return Document("SR", f"1.2.{number}", content)
+
+
+def commit(ledger: Ledger, number: int = 1, content: bytes = b"final bytes"):
+    return ledger.commit(f"1.2.840.{number}", ["v1"], [document(number, content)], ["main"])
+
+
+def states(ledger: Ledger, job_id: str) -> list[DocumentState]:
+    return [entry.state for entry in ledger.documents(job_id)]
+
+
+def test_the_same_work_committed_again_keeps_the_bytes_of_the_first_time(ledger):
+    first = commit(ledger, content=b"a nodule")
+    again = ledger.commit("1.2.840.1", ["v1"], [Document("SR", "9.9", b"one nodule")], ["main"])
+    assert again.id == first.id
+    (entry,) = ledger.documents(first.id)
+    assert ledger.content(entry.id) == b"a nodule"
+
+
+def test_changed_bytes_under_a_used_uid_are_refused_and_nothing_is_left_of_them(ledger):
+    commit(ledger, content=b"a nodule")
+    with pytest.raises(LedgerError) as caught:
+        ledger.commit("1.2.840.1", ["v2"], [Document("SR", "1.2.1", b"no nodule")], ["main"])
+    assert caught.value.code == "UID_USED"
+    assert len(ledger.list_jobs()) == 1
+
+
+def test_a_document_that_joins_later_is_sent_and_its_neighbour_not_again(ledger):
+    first = ledger.commit("1.2.3", ["SR"], [document(1)], ["main"])
+    ledger.record([(lease, DELIVERED) for lease in ledger.lease("main", "a")])
+    later = ledger.commit("1.2.3", ["SR", "DOC"], [document(1), document(2)], ["main"])
+    assert later.id != first.id
+    assert [lease.uid for lease in ledger.lease("main", "a", 9)] == ["1.2.2"]
+
+
+def test_the_very_same_bytes_again_are_the_job_they_belong_to(ledger):
+    first = ledger.commit("1.2.3", ["v1"], [document(1)], ["main"])
+    assert ledger.commit("1.2.3", ["v2"], [document(1)], ["main"]).id == first.id
+
+
+def test_a_lease_is_for_one_owner_until_it_ends(ledger, clock):
+    commit(ledger)
+    (lease,) = ledger.lease("main", "a")
+    assert (lease.attempt, lease.fence, lease.content, lease.uid) == (1, 1, b"final bytes", "1.2.1")
+    assert ledger.lease("main", "b") == ()
+    clock.now += LEASE_S + 1
+    (later,) = ledger.lease("main", "b")
+    assert (later.attempt, later.fence) == (2, 2)
+
+
+def test_who_lost_its_lease_cannot_record(ledger, clock):
+    job = commit(ledger)
+    (old,) = ledger.lease("main", "a")
+    clock.now += LEASE_S + 1
+    (new,) = ledger.lease("main", "b")
+    assert ledger.record([(old, Outcome(Kind.PERMANENT, "DIMSE_C000"))]) == (False,)
+    assert states(ledger, job.id) == [DocumentState.SENDING]
+    assert ledger.record([(new, DELIVERED)]) == (True,)
+    assert ledger.job(job.id).state is JobState.DELIVERED
+    assert "STALE_REFUSED" in [event.event for event in ledger.history(job.id)]
+
+
+def test_r10_two_workers_lease_no_document_twice(url):
+    ledger = Ledger.open(url, SECRET)
+    for number in range(40):
+        commit(ledger, number)
+    barrier = threading.Barrier(4)
+
+    def work(owner: int) -> list[str]:
+        mine = Ledger.open(url, SECRET)
+        barrier.wait()
+        taken = []
+        while leases := mine.lease("main", str(owner), 3):
+            taken += [lease.document_id for lease in leases]
+            mine.record([(lease, DELIVERED) for lease in leases])
+        mine.close()
+        return taken
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = [d for found in pool.map(work, range(4)) for d in found]
+    assert len(taken) == len(set(taken)) == 40
+    assert ledger.job_counts() == {"DELIVERED": 40}
+    ledger.close()
+    print("R10: 4 workers, 40 documents, 40 leases, 0 doubled")
+
+
+def test_workers_with_documents_of_the_same_jobs_do_not_wait_for_each_other_for_ever(url):
+    ledger = Ledger.open(url, SECRET)
+    for number in range(8):
+        documents = [document(10 * number + k) for k in range(4)]
+        ledger.commit(f"1.2.840.{number}", ["v1"], documents, ["main"])
+    barrier = threading.Barrier(4)
+
+    def work(owner: int) -> int:
+        mine, done = Ledger.open(url, SECRET), 0
+        barrier.wait()
+        while leases := mine.lease("main", str(owner), 3):
+            done += sum(mine.record([(lease, DELIVERED) for lease in reversed(leases)]))
+        mine.close()
+        return done
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(work, range(4))) == 32
+    assert ledger.job_counts() == {"DELIVERED": 8}
+    ledger.close()
+
+
+def test_the_same_work_committed_by_many_at_once_is_one_job(url):
+    barrier = threading.Barrier(8)
+
+    def work(number: int) -> str:
+        mine = Ledger.open(url, SECRET)
+        barrier.wait()
+        document = Document("SR", f"1.2.{number}", b"worded %d" % number)
+        job = mine.commit("1.2.840.1", ["v1"], [document], ["main"])
+        mine.close()
+        return job.id
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(work, range(8)))) == 1
+
+
+def test_a_transient_failure_comes_again_after_a_longer_time(ledger, clock):
+    job = commit(ledger)
+    waits = []
+    for _ in range(2):
+        (lease,) = ledger.lease("main", "a")
+        ledger.record([(lease, TRANSIENT)])
+        (entry,) = ledger.documents(job.id)
+        waits.append(entry.next_at_s - clock.now)
+        assert ledger.lease("main", "a") == ()
+        clock.now = entry.next_at_s
+    assert 20 < waits[0] <= 30 < waits[1] <= 60
+    assert entry.reason == "CONNECT"
+
+
+def test_backoff_doubles_up_to_a_quarter_of_an_hour():
+    random.seed(0)
+    assert 22.5 <= backoff_s(1) <= 30
+    assert all(0.75 * MAX_BACKOFF_S <= backoff_s(n) <= MAX_BACKOFF_S for n in (6, 20, 10_000))
+
+
+def test_a_permanent_failure_parks_at_once_and_a_person_can_retry_it(ledger):
+    job = commit(ledger)
+    (lease,) = ledger.lease("main", "a")
+    ledger.record([(lease, Outcome(Kind.PERMANENT, "DIMSE_A900"))])
+    parked = ledger.job(job.id)
+    assert (parked.state, parked.reason) == (JobState.PARKED, "DIMSE_A900")
+    assert ledger.lease("main", "a") == ()
+    assert ledger.retry(job.id).state is JobState.DRAFTED
+    (lease,) = ledger.lease("main", "a")
+    assert lease.attempt == 2  # it may have been stored: it is looked for first
+
+
+def test_a_document_is_parked_when_its_72_hours_are_over(tmp_path, clock):
+    ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db", SECRET, clock)
+    job = commit(ledger)
+    end = clock.now + DEADLINE_S
+    tries = 0
+    while clock.now < end + MAX_BACKOFF_S:
+        for lease in ledger.lease("main", "a"):
+            ledger.record([(lease, TRANSIENT)])
+            tries += 1
+        clock.now = ledger.next_due_s("main") or end + MAX_BACKOFF_S
+    assert states(ledger, job.id) == [DocumentState.PARKED]
+    assert ledger.job(job.id).state is JobState.PARKED
+    assert 260 < tries < 400
+
+
+def test_what_was_never_tried_gets_its_try_after_the_deadline(ledger, clock):
+    commit(ledger)
+    clock.now += DEADLINE_S + 1
+    (lease,) = ledger.lease("main", "a")
+    assert ledger.record([(lease, DELIVERED)]) == (True,)
+
+
+def test_a_destination_that_fails_is_spared_and_probed_with_one_document(ledger, clock):
+    for number in range(9):
+        commit(ledger, number)
+    for _ in range(BREAKER_THRESHOLD):
+        ledger.record([(lease, TRANSIENT) for lease in ledger.lease("main", "a", 2)])
+    assert ledger.is_open("main")
+    assert ledger.lease("main", "a", 9) == ()
+    clock.now += 31
+    (probe,) = ledger.lease("main", "a", 9)
+    assert ledger.lease("main", "b", 9) == ()  # one probe at a time
+    ledger.record([(probe, DELIVERED)])
+    assert not ledger.is_open("main")
+    assert len(ledger.lease("main", "a", 9)) == 8  # those that waited for their backoff too
+
+
+def test_another_destination_is_not_spared(ledger):
+    ledger.commit("1.2.3", ["v1"], [document()], ["main", "archive"])
+    for _ in range(BREAKER_THRESHOLD):
+        for lease in ledger.lease("main", "a"):
+            ledger.record([(lease, TRANSIENT)])
+    assert len(ledger.lease("archive", "a")) == 1
+
+
+def test_a_job_is_delivered_when_every_document_is(ledger):
+    job = ledger.commit("1.2.3", ["v1"], [document(1), document(2)], ["main"])
+    first, second = ledger.lease("main", "a", 2)
+    ledger.record([(first, DELIVERED)])
+    assert ledger.job(job.id).state is JobState.DRAFTED
+    ledger.record([(second, DELIVERED)])
+    assert ledger.job(job.id).state is JobState.DELIVERED
+
+
+def test_more_images_make_a_revision_that_knows_its_predecessor(ledger, clock):
+    first = ledger.see("1.2.3", 14)
+    ledger.ready(first.id, 14)
+    ledger.commit("1.2.3", ["14 images"], [document(1)], ["main"], first.id)
+    ledger.record([(lease, DELIVERED) for lease in ledger.lease("main", "a")])
+    clock.now += 60
+    assert ledger.see("1.2.3", 14).id == first.id
+    later = ledger.see("1.2.3", 28)
+    assert (later.revises, later.reason) == (first.id, "MORE_IMAGES")
+    assert ledger.predecessors(later.id) == ("1.2.1",)
+
+
+def test_a_ready_study_that_grows_is_superseded_and_its_draft_refused(ledger, clock):
+    first = ledger.see("1.2.3", 14)
+    ledger.ready(first.id, 14)
+    clock.now += 1
+    ledger.see("1.2.3", 28)
+    assert ledger.job(first.id).state is JobState.SUPERSEDED
+    with pytest.raises(LedgerError) as caught:
+        ledger.commit("1.2.3", ["14 images"], [document(1)], ["main"], first.id)
+    assert caught.value.code == "STATE_WRONG"
+    with pytest.raises(LedgerError) as caught:
+        ledger.commit("1.2.3", ["14 images"], [document(1)], ["main"])
+    assert caught.value.code == "STUDY_HELD"
+
+
+def test_a_discarded_document_is_never_sent_and_its_bytes_are_gone(ledger):
+    job = commit(ledger)
+    ledger.discard(job.id, "WRONG_PATIENT")
+    assert ledger.lease("main", "a") == ()
+    (entry,) = ledger.documents(job.id)
+    with pytest.raises(LedgerError) as caught:
+        ledger.content(entry.id)
+    assert caught.value.code == "CONTENT_ERASED"
+
+
+def test_bytes_of_what_was_delivered_long_ago_are_erased_and_its_uid_is_kept(ledger, clock):
+    job = commit(ledger)
+    ledger.record([(lease, DELIVERED) for lease in ledger.lease("main", "a")])
+    assert ledger.purge() == 0
+    clock.now += 31 * 86_400
+    assert ledger.purge() == 1
+    assert ledger.purge() == 0
+    later = ledger.see("1.2.840.1", 28)
+    assert ledger.predecessors(later.id) == ("1.2.1",)
+    assert later.revises == job.id
+
+
+def test_events_can_be_added_to_and_nothing_else(ledger):
+    commit(ledger)
+    for statement in ("UPDATE events SET reason = 'X'", "DELETE FROM events"):
+        with pytest.raises(sa.exc.DBAPIError, match="append-only"), ledger._engine.begin() as c:
+            c.execute(sa.text(statement))
+
+
+def test_the_tables_are_what_the_migrations_make(ledger):
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    from mla_med.ledger.tables import metadata
+
+    with ledger._engine.connect() as c:
+        assert compare_metadata(MigrationContext.configure(c), metadata) == []
+
+
+def test_nothing_that_identifies_is_in_the_clear(tmp_path):
+    ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db", SECRET)
+    content = b"Canary^Name 19990101 CANARY_ID"
+    job = ledger.commit(
+        "1.2.840.113619.77",
+        ["1.2.840.113619.77.1"],
+        [Document("SR", "1.2.840.113619.77.9", content)],
+        ["main"],
+    )
+    assert ledger.study_uid(job.id) == "1.2.840.113619.77"
+    on_disk = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"anary" not in on_disk.replace(b"CANARY", b"canary")
+    assert b"113619" not in on_disk
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0}
+    ledger.close()
+
+
+def test_another_key_opens_nothing(tmp_path):
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    job = commit(Ledger.open(url, SECRET))
+    with pytest.raises(LedgerError) as caught:
+        Ledger.open(url, b"x" * 32).study_uid(job.id)
+    assert caught.value.code == "KEY_WRONG"
+
+
+def test_sealed_bytes_open_in_their_own_row_alone():
+    key = SiteKey(SECRET)
+    sealed = key.seal(b"bytes", "row 1")
+    assert key.unseal(sealed, "row 1") == b"bytes"
+    with pytest.raises(LedgerError):
+        key.unseal(sealed, "row 2")
+
+
+def test_a_secret_that_others_may_read_is_refused(tmp_path):
+    path = tmp_path / "key"
+    assert len(read_secret(path, make=True)) == 32
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600") as caught:
+        read_secret(path)
+    assert caught.value.code == "SECRET_EXPOSED"
+
+
+def test_sqlite_is_durable_at_every_commit(tmp_path):
+    ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db", SECRET)
+    with ledger._engine.connect() as c:
+        assert c.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert c.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+    ledger.close()
+
+
+def test_r9_a_full_disk_loses_no_job_and_it_goes_on_alone(small_disk):
+    ledger = Ledger.open(f"sqlite:///{small_disk}/ledger.db", SECRET)
+    made, refused = [], 0
+    for number in range(900):
+        try:
+            made.append(commit(ledger, number, os.urandom(20_000)).id)
+        except LedgerError as error:
+            refused += error.code == "LEDGER_FULL"
+            if refused == 3:
+                break
+    assert refused == 3
+    assert {job.id for job in ledger.list_jobs(limit=1000)} == set(made)
+    _grow(small_disk)
+    commit(ledger, 999)
+    assert all(ledger.content(d.id) for job_id in made for d in ledger.documents(job_id))
+    ledger.close()
+    print(f"R9: {len(made)} committed, then {refused} refused as LEDGER_FULL, 0 lost, 1 more with room again")
+
+
+def _grow(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("url", ["mysql://x/y", "nonsense"])
+def test_an_address_that_is_no_ledger_is_one_line(url):
+    with pytest.raises(ConfigError):
+        Ledger.open(url, SECRET)
+
+
+def test_a_server_that_does_not_answer_is_one_line(tmp_path):
+    pytest.importorskip("psycopg")
+    with pytest.raises(LedgerError) as caught:
+        Ledger.open(f"postgresql+psycopg://nobody:secret@/x?host={tmp_path}", SECRET)
+    assert caught.value.code == "LEDGER_UNREACHABLE"
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)

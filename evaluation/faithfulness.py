@@ -6,7 +6,8 @@ than for random regions of the body of equal size.
 For each finding that is planted and found: the fall of its logit when the cited box is masked, and when each
 of some random regions is (model/evidence.py). The score is the share of pairs in which the cited region falls
 more, ties half: the area under the curve cited against random within each finding, 0.5 for chance, with a
-95 % interval by patient. "Box holds the middle": whether the middle of a planted lesion of the finding lies in the box.
+95 % interval by patient. "Box holds the middle": whether the middle of a planted lesion of the
+finding lies in the box.
 """
 
 from __future__ import annotations
@@ -146,9 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
     compared = [case for case in cases if case.random_falls]
-    print(
-        f"{len(examples)} phantoms, {len(cases)} findings planted and found, {given.regions} random regions each;"
-    )
+    print(f"{len(examples)} phantoms, {len(cases)} findings planted and found, {given.regions} regions each;")
     print(f"{len(cases) - len(compared)} of them leave no room for another region and are not compared")
     print(table(compared, checkpoint.model.config.finding_keys))
     print(f"medians of the falls of the logit; {time.perf_counter() - began:.0f} s")

@@ -127,11 +127,8 @@ def real_studies(folder: Path) -> list[tuple[str, Study]]:
     for study in read_studies(folder):
         known = replace(study, context=KNOWN, problems=())
         for series in study.series:
-            localizer = "LOCALIZER" in series.image_type
-            derived = "DERIVED" in series.image_type
-            what = (
-                "localizer" if localizer else "derived" if derived else series.body_part.lower() or "unnamed"
-            )
+            special = [name.lower() for name in ("LOCALIZER", "DERIVED") if name in series.image_type]
+            what = special[0] if special else series.body_part.lower() or "body part not stated"
             found.append((f"real {series.modality}, {what}", replace(known, series=(series,))))
         if len(study.series) > 1:
             found.append(("real study of several series", known))

@@ -95,7 +95,8 @@ def find(
 ) -> tuple[Finding, ...]:
     """Findings of each code of the model: present (once for each place), absent, or that it cannot be said;
     evidence for those that are present or may be. `taken`: what was taken of what FindingType.seen_on names;
-    None: everything. A code that no report has to speak of is left out where it is absent."""
+    None: everything. A code that no report has to speak of is left out where it is not present, but for a
+    critical one of which nothing can be said."""
     probability = seen.outputs.presence_logits_BF[0].sigmoid().tolist()
     if not np.isfinite(probability).all():
         # a comparison with NaN is false: every finding would be stated as absent
@@ -108,7 +109,9 @@ def find(
         kind = schema[code]
         unseen = taken is not None and bool(kind.seen_on) and not set(kind.seen_on) & set(taken)
         presence, confidence = calibration.answer(code, probability[f])
-        if not kind.required and (unseen or presence is Presence.ABSENT):
+        # of what no report has to speak of, silence is no statement; what is critical is not passed over
+        silent = presence is Presence.ABSENT or (presence is Presence.CANNOT_SAY and not kind.critical)
+        if not kind.required and (unseen or silent):
             continue
         spoken.append(code)
         if unseen:

@@ -10,6 +10,12 @@ from mla_med.types import Draft, Finding, Provenance, Report, Sentence
 NOTICE = "AI DRAFT - NOT FOR DIAGNOSIS"
 """First on every page, first in every file."""
 
+HEADINGS = {
+    "en": ("TECHNIQUE", "FINDINGS", "IMPRESSION", "COMPARISON", "CHECKS THAT FAILED"),
+    "zh": ("检查技术", "影像表现", "诊断印象", "与既往检查比较", "未通过的核查"),
+}
+"""By the language of the report."""
+
 HASH_DIGITS = 16
 """How much of the weights' sha256 people see; the whole of it is in draft.json."""
 
@@ -59,13 +65,16 @@ def comparison_lines(draft: Draft) -> list[str]:
 def _report_blocks(draft: Draft) -> list[str]:
     assert draft.report is not None
     sections = (
-        ("TECHNIQUE", [draft.report.technique]),
-        ("FINDINGS", [s.text for s in draft.report.sentences]),
-        ("IMPRESSION", [s.text for s in draft.report.impression]),
-        ("COMPARISON", comparison_lines(draft)),
-        ("CHECKS THAT FAILED", [f"{c.rule}: {c.words}" for c in draft.complaints]),
+        [draft.report.technique],
+        [s.text for s in draft.report.sentences],
+        [s.text for s in draft.report.impression],
+        comparison_lines(draft),
+        [f"{c.rule}: {c.words}" for c in draft.complaints],
     )
-    return ["\n".join((heading, *lines)) for heading, lines in sections if any(lines)]
+    headings = HEADINGS.get(draft.report.language, HEADINGS["en"])
+    return [
+        "\n".join((heading, *lines)) for heading, lines in zip(headings, sections, strict=True) if any(lines)
+    ]
 
 
 def _refusal_blocks(draft: Draft) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from mla_med.types import Presence
 
-COVERAGE = 0.95
+COVERAGE = 0.90
 """Of those who have a finding, and of those who do not, so many are not told the opposite."""
 NEAREST = 1e-7
 """How near to 0 and 1 a probability may be; beyond, single precision has no numbers."""

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mla_med import cli_pacs
 from mla_med.errors import ConfigError, MlaMedError, OutputError
 
 app = typer.Typer(
@@ -26,6 +27,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_pacs.pacs, name="pacs")
+app.add_typer(cli_pacs.ledger, name="ledger")
 out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
@@ -132,6 +135,12 @@ def draft(
     ] = False,
     language: Annotated[str, typer.Option(help="Of the report: en or zh.")] = "en",
     style: Annotated[str, typer.Option(help="Of the report: prose, itemised, terse, template.")] = "prose",
+    formats: Annotated[
+        str,
+        typer.Option(
+            "--format", help="sr, sr3d, pdf, kos, seg, pm, fhir, hl7, txt, html, json; with commas."
+        ),
+    ] = "sr,txt,html,json",
 ) -> None:
     """Draft a report of a study, or refuse with a reason: draft.json, .txt, .html and .dcm (SR). Of several
     studies each goes into a folder of its own, and one that fails stops none."""
@@ -142,6 +151,7 @@ def draft(
     with err.status("reading the headers, loading the model") as status, ReaderProcess() as reader:
         pending = None if is_nifti(path) else reader.start(read_studies, path)
         from mla_med.documents.text import draft_to_text
+        from mla_med.documents.write import parse_formats
         from mla_med.drafting import (
             Options,
             draft_nifti,
@@ -160,7 +170,8 @@ def draft(
         studies = tuple(with_context(study, known) for study in studies)
         whole = [study for study in studies if study.study_uid]
         earlier = None if prior is None else _prior(prior, whole, reader.call)
-        options = Options(faithfulness, earlier, load_style(style, language))
+        wanted = parse_formats(formats)
+        options = Options(faithfulness, earlier, load_style(style, language), wanted)
         model = load_checkpoint(checkpoint) if checkpoint else packaged_for
         if pending is None:
             model = load_checkpoint(checkpoint) if checkpoint else packaged("chest_ct")
@@ -214,48 +225,13 @@ def deidentify(
 
 
 phantoms = typer.Typer(
-    help="People who do not exist: one chest CT, a study as a scanner sends it, or a cohort.",
-    invoke_without_command=True,
+    help="People who do not exist: a study as a scanner sends it, a cohort, or a picture of some of them.",
+    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 app.add_typer(phantoms, name="phantom")
 Examination = Annotated[str, typer.Option(help="chest_ct or brain_mr.")]
 SiteKey = Annotated[str, typer.Option(help="a or b: scanner, dose, prevalence, style and language.")]
-
-
-@phantoms.callback()
-def phantom(
-    context: typer.Context,
-    to: Annotated[Path | None, typer.Option("--out", help="Folder for the results; made if missing.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which patient; the same seed gives the same bytes.")] = 1,
-    finding: Annotated[
-        list[str] | None,
-        typer.Option(help="A finding to plant, again for each; without any the seed chooses."),
-    ] = None,
-    matrix: Annotated[int, typer.Option(min=64, max=512, help="Rows and columns.")] = 256,
-    slice_mm: Annotated[float, typer.Option(min=0.5, max=10, help="Distance between slices.")] = 3.0,
-) -> None:
-    """Without a further verb: a chest CT of a person who does not exist, as the packaged model was trained
-    on, as a DICOM series, with its report and its truth."""
-    if context.invoked_subcommand is not None:
-        return
-    if to is None:
-        raise ConfigError("Where to? Give --out DIR.")
-    from mla_med.files import write_text
-    from mla_med.phantom.plain.cohort import make_phantom, truth_of, write_phantom
-    from mla_med.phantom.plain.lesions import PREVALENCE
-    from mla_med.report.render import report_text
-
-    unknown = sorted(set(finding or ()) - set(PREVALENCE))
-    if unknown:
-        raise ConfigError(f"No finding '{unknown[0]}' can be planted; there are: {', '.join(PREVALENCE)}.")
-    made = make_phantom(seed, tuple(c for c in PREVALENCE if c in finding) if finding else None)
-    with err.status("scanning the phantom"):
-        series = write_phantom(made, to / "dicom", (384 / matrix, 384 / matrix, slice_mm), matrix)
-    write_text(to / "report.txt", report_text(made.report) + "\n")
-    write_text(to / "truth.json", json.dumps(truth_of(made), indent=1) + "\n")
-    out.print(report_text(made.report))
-    _print_files([series, to / "report.txt", to / "truth.json"])
 
 
 @phantoms.command()

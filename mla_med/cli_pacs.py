@@ -1,26 +1,32 @@
 """`mla-med pacs` and `mla-med ledger`: one verb, a few lines.
 
-Prints job ids, states and reason codes; UIDs and patients stay in the sealed rows.
+Prints job ids, states and reason codes; UIDs and patients stay in the sealed rows, and in the folders of
+images and drafts, which their owner alone may read.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from mla_med.errors import ConfigError, LedgerError, MlaMedError
+from mla_med.errors import ConfigError, LedgerError, MlaMedError, PacsError
 from mla_med.logs import log
 
+if TYPE_CHECKING:
+    from mla_med.ledger.ledger import Ledger
+    from mla_med.ledger.nouns import Job
+    from mla_med.pacs.settings import PacsSettings
+
 pacs = typer.Typer(
-    help="Studies out of a PACS, drafts into it: pull, deliver, and a self-test.",
+    help="Studies out of a PACS, drafts into it: pull, draft, deliver, and a self-test.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -64,6 +70,10 @@ def pull(
     drop: Annotated[
         Path | None, typer.Option(help="Take studies from the folders in here, instead of the PACS.")
     ] = None,
+    study: Annotated[
+        list[str] | None,
+        typer.Option(help="A Study Instance UID, again for each: these alone, however old."),
+    ] = None,
     watch: Watch = False,
     log_level: LogLevel = "warning",
 ) -> None:
@@ -71,25 +81,116 @@ def pull(
     and asked for again at the next pull."""
     _start_logging(log_level)
     from mla_med.dicom.apart import ReaderProcess
-    from mla_med.pacs.pull import pull_due, take_dropped
+    from mla_med.ledger.ledger import OPEN
+    from mla_med.pacs.pull import check_room, pull_due, pull_study, take_dropped
     from mla_med.pacs.run import make_peer, open_ledger
     from mla_med.pacs.settings import read_credentials, read_settings
 
+    shown: set[str] = set()
+    if drop and study:
+        raise ConfigError("--study asks the PACS, and --drop does not; give one of them.")
     settings = read_settings(settings_file)
     book, peer = open_ledger(settings), make_peer(settings, read_credentials(settings))
     with ReaderProcess() as reader:
         while True:
             with _kept_going(watch):
-                found = (
-                    take_dropped(book, drop, settings, reader.call)
-                    if drop
-                    else pull_due(book, peer, settings, reader.call)
-                )
+                if drop:
+                    found = take_dropped(book, drop, settings, reader.call)
+                elif study:
+                    check_room(settings)
+                    named = (pull_study(book, peer, settings, uid, reader.call) for uid in study)
+                    found = (one for one in named if one is not None)
+                else:
+                    found = pull_due(book, peer, settings, reader.call)
                 for one in found:
+                    shown.add(one.job.id)
                     out.print(f"{one.job.state:11} {one.job.id} {one.folder or one.job.reason}")
             if not watch:
-                return
+                break
             time.sleep(max(1.0, settings.settle_s / 2))
+    for known in (book.newest_job(uid) for uid in study or ()):
+        if known is None:
+            words = f"The PACS has no {' or '.join(settings.modalities)} images of a study that was named."
+            raise PacsError(f"{words} Check its UID, and modalities in [pacs].", code="STUDY_NOT_FOUND")
+        if known.id not in shown and known.state not in OPEN:
+            out.print(f"{known.state:11} {known.id} {known.reason}".rstrip())
+    if waiting := sum(book.job_counts()[state] for state in OPEN):
+        again = f"pull again, {settings.settle_s:g} s after the first time at the earliest"
+        out.print(f"{waiting} not shown to be complete yet; {again}.")
+
+
+@pacs.command()
+def draft(
+    to: Annotated[Path, typer.Option("--out", help="For what is drafted, in a folder for each job.")],
+    settings_file: SettingsFile = SITE,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="A checkpoint folder; the packaged one by default.")
+    ] = None,
+    language: Annotated[str, typer.Option(help="Of the reports: en or zh.")] = "en",
+    style: Annotated[str, typer.Option(help="Of the reports: prose, itemised, terse, template.")] = "prose",
+    formats: Annotated[str, typer.Option("--format", help="As of mla-med draft.")] = "sr,txt,html,json",
+    watch: Watch = False,
+    log_level: LogLevel = "warning",
+) -> None:
+    """Draft every READY study of the inbox, and commit its documents (.dcm) to the outbox. Exit code 1 if one
+    could not be drafted: it stays READY, and is tried again at the next start."""
+    _start_logging(log_level)
+    from mla_med.dicom.apart import ReaderProcess
+    from mla_med.documents.write import parse_formats
+    from mla_med.drafting import Options, packaged_for
+    from mla_med.ledger.nouns import JobState
+    from mla_med.model.checkpoint import load_checkpoint
+    from mla_med.pacs.run import open_ledger
+    from mla_med.pacs.settings import read_settings
+    from mla_med.report.style import load_style
+
+    settings = read_settings(settings_file)
+    book = open_ledger(settings)
+    options = Options(style=load_style(style, language), formats=parse_formats(formats))
+    if "sr" not in options.formats:  # the one that there always is
+        raise ConfigError("Only DICOM documents are delivered; --format needs sr, at least.")
+    model = load_checkpoint(checkpoint) if checkpoint else packaged_for
+    to.mkdir(parents=True, exist_ok=True, mode=0o700)
+    failed: set[str] = set()
+    with ReaderProcess() as reader:
+        while True:
+            with _kept_going(watch):
+                ready = book.list_jobs(JobState.READY, 10**6)
+                for job in [job for job in reversed(ready) if job.id not in failed]:
+                    try:
+                        out.print(_draft_job(book, settings, job, to / job.id, model, reader.call, options))
+                    except LedgerError:
+                        raise
+                    except MlaMedError as error:
+                        failed.add(job.id)
+                        log("draft_failed", level="error", job=job.id, code=error.code)
+                        out.print(f"{'failed':11} {job.id} {error.code}")
+            if not watch:
+                break
+            time.sleep(2.0)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _draft_job(
+    book: Ledger, settings: PacsSettings, job: Job, to: Path, model, call: Callable, options
+) -> str:
+    """A line: what became of it."""
+    from mla_med.dicom.study import read_studies
+    from mla_med.drafting import draft_one
+    from mla_med.pacs.deliver import commit_documents
+    from mla_med.pacs.letter import read_content
+    from mla_med.pacs.pull import folder_of
+
+    made, files = draft_one(
+        call(read_studies, folder_of(settings, job.id)), to, model, call=call, options=options
+    )
+    contents = [read_content(file) for file in files if file.suffix == ".dcm"]
+    validate = settings.check_with_dciodvfy
+    after = commit_documents(book, contents, settings.name, job_id=job.id, validate=validate)
+    reasons = () if made.report else made.gate.reasons
+    state = "drafted" if made.report else "refused"
+    return " ".join((f"{state:11} {after.id}", str(to), *(reason.code for reason in reasons)))
 
 
 @pacs.command()
@@ -100,6 +201,10 @@ def deliver(
     ] = None,
     settings_file: SettingsFile = SITE,
     job: Annotated[str | None, typer.Option(help="The READY job that was drafted.")] = None,
+    clear_inbox: Annotated[
+        bool,
+        typer.Option("--clear-inbox", help="Remove the images of what is delivered or will never be."),
+    ] = False,
     watch: Watch = False,
     metrics_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on 127.0.0.1.")
@@ -145,6 +250,8 @@ def deliver(
             if tally:
                 out.print(", ".join(f"{number} {kind}" for kind, number in sorted(tally.items())))
             book.purge()
+            if clear_inbox:
+                _clear_inbox(book, settings)
             if metrics_file:
                 metrics.write(metrics_file)
         if not watch:
@@ -170,6 +277,16 @@ def _kept_going(watch: bool) -> Iterator[None]:
         log("failed", level="error", code=error.code)
 
 
+def _clear_inbox(book: Ledger, settings: PacsSettings) -> None:
+    """Until then the images are there: whoever looks at a parked document may want to draft it again."""
+    from mla_med.ledger.nouns import JobState
+
+    over = (JobState.DELIVERED, JobState.SUPERSEDED, JobState.DISCARDED)
+    for folder in Path(settings.inbox).glob(32 * "[0-9a-f]"):
+        if book.job(folder.name).state in over:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _documents(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted(path.glob("*.dcm"))
@@ -190,14 +307,13 @@ def list_(
 
     if state and state.upper() not in tuple(JobState):
         raise ConfigError(f"No state {state!r}; there are {', '.join(JobState)}.")
-    table = Table(box=None, pad_edge=False)
-    for column in ("job", "state", "reason", "images", "changed"):
-        table.add_column(column, no_wrap=True)
-    book = _open(settings_file)
-    for job in book.list_jobs(JobState(state.upper()) if state else None, limit):
+    rows = [("job", "state", "changed", "images", "reason")]
+    for job in _open(settings_file).list_jobs(JobState(state.upper()) if state else None, limit):
         images = f"{job.own_instances} of {job.instances}" if job.instances else ""
-        table.add_row(job.id, job.state, job.reason, images, _time(job.updated_at_s))
-    out.print(table)
+        rows.append((job.id, job.state, _time(job.updated_at_s), images, job.reason))
+    # no table of rich's: it cuts ids to the width of a terminal that is none
+    for name, now, changed, images, reason in rows:
+        out.print(f"{name:32} {now:11} {changed:20} {images:12} {reason}".rstrip())
 
 
 @ledger.command()

@@ -214,9 +214,10 @@ def _draft_into(
     options: Options | None = None,
 ) -> tuple[Draft, list[Path]]:
     model = checkpoint if isinstance(checkpoint, Checkpoint) else checkpoint(study)
-    draft, volume = draft_study(study, model, progress, call, options)
+    options = options or Options()
+    draft, volumes = _draft_whole(study, model, progress, call, options)
     progress("writing the documents")
-    return draft, write_draft(draft, volume, out, (options or Options()).formats)
+    return draft, write_draft(draft, volumes, out, options.formats)
 
 
 def draft_study(
@@ -231,21 +232,29 @@ def draft_study(
 
     A refusal is for a sound study that this model must not draft. A damaged one raises StudyError or
     SeriesError: half a study would give a confident report of half a patient."""
-    options = options or Options()
+    draft, volumes = _draft_whole(study, checkpoint, progress, call, options or Options())
+    return draft, volumes[0] if volumes else None
+
+
+def _draft_whole(
+    study: Study, checkpoint: Checkpoint, progress: Progress, call: Call, options: Options
+) -> tuple[Draft, tuple[Volume, ...]]:
+    """The same with every volume, the first wanted one first."""
     check_whole(study)
     progress("choosing the series")
     verdicts = call(choose_series, study, checkpoint.scope.examination)
     _check_undamaged(verdicts, checkpoint.scope.modality)
     verdicts, reasons = _within_scope(study, checkpoint, verdicts)
     if reasons:
-        return _refuse(study, checkpoint, verdicts, reasons), None
+        return _refuse(study, checkpoint, verdicts, reasons), ()
     earlier = _draft_of_prior(study, checkpoint, progress, call, options)
     progress("reading the volume")
     volumes = {v.role: call(read_volume, v.series) for v in verdicts if v.chosen}
-    wanted = [name for name in checkpoint.scope.sequences if name in volumes]
-    first = volumes[wanted[0]] if wanted else next(iter(volumes.values()))
-    options = replace(options, prior=earlier)
-    return _draft_volumes(study, checkpoint, verdicts, volumes, progress, options), first
+    draft = _draft_volumes(study, checkpoint, verdicts, volumes, progress, replace(options, prior=earlier))
+    # sorted is stable: False comes before True
+    return draft, tuple(
+        volumes[role] for role in sorted(volumes, key=lambda role: role not in checkpoint.scope.sequences[:1])
+    )
 
 
 def _within_scope(

@@ -13,7 +13,7 @@ from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.calibrate import Calibration
 from mla_med.model.checkpoint import save_checkpoint
 from mla_med.model.config import findings_of, tiny
-from mla_med.model.conformal import Answer
+from mla_med.model.conformal import Answer, log_odds
 from mla_med.model.gate import SCOPES
 from mla_med.model.mla import MLAModel
 from mla_med.report.render import body_text, render_report
@@ -71,7 +71,7 @@ def _row(folder: Path, split: str, number: int) -> dict:
 
 def calibration(cut: float = 0.5, codes=tuple(CHEST_CT), **changes) -> Calibration:
     """Always answers, present from `cut` on; every image is familiar."""
-    answer = Answer(cut, cut - 1e-6, cut, 1.0, 0.0, 50, 50)
+    answer = Answer(cut, cut - 1e-6, cut, 1.0, 1e-6 - log_odds(cut), 50, 50)
     values = {
         "thresholds": dict.fromkeys(codes, cut),
         "feature_mean": (0.0,) * 32,

@@ -1,10 +1,11 @@
-"""What several test files need: the packaged model, real series, a folder on a full disk."""
+"""What several test files need: the packaged model, phantoms, real series, a folder on a full disk."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,40 @@ def checkpoint():
 
 
 @pytest.fixture(scope="session")
-def phantom_series(tmp_path_factory) -> Path:
-    """A phantom with a mass, an effusion and a large heart, as DICOM at 3 mm."""
-    from mla_med.phantom.plain.cohort import make_phantom, write_phantom
+def phantom_study(tmp_path_factory):
+    """phantom_study("lung_mass", ...) -> the folder of a chest CT study of `phantoms.patient` with these
+    findings, as a scanner sends it: localizer, axial series, dose picture. Made once; not to be changed."""
+    from phantoms import patient, write_study
 
-    phantom = make_phantom(950_000, ("lung_mass", "pleural_effusion", "cardiomegaly"))
-    return write_phantom(phantom, tmp_path_factory.mktemp("phantom"), (3.0, 3.0, 3.0), 136)
+    @cache
+    def make(*codes: str) -> Path:
+        return write_study(patient(*codes), tmp_path_factory.mktemp("phantom"))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def phantom_series(phantom_study) -> Path:
+    """The axial series of a phantom with a mass, an effusion and a large heart, slices 3 mm apart."""
+    from phantoms import volume_series
+
+    return volume_series(phantom_study("lung_mass", "pleural_effusion", "cardiomegaly"))
+
+
+@pytest.fixture(scope="session")
+def brain_patient():
+    """With an acute infarct and a mass that takes up contrast medium."""
+    from phantoms import patient
+
+    return patient("acute_infarct", "brain_mass", "abnormal_enhancement", examination="brain_mr")
+
+
+@pytest.fixture(scope="session")
+def brain_study(brain_patient, tmp_path_factory) -> Path:
+    """Every sequence of their brain MR, in thick slices: a folder a series."""
+    from phantoms import write_study
+
+    return write_study(brain_patient, tmp_path_factory.mktemp("brain"))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from random import Random
 
 import pydicom
 import pytest
@@ -53,7 +54,7 @@ def test_inspect_prints_one_object_with_every_series(run, phantom_series):
     assert series["reason"] is None
     certificate = series["certificate"]
     assert certificate["shape"][:2] == [136, 136]
-    assert certificate["spacing_mm"] == pytest.approx([3, 3, 3])
+    assert certificate["spacing_mm"][2] == pytest.approx(3)
     assert len(certificate["affine"]) == 4
     assert certificate["air_hu"] == pytest.approx(-1000, abs=40)
     assert certificate["body_part_header"] == "chest"
@@ -133,44 +134,41 @@ def test_a_full_disk_leaves_nothing(run, phantom_series, full_disk):
 
 
 def test_a_phantom_on_a_full_disk_is_one_line(run, full_disk):
-    status, _, error = run("phantom", "--out", full_disk / "p", "--matrix", "64")
+    status, _, error = run("phantom", "study", 1, "--out", full_disk / "p", "--matrix", "64")
     assert status == 1
     assert error.startswith("OUTPUT_NOT_WRITTEN: ")
     assert not list(full_disk.rglob("*.*"))
 
 
-def test_a_phantom_has_a_series_a_report_and_a_truth(run, tmp_path):
-    status, printed, _ = run(
-        "phantom",
-        "--out",
-        tmp_path,
-        "--seed",
-        "3",
-        "--finding",
-        "lung_nodule",
-        "--matrix",
-        "64",
-        "--slice-mm",
-        "9",
-    )
+def test_a_phantom_study_has_its_series_a_report_and_a_truth(run, tmp_path):
+    planted = ["--finding", "lung_nodule", "--matrix", "64"]
+    status, printed, _ = run("phantom", "study", 19, "--out", tmp_path, *planted)
     assert status == 0
     assert "nodule" in printed
-    (finding,) = json.loads((tmp_path / "truth.json").read_text())["findings"]
-    assert finding["code"] == "lung_nodule"
-    assert pydicom.dcmread(next((tmp_path / "dicom").iterdir())).Modality == "CT"
+    record = json.loads((tmp_path / "phantom-0000000019.json").read_text())
+    assert {finding["code"] for finding in record["findings"]} == {"lung_nodule"}
+    assert (tmp_path / "phantom-0000000019.txt").read_text().strip() in printed
+    series = sorted((tmp_path / "phantom-0000000019" / "study").iterdir())
+    assert pydicom.dcmread(next(series[0].iterdir())).Modality == "CT"
+
+
+def test_phantoms_without_a_verb_name_the_verbs(run):
+    _, printed, error = run("phantom")
+    for verb in ("study", "cohort", "sheet"):
+        assert verb in printed + error
 
 
 def test_an_unknown_finding_names_those_that_exist(run, tmp_path):
-    status, _, error = run("phantom", "--out", tmp_path, "--finding", "hangnail")
+    status, _, error = run("phantom", "study", 1, "--out", tmp_path, "--finding", "hangnail")
     assert status == 1
     assert "lung_nodule" in error
 
 
 def test_evaluate_scores_and_says_where_the_page_is(run, tmp_path):
-    from mla_med.phantom.plain.cohort import make_phantom
-    from mla_med.report.render import body_text
+    from evaluation.linter import random_findings
+    from mla_med.report.render import body_text, render_report
 
-    texts = [body_text(make_phantom(seed).report) for seed in range(12)]
+    texts = [body_text(render_report(random_findings("chest_ct", Random(seed)))) for seed in range(12)]
     for name in ("references", "drafts"):
         lines = [json.dumps({"id": n, "report": text}) for n, text in enumerate(texts)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
@@ -178,7 +176,7 @@ def test_evaluate_scores_and_says_where_the_page_is(run, tmp_path):
         "evaluate", tmp_path / "references.jsonl", tmp_path / "drafts.jsonl", "--out", tmp_path / "scores"
     )
     assert status == 0
-    assert "BLEU-4 (0-100) | 100.0" in printed
+    assert "BLEU-4 | 1.000" in printed
     assert (tmp_path / "scores" / "page.html").is_file()
     metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
     assert "tok:" in json.dumps(metrics)
@@ -213,49 +211,55 @@ def test_a_name_in_a_description_is_removed(run, phantom_series, tmp_path):
     assert "[soft]" in printed
 
 
-def test_a_phantom_never_replaces_what_is_no_phantom(run, tmp_path):
-    (tmp_path / "dicom").mkdir()
-    (tmp_path / "dicom" / "scan.dcm").write_bytes(b"somebody's study")
-    status, _, error = run("phantom", "--out", tmp_path, "--matrix", "64")
+def test_a_phantom_never_replaces_what_is_there(run, tmp_path):
+    there = tmp_path / "phantom-0000000001" / "scan.dcm"
+    there.parent.mkdir()
+    there.write_bytes(b"somebody's study")
+    status, _, error = run("phantom", "study", 1, "--out", tmp_path, "--matrix", "64")
     assert status == 1
     assert error.startswith("OUTPUT_IN_USE: ")
-    assert (tmp_path / "dicom" / "scan.dcm").read_bytes() == b"somebody's study"
+    assert there.read_bytes() == b"somebody's study"
 
 
-def write_days_work(folder):
+HOLE, DAMAGED = "2.25.72", "2.25.73"
+
+
+def write_days_work(folder, phantom_series):
     """Three studies: a phantom, a series with a hole, and one of which a file is damaged."""
-    from mla_med.phantom.plain.cohort import make_phantom, write_phantom
-
-    write_phantom(make_phantom(950_001, ()), folder / "a", (4.0, 4.0, 4.0), 96)
-    write_series(folder / "b", [0, 2, 6, 8], series=2, StudyInstanceUID="2.25.72", PatientID="B")
-    paths = write_series(folder / "c", [0, 2, 4, 6], series=3, StudyInstanceUID="2.25.73", PatientID="C")
+    shutil.copytree(phantom_series, folder / "a")
+    write_series(folder / "b", [0, 2, 6, 8], series=2, StudyInstanceUID=HOLE, PatientID="B")
+    paths = write_series(folder / "c", [0, 2, 4, 6], series=3, StudyInstanceUID=DAMAGED, PatientID="C")
     paths[1].write_bytes(paths[1].read_bytes()[:600])
     return folder
 
 
-def test_inspect_takes_a_tree_of_studies(run, tmp_path):
-    code, printed, _ = run("inspect", write_days_work(tmp_path), "--json", "--headers-only")
+def test_inspect_takes_a_tree_of_studies(run, tmp_path, phantom_series):
+    folder = write_days_work(tmp_path, phantom_series)
+    code, printed, _ = run("inspect", folder, "--json", "--headers-only")
     assert code == 0
-    studies = json.loads(printed)["studies"]
-    assert [s["study_uid"] for s in studies][1:] == ["2.25.72", "2.25.73"]
-    assert [s["series"][0]["accepted"] for s in studies] == [True, False, False]
-    assert [p["code"] for p in studies[2]["problems"]] == ["TRUNCATED"]
+    studies = {s["study_uid"]: s for s in json.loads(printed)["studies"]}
+    hole, damaged = studies.pop(HOLE), studies.pop(DAMAGED)
+    (phantom,) = studies.values()
+    assert [s["series"][0]["accepted"] for s in (phantom, hole, damaged)] == [True, False, False]
+    assert [p["code"] for p in damaged["problems"]] == ["TRUNCATED"]
     code, printed, _ = run("inspect", tmp_path)
     assert code == 0
     assert "3 studies" in printed
     assert "MISSING_SLICE" in printed
 
 
-def test_draft_of_a_tree_drafts_each_study_and_stops_at_none(run, tmp_path):
-    folder = write_days_work(tmp_path / "in")
+def test_draft_of_a_tree_drafts_each_study_and_stops_at_none(run, tmp_path, phantom_series):
+    folder = write_days_work(tmp_path / "in", phantom_series)
     code, printed, _ = run("draft", folder, "--out", tmp_path / "out")
     assert code == 1, "one of them failed"
-    rows = json.loads((tmp_path / "out/studies.json").read_text())
-    assert [row["state"] for row in rows] == ["drafted", "refused", "failed"]
-    assert [reason["code"] for reason in rows[1]["reasons"]][:2] == ["NO_SERIES", "MISSING_SLICE"]
-    assert [reason["code"] for reason in rows[2]["reasons"]] == ["DAMAGED_FILE"]
-    assert (tmp_path / "out" / rows[0]["folder"] / "draft.dcm").is_file()
-    assert len(rows[0]["folder"]) == 16
+    rows = {row["study_uid"]: row for row in json.loads((tmp_path / "out/studies.json").read_text())}
+    hole, damaged = rows.pop(HOLE), rows.pop(DAMAGED)
+    (phantom,) = rows.values()
+    assert [row["state"] for row in (phantom, hole, damaged)] == ["drafted", "refused", "failed"]
+    assert [reason["code"] for reason in hole["reasons"]][:2] == ["NO_SERIES", "MISSING_SLICE"]
+    assert [reason["code"] for reason in damaged["reasons"]] == ["DAMAGED_FILE"]
+    assert (tmp_path / "out" / phantom["folder"] / "draft.dcm").is_file()
+    assert len(phantom["folder"]) == 16
     assert "drafted" in printed
 
 

@@ -137,3 +137,14 @@ def test_calibration_answers_with_a_probability_of_what_is_said():
     assert said[0.001][1] > 0.9
     assert 0.5 <= said[0.5][1] < 0.75
     assert said[0.999][1] > 0.9
+
+
+def test_nothing_is_called_present_that_is_more_likely_absent():
+    """A finding that the model knows nothing of: its absent examples lie low too, and still it is no more
+    likely present above them."""
+    rng = np.random.default_rng(0)
+    probability, present = rng.uniform(0.05, 0.15, 400), rng.random(400) < 0.1
+    answer = fit_answer(probability, present, 0.1)
+    assert answer.conforms(0.149) == (True, False)
+    assert answer.calibrated(0.149) < 0.3
+    assert answer.presence(0.149) is Presence.CANNOT_SAY

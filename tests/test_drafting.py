@@ -9,8 +9,9 @@ import numpy as np
 import pydicom
 import pytest
 from conftest import sr_errors
+from phantoms import volume_series
 
-from mla_med.acceptance import draft_phantoms
+from mla_med.acceptance import TEST_SEEDS, draft_phantoms
 from mla_med.dicom.study import read_study
 from mla_med.documents.html import draft_to_html
 from mla_med.documents.json import draft_from_json
@@ -18,10 +19,13 @@ from mla_med.documents.sr import draft_to_sr
 from mla_med.documents.text import draft_to_text
 from mla_med.drafting import draft_folder, draft_study
 from mla_med.errors import CheckpointError
-from mla_med.model import DEFAULT_CHECKPOINT
+from mla_med.model import CHECKPOINTS, DEFAULT_CHECKPOINT
 from mla_med.model.checkpoint import load_checkpoint
+from mla_med.phantom.examine import examine
+from mla_med.phantom.sites import site_of
 from mla_med.report.parse import parse_report
 from mla_med.report.render import body_text
+from mla_med.report.style import load_style
 from mla_med.types import Presence, Side
 
 FILES = ["draft.dcm", "draft.html", "draft.json", "draft.txt"]
@@ -71,12 +75,9 @@ def test_the_same_study_gives_the_same_draft(drafted, phantom_series, checkpoint
     assert replace(again, provenance=first) == replace(drafted[0], provenance=first)
 
 
-def test_the_images_decide(checkpoint, drafted, phantom_series, tmp_path):
-    """Another patient's pixels under the same headers: other findings, and they are those planted."""
-    from mla_med.phantom.plain.cohort import make_phantom, write_phantom
-
-    other = make_phantom(950_000, ("pneumothorax",))
-    folder = write_phantom(other, tmp_path / "other", (3.0, 3.0, 3.0), 136)
+def test_the_images_decide(checkpoint, phantom_study):
+    """Another body under almost the same headers: other findings, and they are those planted."""
+    folder = volume_series(phantom_study("pneumothorax"))
     draft, _ = draft_study(read_study(folder), checkpoint)
     assert draft.gate.accepted, draft.gate.reasons
     present = {f.code for f in draft.report.findings if f.presence is Presence.PRESENT}
@@ -172,8 +173,9 @@ def test_what_cannot_be_said_is_said_so_in_every_document(phantom_series, checkp
 # The checkpoint
 
 
-def test_the_packaged_checkpoint_is_small_and_holds_no_pickle():
-    files = [p for p in DEFAULT_CHECKPOINT.iterdir() if p.is_file()]
+@pytest.mark.parametrize("examination", CHECKPOINTS)
+def test_a_packaged_checkpoint_is_small_and_holds_no_pickle(examination):
+    files = [p for p in CHECKPOINTS[examination].iterdir() if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 12e6
     assert {p.suffix for p in files} <= {".json", ".safetensors", ".md"}
 
@@ -197,12 +199,23 @@ def test_a_damaged_checkpoint_says_so(tmp_path):
 # Phantoms through the house
 
 
-def test_an_acceptance_run_goes_on_where_it_was_killed(tmp_path):
-    draft_phantoms([900_000], tmp_path)
-    (first,) = (tmp_path / "cases").iterdir()
-    stamp = first.stat().st_mtime_ns
-    made = draft_phantoms([900_000, 900_001], tmp_path)
-    assert first.stat().st_mtime_ns == stamp
-    assert made.drafted == 2
-    lines = [json.loads(line) for line in made.references.read_text().splitlines()]
-    assert [line["id"] for line in lines] == ["phantom-900000", "phantom-900001"]
+def test_a_phantom_is_drafted_once_and_its_reference_states_what_was_planted(tmp_path):
+    """In Chinese: request, report and reference."""
+    seed = TEST_SEEDS[2]
+    made = draft_phantoms([seed], tmp_path, language="zh")
+    assert (made.drafted, made.refused) == (1, 0)
+    (case,) = (tmp_path / "cases").iterdir()
+    stamp = case.stat().st_mtime_ns
+    assert draft_phantoms([seed], tmp_path, language="zh") == made
+    assert case.stat().st_mtime_ns == stamp
+    truth = {lesion.finding.code for lesion in examine(seed, "chest_ct", site_of("a")).lesions}
+    assert truth
+    (reference,), (drafted,) = (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for path in (made.references, made.drafts)
+    )
+    assert reference["id"] == drafted["id"] == f"phantom-{seed}"
+    style = load_style("prose", "zh")
+    stated = parse_report(reference["report"], style).findings
+    assert {f.code for f in stated if f.presence is Presence.PRESENT} == truth
+    assert parse_report(drafted["report"], style).findings

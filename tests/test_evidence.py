@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from phantoms import volume_series
 
 from mla_med.dicom.study import read_study
 from mla_med.documents.html import draft_to_html
@@ -127,11 +128,9 @@ def test_lungs_are_inside_the_body():
     assert not body[0, 0].any()
 
 
-def test_a_finding_of_the_packaged_model_depends_on_what_it_cites(checkpoint, tmp_path):
+def test_a_finding_of_the_packaged_model_depends_on_what_it_cites(checkpoint, phantom_study):
     """A phantom with one finding, so that little has to be masked."""
-    from mla_med.phantom.plain.cohort import make_phantom, write_phantom
-
-    folder = write_phantom(make_phantom(950_000, ("pleural_effusion",)), tmp_path / "a", (3.0,) * 3, 136)
+    folder = volume_series(phantom_study("pleural_effusion"))
     draft, volume = draft_study(read_study(folder), checkpoint, options=Options(faithfulness=True))
     present = [f for f in draft.report.findings if f.presence is Presence.PRESENT]
     assert [f.code for f in present] == ["pleural_effusion"]

@@ -29,14 +29,13 @@ from mla_med.model import generate
 from mla_med.model.config import tiny
 from mla_med.model.generate import SlotMachine, report_slots, write_text, write_texts
 from mla_med.model.mla import MLAModel
-from mla_med.phantom.plain.cohort import make_phantom
 from mla_med.report.check import check_report
 from mla_med.report.parse import parse_report
 from mla_med.report.render import body_text, complete_findings, render_report
 from mla_med.report.style import load_style, packaged_languages, packaged_styles
 from mla_med.types import Change, ClinicalContext, Finding, Presence
 
-TEXTS = [body_text(make_phantom(seed).report) for seed in range(60)]
+TEXTS = [body_text(render_report(random_findings("chest_ct", random.Random(seed)))) for seed in range(60)]
 STYLES = [(name, language) for language in packaged_languages() for name in packaged_styles(language)]
 
 
@@ -206,7 +205,8 @@ def test_random_weights_write_one_of_the_legal_texts(model, beams):
 
 def test_random_weights_cannot_invent_a_finding(model):
     for seed in range(4):
-        findings = complete_findings(lesion.finding for lesion in make_phantom(seed).lesions)
+        drawn = random_findings("chest_ct", random.Random(seed))
+        findings = complete_findings(f for f in drawn if f.presence is Presence.PRESENT)
         report = write(findings, _seen(model, seed), model, "CT of the chest.")
         assert check_report(report, ClinicalContext()) == ()
         stated = {code for s in report.impression for code in s.codes}

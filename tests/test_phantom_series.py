@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from phantoms import MATRIX, patient
 
 from mla_med.dicom.select import choose_series
 from mla_med.dicom.study import read_study
@@ -22,8 +23,9 @@ from mla_med.phantom.scanner.headers import Order, decimal, keyed
 from mla_med.phantom.scanner.makers import CT, MR
 from mla_med.phantom.scanner.makers.form import Times
 from mla_med.phantom.scanner.series import MrImage, mr_units, stack_of, write_ct, write_mr, write_report
+from mla_med.phantom.scanning import scan_ct
 from mla_med.phantom.shapes import Grid
-from mla_med.types import Sex
+from mla_med.types import Sex, Side
 
 ORDER = Order(
     patient_id="PHANTOM-3",
@@ -296,3 +298,20 @@ def test_t1_in_thick_slices_is_a_spin_echo_whatever_the_maker_takes_in_3d(tmp_pa
     assert set(verdicts) == {"T1", "T1 contrast"}
     header = pydicom.dcmread(verdicts["T1"].series.instances[0].path)
     assert (header.ScanningSequence, header.RepetitionTime, header.EchoTime) == ("SE", 500, 10)
+
+
+def test_what_was_planted_lies_in_the_images_where_its_box_says(phantom_series):
+    (verdict,) = chosen(phantom_series)
+    image = upright(read_volume(verdict.series))
+    one = patient("lung_mass", "pleural_effusion", "cardiomegaly")
+    (planted,) = (lesion for lesion in one.lesions if lesion.finding.code == "lung_mass")
+    without = replace(one, lesions=tuple(lesion for lesion in one.lesions if lesion is not planted))
+    change = np.abs(np.asanyarray(image.dataobj) - scan_ct(without, MATRIX).hu) > 300
+    places = np.argwhere(change) @ image.affine[:3, :3].T + image.affine[:3, 3]
+    low, high = np.array(planted.box_mm)
+    inside = ((places > low - 3) & (places < high + 3)).all(axis=1)
+    assert len(places) > 100
+    assert inside.mean() > 0.95
+    (mass,) = (finding for finding in one.findings if finding.code == "lung_mass")
+    assert (low[0] + high[0] > 0) == (mass.side is Side.RIGHT)
+    assert high[2] - low[2] == pytest.approx(mass.size_mm, rel=0.35)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,19 +111,20 @@ class Canonical:
     """The patient axis along which the images were acquired."""
 
 
-def draft_to_html(draft: Draft, volume: Volume | None, changed_by: str = "") -> str:
-    """The page; with a volume, the largest pictures that keep it within LARGEST_PAGE_BYTES. `changed_by`: the
-    reviewer of a revision."""
+def draft_to_html(draft: Draft, volume: Volume | Sequence[Volume] | None, changed_by: str = "") -> str:
+    """The page; with what was read, the largest pictures that keep it within LARGEST_PAGE_BYTES: each finding
+    in the volume that its evidence cites. `changed_by`: the reviewer of a revision."""
     page = ""
-    for edge_px in PICTURE_EDGES_PX if volume is not None and draft.report is not None else (0,):
-        page = _page(draft, volume, edge_px, changed_by)
+    volumes = (volume,) if isinstance(volume, Volume) else tuple(volume or ())
+    for edge_px in PICTURE_EDGES_PX if volumes and draft.report is not None else (0,):
+        page = _page(draft, volumes, edge_px, changed_by)
         if len(page.encode()) <= LARGEST_PAGE_BYTES:
             break
     return page
 
 
-def _page(draft: Draft, volume: Volume | None, edge_px: int, changed_by: str) -> str:
-    cards = _cards(draft, volume, edge_px) if draft.report else ()
+def _page(draft: Draft, volumes: Sequence[Volume], edge_px: int, changed_by: str) -> str:
+    cards = _cards(draft, volumes, edge_px) if draft.report else ()
     numbers = {id(card.finding): card.number for card in cards}
     return _template().render(
         notice=NOTICE,
@@ -138,7 +139,7 @@ def _page(draft: Draft, volume: Volume | None, edge_px: int, changed_by: str) ->
         chosen=[v for v in draft.verdicts if v.chosen],
         others=[v for v in draft.verdicts if not v.chosen],
         hash=draft.provenance.weights_sha256[:HASH_DIGITS],
-        has_images=volume is not None,
+        has_images=bool(volumes),
         terms={card.finding.code: card.title for card in cards},
     )
 
@@ -151,10 +152,10 @@ def _template():
     return environment.get_template("draft.html.jinja")
 
 
-def _cards(draft: Draft, volume: Volume | None, edge_px: int) -> tuple[Card, ...]:
+def _cards(draft: Draft, volumes: Sequence[Volume], edge_px: int) -> tuple[Card, ...]:
     report = draft.report
     assert report is not None
-    canonical = None if volume is None else _canonical(volume)
+    turned: dict[str, Canonical] = {}
     compared = {c.code: c for c in draft.prior.comparisons} if draft.prior else {}
     schema = schema_of(report.examination)
     return tuple(
@@ -164,7 +165,7 @@ def _cards(draft: Draft, volume: Volume | None, edge_px: int) -> tuple[Card, ...
             finding=finding,
             facts=_facts(finding, compared.get(finding.code)),
             critical=_is_critical(finding, schema),
-            pictures=_pictures(finding, volume, canonical, edge_px) if volume and canonical else (),
+            pictures=_pictures_of(finding, volumes, turned, edge_px),
         )
         for n, finding in enumerate(report.findings, start=1)
     )
@@ -217,6 +218,21 @@ def _shares(weights: Mapping[str, float]) -> list[tuple[str, float, float]]:
     """Name, weight as the model gave it, and width in per cent of the bar."""
     total = sum(weights.values()) or 1.0
     return [(name, weight, 100 * weight / total) for name, weight in weights.items()]
+
+
+def _pictures_of(
+    finding: Finding, volumes: Sequence[Volume], turned: dict[str, Canonical], edge_px: int
+) -> tuple[Picture, ...]:
+    """In the volume that holds what is cited first. `turned`: by series, what was turned already."""
+    if finding.evidence is None or not volumes:
+        return ()
+    cited = finding.evidence.sop_instance_uids[:1]
+    of_series = (v for v in volumes if any(i.sop_instance_uid in cited for i in v.series.instances))
+    volume = next(of_series, volumes[0])
+    key = volume.series.series_uid
+    if key not in turned:
+        turned[key] = _canonical(volume)
+    return _pictures(finding, volume, turned[key], edge_px)
 
 
 def _canonical(volume: Volume) -> Canonical:

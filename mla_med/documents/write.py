@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -59,7 +59,7 @@ class Material:
     """What the writers work from; the parts that several of them need are made once."""
 
     draft: Draft
-    volume: Volume | None
+    volume: Volume | Sequence[Volume] | None
     source: Path | None
     revision: Revision | None
     formats: frozenset[str]
@@ -188,7 +188,7 @@ def write_documents(
     draft: Draft,
     *,
     formats: Iterable[str] = DEFAULT_FORMATS,
-    volume: Volume | None = None,
+    volume: Volume | Sequence[Volume] | None = None,
     source: Path | None = None,
     revision: Revision | None = None,
 ) -> tuple[Document, ...]:
@@ -245,7 +245,7 @@ def revision_of(
 
 def write_draft(
     draft: Draft,
-    volume: Volume | None,
+    volume: Volume | Sequence[Volume] | None,
     out: Path,
     formats: Iterable[str] = DEFAULT_FORMATS,
     revision: Revision | None = None,

@@ -43,11 +43,13 @@ class Answer:
     """How many examples it was set on."""
 
     def presence(self, probability: float) -> Presence:
-        """The likelier answer, unless the other conforms as well. What is added to a conformal set only
-        adds to its coverage: nothing is called present at 1 % because the absent lie below that."""
+        """The likelier answer, unless the other conforms as well, and present only where it is more likely
+        than not. What is added to a conformal set only adds to its coverage: nothing is called present at
+        1 % because the absent lie below that."""
         present, absent = self.conforms(probability)
         if probability >= self.cut:
-            return Presence.CANNOT_SAY if absent else Presence.PRESENT
+            sure = not absent and self.calibrated(probability) >= 0.5
+            return Presence.PRESENT if sure else Presence.CANNOT_SAY
         return Presence.CANNOT_SAY if present else Presence.ABSENT
 
     def conforms(self, probability: float) -> tuple[bool, bool]:

@@ -284,7 +284,7 @@ def _card(model: MLAModel, corpus: Path, training: Path, scores, command: str) -
         **about["cohort"],
         command=command,
         minutes=trained / 60,
-        device="two cores" if model.device.type == "cpu" else str(model.device),
+        device="the CPU" if model.device.type == "cpu" else str(model.device),
         validation=about["validation"],
         log=_table([r for r in rows if "presence" in r], ("epoch", "seconds", "presence", "evidence", "lm"))
         + "\n\n"

@@ -131,7 +131,11 @@ def _page(draft: Draft, volumes: Sequence[Volume], edge_px: int, changed_by: str
         changed=changed_words(changed_by) if changed_by else "",
         draft=draft,
         cards=cards,
-        shown=[c for c in cards if c.finding.presence is not Presence.ABSENT],
+        # what is present first, then what cannot be said; sorted keeps the order of each
+        shown=sorted(
+            (c for c in cards if c.finding.presence is not Presence.ABSENT),
+            key=lambda c: c.finding.presence is not Presence.PRESENT,
+        ),
         absent=[c for c in cards if c.finding.presence is Presence.ABSENT],
         findings=_lines(draft.report.sentences, draft.report, numbers) if draft.report else [],
         impression=_lines(draft.report.impression, draft.report, numbers) if draft.report else [],

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--examination", choices=tuple(PREPROCESSING), default="chest_ct")
     parser.add_argument("--work", type=Path, help="cohort, corpus and training state; runs/EXAMINATION")
     parser.add_argument("--out", type=Path, help="the checkpoint; WORK/checkpoint")
-    parser.add_argument("--n", type=int, default=2500, help="phantoms; 8 of 10 are trained on")
+    parser.add_argument("--n", type=int, default=2000, help="phantoms; 8 of 10 are trained on")
     parser.add_argument("--epochs", type=int, default=training.epochs, help="passes over the images")
     parser.add_argument("--seed", type=int, default=1, help="of the phantoms")
     parser.add_argument("--training-seed", type=int, default=training.seed, help="of weights and batches")

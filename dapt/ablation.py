@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from dapt.corpus import Example, read_examples
 from dapt.receipts import Predictions, predict, score_predictions
 from dapt.train import TrainConfig, pretrain
+from mla_med.corpus import Example, read_examples
 from mla_med.errors import MlaMedError
 from mla_med.files import write_text
 from mla_med.model.calibrate import best_threshold

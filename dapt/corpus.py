@@ -19,13 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mla_med.corpus import LANGUAGES, SPLITS, STYLE, finding_from, read_settings, to_bytes
-from mla_med.corpus import Example as Example  # whoever makes a corpus reads it here too
-from mla_med.corpus import from_bytes as from_bytes
-from mla_med.corpus import load_image as load_image
-from mla_med.corpus import place as place
-from mla_med.corpus import read_about as read_about
-from mla_med.corpus import read_examples as read_examples
+from mla_med.corpus import LANGUAGES, SPLITS, STYLE, finding_from, place, read_settings, to_bytes
 from mla_med.errors import ConfigError, StudyError
 from mla_med.files import write_text
 from mla_med.imaging.transforms import BRAIN_MR, CHEST_CT, Preprocessing

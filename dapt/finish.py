@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dapt.corpus import Example, load_image, place, read_about, read_examples, read_settings
 from dapt.receipts import predict, score_findings, score_predictions
 from dapt.train import Log, TrainConfig, collate, pretrain
+from mla_med.corpus import Example, load_image, place, read_about, read_examples, read_settings
 from mla_med.errors import MlaMedError
 from mla_med.files import write_text
 from mla_med.imaging.transforms import Preprocessing, window_channels

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dapt.corpus import LANGUAGES, Example
 from dapt.train import collate
+from mla_med.corpus import LANGUAGES, Example
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.config import SIDES
 from mla_med.model.mla import MLAModel

@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from dapt.corpus import LANGUAGES, Example, load_image, read_about, read_examples, read_settings
 from dapt.tokenizer import train_tokenizer
+from mla_med.corpus import LANGUAGES, Example, load_image, read_about, read_examples, read_settings
 from mla_med.errors import CheckpointError, ConfigError
 from mla_med.imaging.transforms import AIR_HU, Preprocessing, window_channels
 from mla_med.model.checkpoint import load_checkpoint

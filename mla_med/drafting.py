@@ -264,8 +264,12 @@ def _within_scope(
     left."""
     judged: list[SeriesVerdict] = []
     outside: list[Reason] = []
+    channels = checkpoint.model.config.preprocessing.get("sequences", ())
     for verdict in verdicts:
         reasons: tuple[Reason, ...] = ()
+        if verdict.chosen and channels and verdict.role not in channels:
+            reason = Reason("NOT_READ", f"This model has no channel for {verdict.role}.")
+            verdict = replace(verdict, chosen=False, why="", reason=reason)
         if verdict.chosen and verdict.certificate is not None:
             reasons = _header_reasons(checkpoint, study, verdict.series, verdict.certificate)
         if reasons:

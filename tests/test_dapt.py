@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dapt.corpus import from_bytes, prepare_corpus, read_about, read_examples, to_bytes
+from dapt.corpus import prepare_corpus
 from dapt.finish import finish
 from dapt.train import TrainConfig, _moved, _varied, pretrain, report_ids, targets_of
+from mla_med.corpus import from_bytes, read_about, read_examples, to_bytes
 from mla_med.errors import CheckpointError, StudyError
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.checkpoint import load_checkpoint

@@ -117,8 +117,14 @@ def present(draft):
 def test_each_sequence_is_chosen_by_its_role(drafted):
     assert drafted.gate.accepted, drafted.gate.reasons
     roles = [v.role for v in drafted.verdicts if v.chosen]
-    assert sorted(roles) == sorted(("T1", "T2", "FLAIR", "DWI", "ADC", "SWI", "T1 contrast"))
-    assert len(drafted.provenance.series_uids) == len(set(drafted.provenance.series_uids)) == 7
+    assert sorted(roles) == sorted(("T1", "T2", "FLAIR", "DWI", "SWI", "T1 contrast"))
+    assert len(drafted.provenance.series_uids) == len(set(drafted.provenance.series_uids)) == 6
+
+
+def test_a_sequence_without_a_channel_is_not_read_and_no_report_claims_it(drafted):
+    (adc,) = (v for v in drafted.verdicts if v.role == "ADC")
+    assert (adc.chosen, adc.reason.code) == (False, "NOT_READ")
+    assert "ADC" not in drafted.report.technique
 
 
 def test_the_channels_show_one_head_and_the_infarct_at_its_planted_place(volumes, brain_patient):

@@ -26,6 +26,8 @@ from mla_med.pacs.peer import Peer
 from mla_med.pacs.web import WebPeer
 from mla_med.types import Draft, Gate, Instance, Provenance, Reason, Series, SeriesVerdict
 
+DATE = "20000101"
+"""Of the phantom: so old that no pull of the last days takes it for a patient, where it cannot be removed."""
 PATIENT = "MLA_MED^SELFTEST"
 SLICES = 4
 WORDS = "Self-test, no patient: ≥ 3 mm ± 0.5 µm, 肺结节, “شريحة”"
@@ -46,7 +48,7 @@ def check_pacs(peer: Peer) -> Iterator[Step]:
     phantom = _Phantom()
     steps = (
         ("connect", lambda: _answers(peer)),
-        ("query", lambda: f"{len(peer.find_studies(phantom.date, ('CT',)))} studies of today"),
+        ("query", lambda: f"{len(peer.find_studies(phantom.today, ('CT',)))} studies of today"),
         ("store images", lambda: _stored(peer, phantom.images)),
         ("count images", lambda: _counted(peer, phantom)),
         ("read images back", lambda: _equal(peer, phantom.images)),
@@ -114,7 +116,9 @@ def _once(peer: Peer, phantom: _Phantom) -> str:
 def _removed(peer: Peer, phantom: _Phantom) -> Step:
     if isinstance(peer, WebPeer) and peer.delete([phantom.draft, *phantom.images]):
         return Step("remove the phantom", True, words="nothing is left")
-    words = f"The PACS does not delete for us: patient {PATIENT}, one study of today, stays. Delete it there."
+    words = (
+        f"The PACS does not delete for us: patient {PATIENT}, one study of {DATE}, stays. Delete it there."
+    )
     return Step("remove the phantom", True, "LEFT_BEHIND", words)
 
 
@@ -125,7 +129,7 @@ class _Phantom:
         self.study_uid = _new_uid()
         self._series_uid = _new_uid()
         self._now = datetime.now(UTC)
-        self.date = self._now.strftime("%Y%m%d")
+        self.today = self._now.strftime("%Y%m%d")
         images = [self._image(k) for k in range(SLICES)]
         self.images = [read_letter(_bytes(image)) for image in images]
         with TemporaryDirectory(prefix="mla_med-") as folder:
@@ -141,7 +145,7 @@ class _Phantom:
         image.SOPClassUID = CTImageStorage
         image.SOPInstanceUID = _new_uid()
         image.StudyInstanceUID, image.SeriesInstanceUID = self.study_uid, self._series_uid
-        image.StudyDate = image.SeriesDate = image.ContentDate = self.date
+        image.StudyDate = image.SeriesDate = image.ContentDate = DATE
         image.StudyTime = image.SeriesTime = image.ContentTime = self._now.strftime("%H%M%S")
         image.Modality, image.Manufacturer = "CT", "mla_med"
         image.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]

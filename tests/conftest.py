@@ -103,3 +103,31 @@ def sr_errors(path: Path) -> list[str]:
     lines = (done.stdout + done.stderr).splitlines()
     assert lines, "dciodvfy said nothing"
     return [line for line in lines if line.startswith("Error")]
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A loopback of this thread's own for the whole file; skips where that or Orthanc is not to be had."""
+    from ledgers import stop_postgres
+    from orthanc import loopback, require
+
+    require()
+    with loopback():
+        yield
+    stop_postgres()
+
+
+@pytest.fixture(scope="module")
+def running(network):
+    """A real Orthanc with DICOMweb."""
+    from orthanc import orthanc
+
+    with orthanc() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running):
+    """The same, empty."""
+    running.empty()
+    return running

@@ -18,8 +18,8 @@ from pathlib import Path
 import drafts
 import pytest
 from fake_pacs import committing_pacs, dimse_pacs, http_pacs, losing_proxy, silent_port, stow
-from ledgers import default_kind, new_ledger_url, stop_postgres
-from orthanc import free_port, loopback, orthanc, require
+from ledgers import default_kind, new_ledger_url
+from orthanc import free_port, orthanc
 from pydicom import dcmread
 
 import mla_med
@@ -43,27 +43,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture(scope="module")
-def network():
-    """This thread's network is a loopback of its own for the whole file."""
-    require()
-    with loopback():
-        yield
-    stop_postgres()
-
-
-@pytest.fixture(scope="module")
-def running(network):
-    with orthanc() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running):
-    running.empty()
-    return running
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from pathlib import Path
 import drafts
 import pytest
 from fake_pacs import http_pacs
-from ledgers import default_kind, new_ledger_url, stop_postgres
-from orthanc import loopback, orthanc, require
+from ledgers import default_kind, new_ledger_url
+from orthanc import orthanc
 from pydicom import dcmread
 
 import mla_med
@@ -55,26 +55,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture(scope="module")
-def network():
-    require()
-    with loopback():
-        yield
-    stop_postgres()
-
-
-@pytest.fixture(scope="module")
-def running(network):
-    with orthanc() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running):
-    running.empty()
-    return running
 
 
 @pytest.fixture

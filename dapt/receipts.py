@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dapt.train import collate
+from dapt.train import TrainConfig, collate
 from mla_med.corpus import LANGUAGES, Example
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.config import SIDES
@@ -31,14 +31,19 @@ class Predictions:
 
 @torch.no_grad()
 def predict(
-    model: MLAModel, examples: tuple[Example, ...], batch: int = 8, language: str = LANGUAGES[0]
+    model: MLAModel,
+    examples: tuple[Example, ...],
+    batch: int = 8,
+    language: str = LANGUAGES[0],
+    vary: np.random.Generator | None = None,
 ) -> Predictions:
-    """Runs the encoder and the heads, nothing else."""
+    """Runs the encoder and the heads, nothing else. `vary`: images are moved and changed as in training, as
+    other scanners and technicians would."""
     settings = Preprocessing.from_dict(model.config.preprocessing)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in Predictions.__slots__}
     for start in range(0, len(examples), batch):
         part = examples[start : start + batch]
-        inputs = collate(part, model, settings, language=language)
+        inputs = collate(part, model, settings, TrainConfig() if vary else None, vary, language)
         image, present, affine = (
             inputs[name].to(model.device) for name in ("image_BCIJK", "present_BC", "affine_B44")
         )

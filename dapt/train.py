@@ -51,7 +51,7 @@ class TrainConfig:
     batch: int = 2
     lr: float = 8e-4
     """Peak learning rate of AdamW, after warm-up."""
-    report_share: float = 0.5
+    report_share: float = 0.3
     """Share of the steps that teach the report too; findings are taught in all of them."""
     weight_decay: float = 0.02
     warmup: float = 0.06

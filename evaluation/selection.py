@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from evaluation.bar import bar_of
-from evaluation.phantoms import LEAST_MM, Counts
+from evaluation.phantom_measures import LEAST_MM, Counts
 from evaluation.seen import Progress
 from evaluation.statistics import RESAMPLES, Resamples, draw_resamples, estimate
 from mla_med.corpus import SPLITS, Example, load_channels, read_about, read_examples

@@ -4,7 +4,7 @@ Several lesions of one code: the network is asked about the whole image first, a
 neighbourhood of each further place that its map of the finding names. Knows no DICOM headers and no words.
 """
 
-# B batch, C channels, I J K voxel axes, F findings, S fused tokens, N cells of the stride-8 grid
+# B batch, C channels, I J K voxel axes, F findings, S fused tokens, N cells of the stride-4 grid
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ from mla_med.types import Evidence, Finding, Modality, Presence, Side, Volume
 
 MOST_LESIONS = 4
 """Of one code in one report."""
-NEAR_CELLS = 1.6
+NEAR_CELLS = 2.5
 """Two places of a map that are nearer than so many cells are one lesion."""
+CANDIDATES = 256
+"""So many of the strongest cells of a map are looked through for further lesions."""
 AGAIN_CELLS = 1.5
 """So far around a further place the network looks again."""
 
@@ -172,30 +174,38 @@ def further_places(f: int, fused: Fused, outputs: FindingOutputs, limit: float) 
 def peaks(f: int, fused: Fused, outputs: FindingOutputs, patient: int = 0) -> list[tuple[np.ndarray, float]]:
     """Places (3,) in patient mm and map logits of the cells that are the strongest near them and lie away
     from the foremost lesion; the strongest first."""
-    if fused.selection is None:
+    if fused.lesions is None:
         return []
-    selection = fused.selection
-    mask_N = selection.mask_BN[patient]
-    logit_N = selection.map_BFN[patient, f][mask_N].double().cpu().numpy()
-    place_N3 = selection.positions_BN3[patient][mask_N].double().cpu().numpy()
-    cell_mm = 2 * float(selection.half_cells_BN3[patient][mask_N].max())
+    logit_N = fused.lesions.seen_BFN()[patient, f].double().cpu().numpy()
+    place_N3 = fused.lesions.positions_BN3[patient].double().cpu().numpy()
+    near_mm = NEAR_CELLS * 2 * float(fused.lesions.half_cells_BN3[patient].max())
     weight_S = outputs.evidence_BFS[patient, f] * fused.located_BS[patient]
     foremost = fused.positions_BS3[patient][int(weight_S.argmax())].double().cpu().numpy()
     taken, found = [foremost], []
-    for n in np.argsort(-logit_N, kind="stable")[: 8 * MOST_LESIONS]:
-        if min(np.linalg.norm(place_N3[n] - other) for other in taken) > NEAR_CELLS * cell_mm:
+    # what is near to something taken is taken too: so a large lesion is one
+    for n in np.argsort(-logit_N, kind="stable")[:CANDIDATES]:
+        if np.linalg.norm(place_N3[n] - np.array(taken), axis=1).min() > near_mm:
             found.append((place_N3[n], float(logit_N[n])))
         taken.append(place_N3[n])
     return found
 
 
 def around(fused: Fused, place: np.ndarray) -> Fused:
-    """The same with the located tokens further from a place (3,) in mm left out: what the findings are then
-    of lies there."""
+    """The same with the located tokens and the cells of the map further from a place (3,) in mm left out:
+    what the findings are then of lies there."""
     place_3 = torch.as_tensor(place, dtype=fused.positions_BS3.dtype, device=fused.positions_BS3.device)
-    reach_mm = AGAIN_CELLS * 2 * fused.half_cells_BS3.amax(-1, keepdim=True)
-    near_BS = ((fused.positions_BS3 - place_3).abs() <= reach_mm).all(-1)
-    return replace(fused, weights_BS=fused.weights_BS * (near_BS | ~fused.located_BS))
+
+    def near(positions_BS3: Tensor, half_BS3: Tensor) -> Tensor:
+        reach_mm = AGAIN_CELLS * 2 * half_BS3.amax(-1, keepdim=True)
+        return ((positions_BS3 - place_3).abs() <= reach_mm).all(-1)
+
+    near_BS = near(fused.positions_BS3, fused.half_cells_BS3)
+    lesions = fused.lesions
+    if lesions is not None:
+        near_BN = near(lesions.positions_BN3, lesions.half_cells_BN3)
+        lesions = replace(lesions, mask_BN=lesions.mask_BN & near_BN)
+    weights_BS = fused.weights_BS * (near_BS | ~fused.located_BS)
+    return replace(fused, weights_BS=weights_BS, lesions=lesions)
 
 
 def with_faithfulness(

@@ -1,5 +1,7 @@
 """Random tensors -> what the network promises: nothing leaks, nothing is dead, nothing depends on luck."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,9 +16,17 @@ from mla_med.model.attention import (
     keep_ratio_loss,
 )
 from mla_med.model.config import FUSION_TYPES, ModalConfig, default, tiny
-from mla_med.model.findings import FindingTargets, finding_loss
+from mla_med.model.findings import (
+    FindingTargets,
+    any_of,
+    finding_loss,
+    map_loss,
+    present_boxes,
+    touches,
+)
 from mla_med.model.fusion import CrossModalAttentionBridge, DynamicModalAttention
 from mla_med.model.image_encoder import Level, cell_positions, frame_of
+from mla_med.model.lesion_map import peaks_of
 from mla_med.model.mla import MLAModel
 from mla_med.report.schema import CHEST_CT
 
@@ -493,25 +503,46 @@ def test_the_loss_falls_and_the_side_of_a_ball_is_learned():
     assert found.losses["evidence"] < 2.0
 
 
+def a_lesion(model: MLAModel, *corners: float) -> FindingTargets:
+    """The first finding, in a box from `low` to `high` along each axis for each pair of corners."""
+    lesions = torch.full((1, len(model.config.finding_keys), len(corners) // 2, 2, 3), torch.nan)
+    for n, corner in enumerate(corners):
+        lesions[0, 0, n // 2, n % 2] = corner
+    presence = torch.zeros(lesions.shape[:2])
+    presence[0, 0] = 1
+    return FindingTargets(presence, lesion_boxes_BFL23=lesions)
+
+
 def test_the_map_is_taught_where_lesions_are_and_absent_findings_nowhere():
     """A perfect map costs nothing, an inverted one much; slivers at a cell's border teach neither."""
-    from dataclasses import replace
-
-    from mla_med.model.findings import FindingTargets, in_boxes, map_loss, map_peak
-
     model = a_model(fusion_type="full").eval()
-    selection = model.encode(images(1, (32, 32, 32)), "cough").selection
-    box = torch.full((1, len(model.config.finding_keys), 2, 3), torch.nan)
-    box[0, 0] = torch.tensor([[9.0, 9.0, 9.0], [14.0, 14.0, 14.0]])
-    presence = torch.zeros(box.shape[:2])
-    presence[0, 0] = 1
-    targets = FindingTargets(presence, lesion_boxes_BFL23=box.unsqueeze(2))
-    inside = in_boxes(selection.positions_BN3, selection.half_cells_BN3, targets)
-    assert inside[0, 0].sum() == 1  # cell (1, 1, 1) covers voxels 8 to 15
-    perfect = torch.where(inside, 12.0, -12.0)
-    assert map_loss(replace(selection, map_BFN=perfect), targets) < 1e-3
-    assert map_loss(replace(selection, map_BFN=-perfect), targets) > 10
-    assert map_peak(replace(selection, map_BFN=perfect))[0].tolist() == [12.0] + [-12.0] * (len(CHEST_CT) - 1)
+    lesions = model.encode(images(1, (32, 32, 32)), "cough").lesions
+    targets = a_lesion(model, 9.0, 10.0)
+    patient_P, finding_P, boxes_P23 = present_boxes(targets)
+    inside_PN = touches(lesions.positions_BN3, lesions.half_cells_BN3, patient_P, boxes_P23)
+    assert inside_PN.sum() == 1  # cell (2, 2, 2) covers voxels 8 to 11
+    perfect = torch.where(any_of(inside_PN, patient_P, finding_P, targets), 12.0, -12.0)
+    assert map_loss(replace(lesions, logits_BFN=perfect), targets) < 1e-3
+    assert map_loss(replace(lesions, logits_BFN=-perfect), targets) > 10
+    peaks = peaks_of(replace(lesions, logits_BFN=perfect))
+    assert peaks.logit_BF[0].tolist() == [12.0] + [-12.0] * (len(CHEST_CT) - 1)
+    assert peaks.position_BF3[0, 0].tolist() == [9.5, 9.5, 9.5]
+    sliver = map_loss(replace(lesions, logits_BFN=perfect), a_lesion(model, 8.2, 11.9))
+    assert sliver < 1e-3  # 11.9 is over the border of cell 3, at 11.5, by a tenth of it
+
+
+def test_every_lesion_is_taught_and_one_seen_cell_of_each_is_enough():
+    """A box holds more than the lesion: specks of calcium lie in a few of its cells."""
+    model = a_model(fusion_type="full").eval()
+    lesions = model.encode(images(1, (32, 32, 32)), "cough").lesions
+    targets = a_lesion(model, 1.0, 10.0, 21.0, 30.0)
+    places_N = lesions.positions_BN3[0, :, 0] + 100 * lesions.positions_BN3[0].var(-1)
+    logits = torch.full_like(lesions.logits_BFN, -12.0)
+    logits[0, 0, (places_N - 5.5).abs().argmin()] = 12.0
+    one = map_loss(replace(lesions, logits_BFN=logits), targets)
+    assert 6 < one < 7  # one of two lesions is missed, by 12
+    logits[0, 0, (places_N - 25.5).abs().argmin()] = 12.0
+    assert map_loss(replace(lesions, logits_BFN=logits), targets) < 1.3
 
 
 def test_the_signal_does_not_vanish_with_length():

@@ -10,22 +10,18 @@ import pytest
 import torch
 from benches import BOX, EFFUSION, LEFT_LOW, PATIENTS, RIGHT_TOP, calibration, write_checkpoint, write_corpus
 
-from evaluation.phantoms import (
+from evaluation.phantom_measures import (
     Told,
-    bench,
     ceiling_texts,
     counts_of,
     error_measure,
-    finding_lines,
     floor_texts,
     likelier_of,
-    line_of,
-    main,
     measures_of,
     text_measures,
-    to_json,
-    to_markdown,
 )
+from evaluation.phantom_table import bench, finding_lines, line_of, to_json, to_markdown
+from evaluation.phantoms import main
 from evaluation.seen import Case, crosses, holding, look, of_patient
 from evaluation.statistics import draw_resamples
 from mla_med.corpus import read_examples
@@ -172,7 +168,7 @@ def test_patients_are_seen_in_a_batch_as_they_are_alone():
     with torch.no_grad():
         batch, alone = model.encode(images, texts), model.encode(images[1:], texts[1:])
     one = of_patient(batch, 1)
-    assert one.tokens_BSD.shape[0] == one.selection.map_BFN.shape[0] == 1
+    assert one.tokens_BSD.shape[0] == one.lesions.logits_BFN.shape[0] == 1
     torch.testing.assert_close(model.find(one).presence_logits_BF, model.find(alone).presence_logits_BF)
     torch.testing.assert_close(one.selection.keep_BN, alone.selection.keep_BN)
 

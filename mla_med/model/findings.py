@@ -18,11 +18,17 @@ from torch import Tensor, nn
 from mla_med.model.attention import FindingQueries
 from mla_med.model.config import SIDES
 from mla_med.model.fusion import Fused, Selection, Stage
+from mla_med.model.lesion_map import WIDTH, LesionMap, peaks_of
 
 PLACE_SCALE = 8.0
 """The place enters the last layer larger than [-1, 1], so that side and site learn from it early."""
 NOT_ALLOWED = -1e4
 """Logit of a side or site that the code does not know."""
+SHARP = 3
+"""A cell of a lesion is taught by the power of its probability: one speck outweighs the many cells of its
+box that hold none of it."""
+EVEN = 0.1
+"""All cells of a lesion together are taught evenly with so much of the weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,7 @@ class FindingHeads(nn.Module):
         size_scale_mm: float,
         has_map: bool,
     ):
-        """`has_map`: the fusion selects tokens, and so has a map of each finding to listen to."""
+        """`has_map`: the fusion has a map of each finding to listen to."""
         super().__init__()
         self.allowed_sides = [[side in finding["sides"] for side in SIDES] for finding in findings]
         self.allowed_sites = [[site in finding["sites"] for site in sites] for finding in findings]
@@ -79,24 +85,33 @@ class FindingHeads(nn.Module):
         self.queries = FindingQueries(len(findings), width, heads)
         self.hidden = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
         self.where = nn.Linear(6, width)
-        self.presence = PerFinding(len(findings), width + 7, 1)
+        self.peak = nn.Linear(WIDTH, width) if has_map else None
         self.peak_gain_F = nn.Parameter(torch.ones(len(findings))) if has_map else None
-        self.side = PerFinding(len(findings), width + 7, len(SIDES))
-        self.site = PerFinding(len(findings), width + 7, max(1, len(sites)))
-        self.size = PerFinding(len(findings), width + 7, 1)
+        known = width + 7 + (5 if has_map else 0)
+        self.presence = PerFinding(len(findings), known, 1)
+        self.side = PerFinding(len(findings), known, len(SIDES))
+        self.site = PerFinding(len(findings), known, max(1, len(sites)))
+        self.size = PerFinding(len(findings), known, 1)
 
     def forward(self, fused: Fused) -> FindingOutputs:
         embeddings_BFD, evidence_BFS, strength_BF = self.queries(fused.tokens_BSD, fused.weights_BS)
         position_BF3, spread_BF3 = evidence_place(evidence_BFS, fused)
-        half_B13 = fused.half_extent_B3[:, None]
-        place_BF6 = torch.cat(
-            [(position_BF3 - fused.centre_B3[:, None]) / half_B13, spread_BF3 / half_B13], -1
-        )
-        hidden_BFD = self.hidden(embeddings_BFD + self.where(place_BF6))
-        seen = torch.cat([hidden_BFD, PLACE_SCALE * place_BF6, strength_BF.unsqueeze(-1)], -1)
+        centre_B13, half_B13 = fused.centre_B3[:, None], fused.half_extent_B3[:, None]
+        place_BF6 = torch.cat([(position_BF3 - centre_B13) / half_B13, spread_BF3 / half_B13], -1)
+        asked_BFD = embeddings_BFD + self.where(place_BF6)
+        known = [PLACE_SCALE * place_BF6, strength_BF.unsqueeze(-1)]
+        if fused.lesions is not None and self.peak is not None:
+            peaks = peaks_of(fused.lesions)
+            asked_BFD = asked_BFD + self.peak(peaks.features_BFH)
+            known += [
+                PLACE_SCALE * (peaks.position_BF3 - centre_B13) / half_B13,
+                # a cell that is not looked at has a logit without bounds
+                torch.stack([peaks.logit_BF.clamp(-8, 8), peaks.cells_BF], -1),
+            ]
+        seen = torch.cat([self.hidden(asked_BFD), *known], -1)
         presence_logits_BF = self.presence(seen).squeeze(-1)
-        if self.peak_gain_F is not None and fused.selection is not None:
-            presence_logits_BF = presence_logits_BF + self.peak_gain_F * map_peak(fused.selection)
+        if fused.lesions is not None and self.peak_gain_F is not None:
+            presence_logits_BF = presence_logits_BF + self.peak_gain_F * peaks.logit_BF
         log_size_BF = self.size(seen).squeeze(-1).clamp(-4.0, 4.0)
         return FindingOutputs(
             presence_logits_BF=presence_logits_BF,
@@ -162,8 +177,9 @@ def finding_loss(
         terms["size"] = size_loss(outputs.size_mm_BF, targets.size_BF)
     if targets.lesion_boxes_BFL23 is not None:
         terms["evidence"] = evidence_loss(outputs.evidence_BFS, targets, fused)
+        if fused.lesions is not None:
+            terms["map"] = map_loss(fused.lesions, targets)
         if fused.selection is not None:
-            terms["map"] = map_loss(fused.selection, targets)
             terms["coverage"] = coverage_loss(fused.selection, targets)
     return terms
 
@@ -193,10 +209,11 @@ def size_loss(size_mm_BF: Tensor, target_mm_BF: Tensor) -> Tensor:
 def evidence_loss(evidence_BFS: Tensor, targets: FindingTargets, fused: Fused) -> Tensor:
     """-log of the evidence on cells that overlap the first lesion; one that no token covers teaches
     nothing."""
-    overlaps_BFS = in_boxes(fused.positions_BS3, fused.half_cells_BS3, targets, first=True)
-    overlaps_BFS = overlaps_BFS & fused.located_BS[:, None]
-    hit_BF = (evidence_BFS * overlaps_BFS).sum(-1)
-    return mean_where(-torch.log(hit_BF.clamp(min=1e-4)), overlaps_BFS.any(-1))
+    patient_P, finding_P, boxes_P23 = present_boxes(targets, first=True)
+    overlaps_PS = touches(fused.positions_BS3, fused.half_cells_BS3, patient_P, boxes_P23)
+    overlaps_PS = overlaps_PS & fused.located_BS[patient_P]
+    hit_P = (evidence_BFS[patient_P, finding_P] * overlaps_PS).sum(-1)
+    return mean_where(-torch.log(hit_P.clamp(min=1e-4)), overlaps_PS.any(-1))
 
 
 def coverage_loss(selection: Selection, targets: FindingTargets) -> Tensor:
@@ -206,42 +223,62 @@ def coverage_loss(selection: Selection, targets: FindingTargets) -> Tensor:
 
 
 def _missed(stage: Stage, targets: FindingTargets) -> Tensor:
-    overlaps_BFN = in_boxes(stage.positions_BN3, stage.half_cells_BN3, targets) & stage.mask_BN[:, None]
-    missed_BN = F.softplus(-stage.scores_BN)
-    missed_BF = (missed_BN[:, None] * overlaps_BFN).sum(-1) / overlaps_BFN.sum(-1).clamp(min=1)
-    return mean_where(missed_BF, overlaps_BFN.any(-1))
+    patient_P, _, boxes_P23 = present_boxes(targets)
+    overlaps_PN = touches(stage.positions_BN3, stage.half_cells_BN3, patient_P, boxes_P23)
+    overlaps_PN = overlaps_PN & stage.mask_BN[patient_P]
+    missed_PN = F.softplus(-stage.scores_BN)[patient_P]
+    missed_P = (missed_PN * overlaps_PN).sum(-1) / overlaps_PN.sum(-1).clamp(min=1)
+    return mean_where(missed_P, overlaps_PN.any(-1))
 
 
-def map_loss(selection: Selection, targets: FindingTargets) -> Tensor:
-    """Every cell of the stride-8 grid says for each finding whether a lesion lies in it: the mean over
-    the lesions' cells, plus the mean over all others weighted towards those that are most mistaken."""
+def map_loss(lesions: LesionMap, targets: FindingTargets) -> Tensor:
+    """Some cell of every lesion must name it, and no cell elsewhere: the mean over lesions of how much its
+    cells miss it, weighted towards those that see it best (a box holds more than the lesion), plus the mean
+    over all others weighted towards those that are most mistaken."""
+    patient_P, finding_P, boxes_P23 = present_boxes(targets)
+    places = lesions.positions_BN3, lesions.half_cells_BN3, patient_P, boxes_P23
+    sure_BFN = lesions.logits_BFN.detach().sigmoid()
     # A cell with a sliver of the lesion at its border is neither; 0.7 leaves every lesion a cell.
-    hit_BFN = in_boxes(selection.positions_BN3, 0.7 * selection.half_cells_BN3, targets)
-    other_BFN = ~in_boxes(selection.positions_BN3, selection.half_cells_BN3, targets)
-    hit_BFN, other_BFN = (cells & selection.mask_BN[:, None] for cells in (hit_BFN, other_BFN))
-    found_BF = (F.softplus(-selection.map_BFN) * hit_BFN).sum(-1) / hit_BFN.sum(-1).clamp(min=1)
-    hard_BFN = selection.map_BFN.detach().sigmoid() ** 2 * other_BFN
-    quiet_BF = (F.softplus(selection.map_BFN) * hard_BFN).sum(-1) / (hard_BFN.sum(-1) + 1.0)
-    return found_BF.sum() / hit_BFN.any(-1).sum().clamp(min=1) + quiet_BF.mean()
+    hit_PN = touches(*places, share=0.7) & lesions.mask_BN[patient_P]
+    logits_PN = lesions.logits_BFN[patient_P, finding_P]
+    sharp_PN = (SHARP * F.logsigmoid(logits_PN.detach())).masked_fill(~hit_PN, NOT_ALLOWED).softmax(-1)
+    even_PN = hit_PN / hit_PN.sum(-1, keepdim=True).clamp(min=1)
+    weight_PN = ((1 - EVEN) * sharp_PN + EVEN * even_PN) * hit_PN
+    missed_P = (weight_PN * F.softplus(-logits_PN)).sum(-1)
+    other_BFN = ~any_of(touches(*places), patient_P, finding_P, targets) & lesions.mask_BN[:, None]
+    wrong_BFN = sure_BFN**2 * other_BFN
+    quiet_BF = (F.softplus(lesions.logits_BFN) * wrong_BFN).sum(-1) / (wrong_BFN.sum(-1) + 1.0)
+    return mean_where(missed_P, hit_PN.any(-1)) + quiet_BF.mean()
 
 
-def map_peak(selection: Selection) -> Tensor:
-    """The strongest cell of each finding's map (B, F)."""
-    return selection.map_BFN.masked_fill(~selection.mask_BN[:, None], NOT_ALLOWED).amax(-1)
+# Cells and lesions. P lesions that are present, of a patient and a finding each
 
 
-def in_boxes(positions_BS3: Tensor, half_BS3: Tensor, targets: FindingTargets, first: bool = False) -> Tensor:
-    """Does the cell overlap a lesion of the finding, or the `first` one? Nothing overlaps an absent one."""
+def present_boxes(targets: FindingTargets, first: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Patient (P,), finding (P,) and box in mm (P, 2, 3) of every lesion, or of the `first` of each finding;
+    an absent finding has none."""
     assert targets.lesion_boxes_BFL23 is not None
     boxes_BFL23 = targets.lesion_boxes_BFL23[:, :, : 1 if first else None]
-    overlaps_BFS = torch.zeros(1, dtype=torch.bool, device=positions_BS3.device)
-    for box_BF23 in boxes_BFL23.unbind(2):
-        lower_BF13, upper_BF13 = (corner.unsqueeze(2) for corner in box_BF23.unbind(2))
-        centre, half = (lower_BF13 + upper_BF13) / 2, (upper_BF13 - lower_BF13) / 2
-        # Comparisons with NaN are False: no box, no overlap.
-        near_BFS3 = (positions_BS3[:, None] - centre).abs() < half + half_BS3[:, None]
-        overlaps_BFS = overlaps_BFS | near_BFS3.all(-1)
-    return overlaps_BFS & (targets.presence_BF == 1)[..., None]
+    there_BFL = ~boxes_BFL23.isnan().flatten(3).any(-1) & (targets.presence_BF == 1)[..., None]
+    patient_P, finding_P, _ = there_BFL.nonzero(as_tuple=True)
+    return patient_P, finding_P, boxes_BFL23[there_BFL]
+
+
+def touches(
+    positions_BN3: Tensor, half_BN3: Tensor, patient_P: Tensor, boxes_P23: Tensor, share: float = 1.0
+) -> Tensor:
+    """Does the middle `share` of a cell overlap the lesion? (P, N)"""
+    lower_P13, upper_P13 = boxes_P23[:, :1], boxes_P23[:, 1:]
+    apart_PN3 = (positions_BN3[patient_P] - (lower_P13 + upper_P13) / 2).abs()
+    return (apart_PN3 < (upper_P13 - lower_P13) / 2 + share * half_BN3[patient_P]).all(-1)
+
+
+def any_of(hit_PN: Tensor, patient_P: Tensor, finding_P: Tensor, targets: FindingTargets) -> Tensor:
+    """Of the lesions of each finding, any: (B, F, N)."""
+    batch, findings = targets.presence_BF.shape
+    hits = torch.zeros(batch * findings, hit_PN.shape[1], device=hit_PN.device)
+    hits = hits.index_add(0, patient_P * findings + finding_P, hit_PN.to(hits.dtype))
+    return (hits > 0).unflatten(0, (batch, findings))
 
 
 def mean_where(losses: Tensor, known: Tensor) -> Tensor:

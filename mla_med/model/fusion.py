@@ -31,6 +31,7 @@ from mla_med.model.attention import (
 )
 from mla_med.model.config import ModalConfig
 from mla_med.model.image_encoder import STRIDES, Frame, Level, cell_positions, pad_to_multiple
+from mla_med.model.lesion_map import LesionMap, LesionMapper
 
 POOLED_STRIDE = 32
 """Stride at which the stride-4 level enters the fused tokens, beside what it gives to stride 8."""
@@ -83,8 +84,6 @@ class Selection(Stage):
 
     keep_ratio_loss: Tensor
     """Of all stages."""
-    map_BFN: Tensor
-    """Logit of each finding in each cell: where it would be, before any attention."""
     later: tuple[Stage, ...] = ()
 
     @property
@@ -110,6 +109,7 @@ class Fused:
     centre_B3: Tensor
     half_extent_B3: Tensor
     selection: Selection | None = None
+    lesions: LesionMap | None = None
 
     @property
     def is_text_BS(self) -> Tensor:
@@ -124,17 +124,16 @@ class LevelTokens(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.place = nn.Linear(3 * (1 + 2 * PLACE_WAVES), width)
+        self.place = nn.Linear(PLACE_WIDTH, width)
 
     def forward(self, level: Level, frame: Frame, image_present_B: Tensor, located: bool = True) -> Tokens:
         positions_BN3, half_BN3 = cell_positions(level, frame)
         features_BND = level.features_BDIJK.flatten(2).transpose(1, 2)
         batch, cells = features_BND.shape[:2]
-        relative_BN3 = (positions_BN3 - frame.centre_B3()[:, None]) / frame.half_extent_B3()[:, None]
         index_BN = torch.arange(cells, device=features_BND.device).expand(batch, -1)
         present_BN = image_present_B[:, None].expand(-1, cells)
         return Tokens(
-            features_BND + self.place(place_waves(relative_BN3)),
+            features_BND + self.place(place_waves(positions_BN3, frame)),
             present_BN.to(features_BND.dtype),
             positions_BN3,
             half_BN3.expand(batch, -1, -1),
@@ -145,10 +144,13 @@ class LevelTokens(nn.Module):
 
 
 PLACE_WAVES = 4
+PLACE_WIDTH = 3 * (1 + 2 * PLACE_WAVES)
 
 
-def place_waves(relative_BN3: Tensor) -> Tensor:
-    """A place in [-1, 1] as itself and sines and cosines of doubling frequency."""
+def place_waves(positions_BN3: Tensor, frame: Frame) -> Tensor:
+    """A place in the image, -1 to 1 along each patient axis, as itself and sines and cosines of doubling
+    frequency."""
+    relative_BN3 = (positions_BN3 - frame.centre_B3()[:, None]) / frame.half_extent_B3()[:, None]
     waves = [relative_BN3]
     for octave in range(PLACE_WAVES):
         angle_BN3 = relative_BN3 * math.pi * 2.0**octave / 2
@@ -352,7 +354,7 @@ class HierarchicalFeatureFusion(nn.Module):
         self.to_tokens = nn.ModuleList(LevelTokens(config.width) for _ in STRIDES)
         self.scorer = DynamicWeightGenerator(config.width)
         self.later_scorers = nn.ModuleList(DynamicWeightGenerator(config.width) for _ in config.keep_stages)
-        self.lesion_map = nn.Linear(config.width, len(config.finding_keys))
+        self.lesion_map = LesionMapper(config.widths[1], config.width, PLACE_WIDTH, len(config.finding_keys))
         self.blocks = blocks
         self.bridges = nn.ModuleList(CrossModalAttentionBridge(config.width, config.heads) for _ in STRIDES)
         self.attention = attention
@@ -361,7 +363,8 @@ class HierarchicalFeatureFusion(nn.Module):
         self, levels: list[Level], frame: Frame, text_BLD: Tensor, mask_BL: Tensor, image_present_B: Tensor
     ) -> Fused:
         budget = self.config.coarse_budget
-        fine, middle, coarse = self.pyramid(levels)
+        finest, fine, middle, coarse = self.pyramid(levels)
+        lesions = self.map_lesions(finest, middle, frame, image_present_B)
         to_fine, to_middle, to_coarse = self.to_tokens
         grid = to_middle(middle, frame, image_present_B)
         kept, selection = self.select(grid)
@@ -375,16 +378,20 @@ class HierarchicalFeatureFusion(nn.Module):
         for level, bridge in enumerate(self.bridges):
             image[level], text = cross(bridge, image[level], text)  # type: ignore[arg-type]
         tokens, modal_weights_BM = weigh(self.attention, join(image), text)
-        return to_fused(tokens, modal_weights_BM, frame, selection)
+        return to_fused(tokens, modal_weights_BM, frame, selection, lesions)
+
+    def map_lesions(self, finest: Level, middle: Level, frame: Frame, image_present_B: Tensor) -> LesionMap:
+        positions_BN3, _ = cell_positions(finest, frame)
+        around = enlarge(self.lesion_map.around(middle.features_BDIJK), finest.features_BDIJK)
+        return self.lesion_map(finest, around, place_waves(positions_BN3, frame), frame, image_present_B)
 
     def select(self, grid: Tokens) -> tuple[Tokens, Selection]:
         """The first stage: from the whole grid."""
         mask_BN = grid.weights_BS > 0
         kept, stage = self.choose(grid, mask_BN, self.scorer, self.config.keep_ratio, mask_BN.sum(1))
-        map_BFN = self.lesion_map(grid.tokens_BSD).transpose(1, 2)
         loss = keep_ratio_loss(stage.scores_BN, stage.mask_BN, stage.keep_BN)
         seen = {field.name: getattr(stage, field.name) for field in fields(Stage)}
-        return kept, Selection(**seen, keep_ratio_loss=loss, map_BFN=map_BFN)
+        return kept, Selection(**seen, keep_ratio_loss=loss)
 
     def choose(
         self, tokens: Tokens, may_stay_BN: Tensor, scorer: nn.Module, share: float, of_B: Tensor
@@ -429,8 +436,8 @@ class HierarchicalFeatureFusion(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Strides 4, 8, 16 in their own widths -> 32 (pooled from 4), 8, 16 in one width. Stride 4 stays
-    narrow: it has eight times the cells of stride 8."""
+    """Strides 4, 8, 16 in their own widths -> 4 in its own, then 32 (pooled from 4), 8, 16 in one width.
+    Stride 4 stays narrow: it has eight times the cells of stride 8."""
 
     def __init__(self, channels: tuple[int, ...], width: int):
         super().__init__()
@@ -450,7 +457,7 @@ class Pyramid(nn.Module):
         f8 = f8 + self.up_to_8(max_pool(f4, 2))
         f16 = f16 + self.up_to_16(mean_pool(f8, 2))
         fine = Level(self.pooled_4(max_pool(f4, POOLED_STRIDE // STRIDES[0])), POOLED_STRIDE)
-        return [fine, Level(f8, STRIDES[1]), Level(f16, STRIDES[2])]
+        return [Level(f4, STRIDES[0]), fine, Level(f8, STRIDES[1]), Level(f16, STRIDES[2])]
 
 
 def enlarge(x_BDIJK: Tensor, like_BDIJK: Tensor) -> Tensor:
@@ -485,7 +492,11 @@ def place_kept(kept: Kept, grid: Tokens, rest_BN: Tensor) -> Tokens:
 
 
 def to_fused(
-    tokens: Tokens, modal_weights_BM: Tensor, frame: Frame, selection: Selection | None = None
+    tokens: Tokens,
+    modal_weights_BM: Tensor,
+    frame: Frame,
+    selection: Selection | None = None,
+    lesions: LesionMap | None = None,
 ) -> Fused:
     mask_BS = tokens.weights_BS > 0
     return Fused(
@@ -501,6 +512,7 @@ def to_fused(
         centre_B3=frame.centre_B3(),
         half_extent_B3=frame.half_extent_B3(),
         selection=selection,
+        lesions=lesions,
     )
 
 

@@ -179,14 +179,13 @@ def further_limits(model: MLAModel, examples: tuple[Example, ...], examination: 
         fused = model.encode(
             inputs["image_BCIJK"], inputs["text"], inputs["present_BC"], inputs["affine_B44"]
         )
-        outputs = model.find(fused)
         for code in several | single:
-            f, boxes = keys.index(code), np.array(example.boxes_mm[code])
-            further[code] += len(boxes) - 1
-            missed = list(boxes[1:])
-            for middle, logit in peaks(f, fused, outputs):
+            missed = list(np.array(example.boxes_mm[code]))
+            further[code] += len(missed) - 1
+            for number, (middle, logit) in enumerate(peaks(keys.index(code), fused)):
                 hits = [_near(middle, box) for box in missed]
-                seen.setdefault(code, []).append((logit, any(hits)))
+                if number:
+                    seen.setdefault(code, []).append((logit, any(hits)))
                 if any(hits):
                     del missed[hits.index(True)]
     limits = {}

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,18 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from dapt.patches import PatchSampler
 from dapt.tokenizer import train_tokenizer
 from mla_med.corpus import LANGUAGES, Example, load_image, read_about, read_examples, read_settings
 from mla_med.errors import CheckpointError, ConfigError
 from mla_med.imaging.transforms import AIR_HU, Preprocessing, window_channels
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import SIDES, ModalConfig, default, findings_of
-from mla_med.model.findings import FindingTargets
+from mla_med.model.findings import FindingTargets, map_loss
+from mla_med.model.image_encoder import Frame
 from mla_med.model.mla import MLAModel
 from mla_med.report.schema import schema_of
 from mla_med.types import Modality
@@ -38,6 +41,8 @@ from mla_med.types import Modality
 Log = Callable[[dict[str, Any]], None]
 VOCABULARY = 2048
 """Words of reports and requests in both languages."""
+MAPPED = ("hffn", "full")
+"""Fusions that have a lesion map."""
 POSITIONS = 1024
 """The longest report of 26 findings takes half of them."""
 
@@ -53,6 +58,11 @@ class TrainConfig:
     """Peak learning rate of AdamW, after warm-up."""
     report_share: float = 0.3
     """Share of the steps that teach the report too; findings are taught in all of them."""
+    patches: int = 12
+    """So many pieces of images with small lesions teach the lesion map beside each batch; 0: none do."""
+    patch: int = 40
+    """Voxels of their edge. Of 32, the coarsest stage has two cells along an axis, for which the gradients of
+    oneDNN's convolutions in bfloat16 are not always numbers."""
     weight_decay: float = 0.02
     warmup: float = 0.06
     """Share of the steps in which the learning rate rises."""
@@ -173,11 +183,16 @@ class Trainer:
             counts: dict[str, int] = {}
             self._begin(epoch)
             batches = list(_shuffled(train, self.config.batch, self.config.seed, epoch))
-            for n, inputs in enumerate(self._collated(batches, settings, epoch)):
+            sampler = self._sampler(train, settings)
+            for n, inputs in enumerate(self._collated(batches, settings, epoch, sampler)):
                 if torch.rand(()) >= self.config.report_share:
                     del inputs["input_ids"], inputs["labels"]
+                pieces = inputs.pop("patches", None)
                 with self._autocast():
                     output = self.model(**_on(inputs, self.config.device))
+                    if pieces is not None:
+                        output.losses["patches"] = self._map_patches(pieces)
+                        output.loss = self.model.weighted(output.losses)
                 self._step(output.loss, _lr(self.config, epoch * steps + n, self.config.epochs * steps))
                 for name, value in output.losses.items():
                     sums[name] = sums.get(name, 0.0) + value.item()
@@ -191,12 +206,32 @@ class Trainer:
             scores = {name: value / counts[name] for name, value in sums.items()}
             self._finish("S3 report", epoch, began, scores | self._validate(held_out, validate))
 
-    def _collated(self, batches, settings: Preprocessing, epoch: int) -> Iterator[dict[str, Any]]:
+    def _sampler(self, train: tuple[Example, ...], settings: Preprocessing) -> PatchSampler | None:
+        if not self.config.patches or self.config.fusion_type not in MAPPED:
+            return None
+        sampler = PatchSampler(train, settings, self.model.config.finding_keys, self.config.patch)
+        return sampler if sampler.lesions else None
+
+    def _map_patches(self, pieces: dict[str, Any]) -> Tensor:
+        """The map's loss on patches. They are normalised as whole images are, of whose statistics they are
+        no sample."""
+        on = _on(pieces, self.config.device)
+        whole = Frame(on["shape"], on["whole_B44"])
+        with evaluating(nn.BatchNorm3d, self.model):
+            lesions = self.model.map_parts(on["image_BCIJK"], on["present_BC"], on["affine_B44"], whole)
+        return map_loss(lesions, on["targets"])
+
+    def _collated(
+        self, batches, settings: Preprocessing, epoch: int, sampler: PatchSampler | None
+    ) -> Iterator[dict[str, Any]]:
         """The next batch is read while the model works on this one."""
 
         def read(n: int) -> dict[str, Any]:
             rng = np.random.default_rng([self.config.seed, epoch, n])
-            return collate(batches[n], self.model, settings, self.config, rng)
+            inputs = collate(batches[n], self.model, settings, self.config, rng)
+            if sampler is not None:
+                inputs["patches"] = collate_patches(sampler, settings, self.config, rng)
+            return inputs
 
         with ThreadPoolExecutor(1) as reader:
             following = reader.submit(read, 0)
@@ -326,6 +361,31 @@ def collate(
     }
 
 
+def collate_patches(
+    sampler: PatchSampler, settings: Preprocessing, config: TrainConfig, rng: np.random.Generator
+) -> dict[str, Any]:
+    """What Trainer._map_patches takes."""
+    patches = [sampler.draw(rng) for _ in range(config.patches)]
+    images, presents = [], []
+    for patch in patches:
+        if settings.modality == Modality.CT:
+            images.append(window_channels(_noisy(patch.image, config, rng), settings.windows_hu))
+            presents.append(patch.present)
+        else:
+            image, present = _varied(patch.image, patch.present, config, rng)
+            images.append(image)
+            presents.append(present)
+    affine_B44, whole = sampler.frames(patches)
+    return {
+        "image_BCIJK": torch.stack(images),
+        "present_BC": torch.stack(presents),
+        "affine_B44": affine_B44,
+        "whole_B44": whole.affine_B44,
+        "shape": whole.size,
+        "targets": sampler.targets(patches),
+    }
+
+
 def targets_of(batch: tuple[Example, ...], config: ModalConfig) -> FindingTargets:
     """What is true of each example, as the heads are taught it: of several lesions, side, site and size of
     the largest."""
@@ -406,6 +466,19 @@ def _shuffled(
 
 
 # Small parts of the trainer
+
+
+@contextmanager
+def evaluating(kind: type[nn.Module], model: nn.Module) -> Iterator[None]:
+    """Layers of this kind as at inference, though the model learns."""
+    training = [module for module in model.modules() if isinstance(module, kind) and module.training]
+    for module in training:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.train()
 
 
 def _lr(config: TrainConfig, step: int, total: int) -> float:

@@ -148,7 +148,7 @@ def lesions_of(
     if limit is None or not kind.repeats:
         return lesions
     said = {(foremost.side, foremost.site)}
-    for place in further_places(f, seen.fused, seen.outputs, limit):
+    for place in further_places(f, seen.fused, limit):
         fused = around(seen.fused, place)
         outputs = model.find(fused)
         lesion = _describe(kind, f, outputs, model)
@@ -160,30 +160,23 @@ def lesions_of(
     return lesions
 
 
-def further_places(f: int, fused: Fused, outputs: FindingOutputs, limit: float) -> list[np.ndarray]:
-    """Middles (3,) in patient mm of the cells whose map is above `limit` and the strongest near them, away
-    from what the finding speaks of already; the strongest first."""
-    found = []
-    for place, logit in peaks(f, fused, outputs):
-        if logit < limit:
-            break
-        found.append(place)
-    return found
+def further_places(f: int, fused: Fused, limit: float) -> list[np.ndarray]:
+    """Middles (3,) in patient mm of the peaks after the first whose logit is `limit` or more."""
+    return [place for place, logit in peaks(f, fused)[1:] if logit >= limit]
 
 
-def peaks(f: int, fused: Fused, outputs: FindingOutputs, patient: int = 0) -> list[tuple[np.ndarray, float]]:
-    """Places (3,) in patient mm and map logits of the cells that are the strongest near them and lie away
-    from the foremost lesion; the strongest first."""
+def peaks(f: int, fused: Fused, patient: int = 0) -> list[tuple[np.ndarray, float]]:
+    """Places (3,) in patient mm and logits of the cells of the finding's map that are the strongest near
+    them; the strongest of all first. Nothing where the fusion has no map."""
     if fused.lesions is None:
         return []
     logit_N = fused.lesions.seen_BFN()[patient, f].double().cpu().numpy()
     place_N3 = fused.lesions.positions_BN3[patient].double().cpu().numpy()
     near_mm = NEAR_CELLS * 2 * float(fused.lesions.half_cells_BN3[patient].max())
-    weight_S = outputs.evidence_BFS[patient, f] * fused.located_BS[patient]
-    foremost = fused.positions_BS3[patient][int(weight_S.argmax())].double().cpu().numpy()
-    taken, found = [foremost], []
+    first, *others = np.argsort(-logit_N, kind="stable")[:CANDIDATES]
+    taken, found = [place_N3[first]], [(place_N3[first], float(logit_N[first]))]
     # what is near to something taken is taken too: so a large lesion is one
-    for n in np.argsort(-logit_N, kind="stable")[:CANDIDATES]:
+    for n in others:
         if np.linalg.norm(place_N3[n] - np.array(taken), axis=1).min() > near_mm:
             found.append((place_N3[n], float(logit_N[n])))
         taken.append(place_N3[n])

@@ -531,6 +531,11 @@ def test_the_map_is_taught_where_lesions_are_and_absent_findings_nowhere():
     assert sliver < 1e-3  # 11.9 is over the border of cell 3, at 11.5, by a tenth of it
 
 
+def test_a_new_map_says_that_there_is_nothing():
+    lesions = a_model(fusion_type="full").encode(images(1, (32, 32, 32)), "cough").lesions
+    assert lesions.logits_BFN.sigmoid().mean() < 0.05
+
+
 def test_every_lesion_is_taught_and_one_seen_cell_of_each_is_enough():
     """A box holds more than the lesion: specks of calcium lie in a few of its cells."""
     model = a_model(fusion_type="full").eval()

@@ -31,6 +31,7 @@ LOSS_WEIGHTS = {
     "size": 0.5,
     "evidence": 0.3,
     "map": 1.0,
+    "patches": 1.0,
     "coverage": 0.1,
     "keep_ratio": 0.1,
     "lm": 1.0,

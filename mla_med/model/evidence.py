@@ -1,12 +1,13 @@
-"""Evidence weights over fused tokens -> a box in patient mm, a heat map, and which slices the box crosses;
-box + image -> how much the finding depends on what is in the box.
+"""The map of a finding (without one, its evidence weights over fused tokens) -> a box in patient mm, a heat
+map, and which slices the box crosses; box + image -> how much the finding depends on what is in the box.
 
-Attention is a claim, not a proof: what a network attends to need not be what it answers by (Jain, Wallace,
-NAACL 2019). So the box is masked and the network asked again (occlusion: Zeiler, Fergus, ECCV 2014;
-deletion tests: Samek et al., IEEE Trans. Neural Netw. Learn. Syst. 2017;28:2660).
+The map is finer than the tokens and part of the finding's logit; attention alone is a claim, not a proof:
+what a network attends to need not be what it answers by (Jain, Wallace, NAACL 2019). So the box is masked and
+the network asked again (occlusion: Zeiler, Fergus, ECCV 2014; deletion tests: Samek et al., IEEE Trans.
+Neural Netw. Learn. Syst. 2017;28:2660).
 """
 
-# S fused tokens, K slices, C channels, I J K voxel axes
+# S cells (of the map, or fused tokens), K slices, C channels, I J K voxel axes
 
 from __future__ import annotations
 
@@ -23,11 +24,10 @@ from mla_med.model.mla import MLAModel
 from mla_med.types import Box, HeatCell
 
 FAINT = 0.1
-"""Cells with less than this share of the strongest cell's weight do not enlarge the box. On phantoms boxes
-of 0.1 hold the middle of a lesion more often than those of 0.35 (0.83 against 0.66) and are a fifth wider."""
+"""Cells with less than this share of the strongest cell's weight do not enlarge the box."""
 VISIBLE = 0.05
 """Cells with less than this share of it are not in the heat map."""
-HEAT_CELLS = 24
+HEAT_CELLS = 64
 """So many at most."""
 REGIONS = 8
 """How many random regions a box is compared with."""
@@ -62,17 +62,36 @@ class Faithfulness:
         return float(((other < self.fall) + 0.5 * (other == self.fall)).mean())
 
 
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """How much each cell speaks of a finding, and where it lies in patient mm."""
+
+    weight_S: np.ndarray
+    centre_S3: np.ndarray
+    half_S3: np.ndarray
+
+
+def cells_of(fused: Fused, outputs: FindingOutputs, finding: int, patient: int = 0) -> Cells:
+    lesions = fused.lesions
+    if lesions is None:
+        weight_S = outputs.evidence_BFS[patient, finding] * fused.located_BS[patient]
+        places = fused.positions_BS3[patient], fused.half_cells_BS3[patient]
+    else:
+        weight_S = lesions.seen_BFN()[patient, finding].sigmoid()
+        places = lesions.positions_BN3[patient], lesions.half_cells_BN3[patient]
+    return Cells(*(x.detach().double().cpu().numpy() for x in (weight_S, *places)))
+
+
 def evidence_box(
     fused: Fused, outputs: FindingOutputs, finding: int, patient: int = 0, size_mm: float | None = None
 ) -> Box | None:
     """The box around the cells that carry the finding, grown from the strongest one through its
-    neighbours, and to the size of what is in it where that is known; None where no located token
+    neighbours, and to the size of what is in it where that is known; None where no located cell
     carries it."""
-    weight_S = (outputs.evidence_BFS[patient, finding] * fused.located_BS[patient]).double().cpu().numpy()
+    cells = cells_of(fused, outputs, finding, patient)
+    weight_S, centre_S3, half_S3 = cells.weight_S, cells.centre_S3, cells.half_S3
     if weight_S.max(initial=0.0) <= 0:
         return None
-    centre_S3 = fused.positions_BS3[patient].double().cpu().numpy()
-    half_S3 = fused.half_cells_BS3[patient].double().cpu().numpy()
     first = int(weight_S.argmax())
     low, high = centre_S3[first] - half_S3[first], centre_S3[first] + half_S3[first]
     strong = np.flatnonzero(weight_S >= FAINT * weight_S[first])
@@ -90,20 +109,16 @@ def evidence_box(
 
 def heat_map(fused: Fused, outputs: FindingOutputs, finding: int, patient: int = 0) -> tuple[HeatCell, ...]:
     """The located cells that carry the finding, the strongest first."""
-    weight_S = (outputs.evidence_BFS[patient, finding] * fused.located_BS[patient]).double().cpu().numpy()
-    strongest = weight_S.max(initial=0.0)
+    cells = cells_of(fused, outputs, finding, patient)
+    strongest = cells.weight_S.max(initial=0.0)
     if strongest <= 0:
         return ()
-    centre_S3 = fused.positions_BS3[patient].double().cpu().numpy()
-    half_S3 = fused.half_cells_BS3[patient].double().cpu().numpy()
-    order = np.argsort(-weight_S, kind="stable")[:HEAT_CELLS]
+    low_S3, high_S3 = (cells.centre_S3 - cells.half_S3).round(1), (cells.centre_S3 + cells.half_S3).round(1)
+    order = np.argsort(-cells.weight_S, kind="stable")[:HEAT_CELLS]
     return tuple(
-        HeatCell(
-            (_corner((centre_S3[s] - half_S3[s]).round(1)), _corner((centre_S3[s] + half_S3[s]).round(1))),
-            round(float(weight_S[s] / strongest), 3),
-        )
+        HeatCell((_corner(low_S3[s]), _corner(high_S3[s])), round(float(cells.weight_S[s] / strongest), 3))
         for s in order
-        if weight_S[s] >= VISIBLE * strongest
+        if cells.weight_S[s] >= VISIBLE * strongest
     )
 
 

@@ -27,6 +27,8 @@ NOT_ALLOWED = -1e4
 SHARP = 3
 """A cell of a lesion is taught by the power of its probability: one speck outweighs the many cells of its
 box that hold none of it."""
+ELSEWHERE = 0.25
+"""Weight of the cells without a lesion."""
 EVEN = 0.1
 """All cells of a lesion together are taught evenly with so much of the weight."""
 
@@ -232,23 +234,26 @@ def _missed(stage: Stage, targets: FindingTargets) -> Tensor:
 
 
 def map_loss(lesions: LesionMap, targets: FindingTargets) -> Tensor:
-    """Some cell of every lesion must name it, and no cell elsewhere: the mean over lesions of how much its
-    cells miss it, weighted towards those that see it best (a box holds more than the lesion), plus the mean
-    over all others weighted towards those that are most mistaken."""
+    """Some cell of every lesion must name it, and no cell elsewhere. Of each lesion the cells that see it
+    best are taught most (a box holds more than the lesion); of all other cells those that are most mistaken,
+    by the square of their probability; their sums by the number of lesions, so that neither many cells nor
+    many findings outweigh them (focal loss: Lin et al., ICCV 2017; its heat-map form: Zhou et al.,
+    arXiv:1904.07850). Where presence is not known, nothing is taught."""
     patient_P, finding_P, boxes_P23 = present_boxes(targets)
     places = lesions.positions_BN3, lesions.half_cells_BN3, patient_P, boxes_P23
-    sure_BFN = lesions.logits_BFN.detach().sigmoid()
+    logits_BFN = lesions.logits_BFN.float()
     # A cell with a sliver of the lesion at its border is neither; 0.7 leaves every lesion a cell.
     hit_PN = touches(*places, share=0.7) & lesions.mask_BN[patient_P]
-    logits_PN = lesions.logits_BFN[patient_P, finding_P]
+    logits_PN = logits_BFN[patient_P, finding_P]
     sharp_PN = (SHARP * F.logsigmoid(logits_PN.detach())).masked_fill(~hit_PN, NOT_ALLOWED).softmax(-1)
     even_PN = hit_PN / hit_PN.sum(-1, keepdim=True).clamp(min=1)
     weight_PN = ((1 - EVEN) * sharp_PN + EVEN * even_PN) * hit_PN
-    missed_P = (weight_PN * F.softplus(-logits_PN)).sum(-1)
-    other_BFN = ~any_of(touches(*places), patient_P, finding_P, targets) & lesions.mask_BN[:, None]
-    wrong_BFN = sure_BFN**2 * other_BFN
-    quiet_BF = (F.softplus(lesions.logits_BFN) * wrong_BFN).sum(-1) / (wrong_BFN.sum(-1) + 1.0)
-    return mean_where(missed_P, hit_PN.any(-1)) + quiet_BF.mean()
+    missed = (weight_PN * F.softplus(-logits_PN)).sum()
+    known_BF1 = ~targets.presence_BF.isnan().unsqueeze(-1)
+    other_BFN = ~any_of(touches(*places), patient_P, finding_P, targets)
+    other_BFN = other_BFN & known_BF1 & lesions.mask_BN[:, None]
+    wrong = (F.softplus(logits_BFN) * logits_BFN.detach().sigmoid() ** 2 * other_BFN).sum()
+    return (missed + ELSEWHERE * wrong) / hit_PN.any(-1).sum().clamp(min=1)
 
 
 # Cells and lesions. P lesions that are present, of a patient and a finding each

@@ -380,10 +380,19 @@ class HierarchicalFeatureFusion(nn.Module):
         tokens, modal_weights_BM = weigh(self.attention, join(image), text)
         return to_fused(tokens, modal_weights_BM, frame, selection, lesions)
 
-    def map_lesions(self, finest: Level, middle: Level, frame: Frame, image_present_B: Tensor) -> LesionMap:
+    def map_lesions(
+        self,
+        finest: Level,
+        middle: Level,
+        frame: Frame,
+        image_present_B: Tensor,
+        whole: Frame | None = None,
+    ) -> LesionMap:
+        """`whole`: the frame that places are relative to, where the image is a part of another."""
         positions_BN3, _ = cell_positions(finest, frame)
         around = enlarge(self.lesion_map.around(middle.features_BDIJK), finest.features_BDIJK)
-        return self.lesion_map(finest, around, place_waves(positions_BN3, frame), frame, image_present_B)
+        places_BNW = place_waves(positions_BN3, whole or frame)
+        return self.lesion_map(finest, around, places_BNW, frame, image_present_B)
 
     def select(self, grid: Tokens) -> tuple[Tokens, Selection]:
         """The first stage: from the whole grid."""

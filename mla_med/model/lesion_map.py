@@ -19,6 +19,8 @@ from mla_med.model.image_encoder import Frame, Level, cell_positions
 
 WIDTH = 48
 """Features H of a cell: there are eight times as many cells as at stride 8."""
+RARE = -4.0
+"""Logit of every cell at first."""
 NOWHERE = -1e4
 """Logit of a cell that is not looked at."""
 
@@ -59,12 +61,12 @@ class LesionMapper(nn.Module):
         self.place = nn.Linear(place, WIDTH, bias=False)
         self.norm = nn.LayerNorm(WIDTH)
         self.mix = nn.Linear(WIDTH, WIDTH)
-        self.logits = nn.Linear(WIDTH, findings)
+        self.logits = RareLinear(WIDTH, findings)
 
     def forward(
         self, fine: Level, around_BDIJK: Tensor, place_BNW: Tensor, frame: Frame, present_B: Tensor
     ) -> LesionMap:
-        """`around_BDIJK`: stride 8, its cells repeated to the grid of `fine`; `place_BNW`: waves of places."""
+        """`around_BDIJK`: stride 8, its cells repeated to the grid of `fine`; `place_BNW`: of its places."""
         seen = self.look(fine.features_BDIJK) + around_BDIJK
         hidden_BNH = F.leaky_relu(seen.flatten(2).transpose(1, 2) + self.place(place_BNW), 0.1)
         hidden_BNH = hidden_BNH + F.leaky_relu(self.mix(self.norm(hidden_BNH)), 0.1)
@@ -77,6 +79,15 @@ class LesionMapper(nn.Module):
             half_BN3.expand(batch, -1, -1),
             present_B[:, None].expand(-1, cells),
         )
+
+
+class RareLinear(nn.Linear):
+    """Says no at first: nearly every cell holds nothing, and a map that began undecided would first have to
+    learn that (Lin et al., ICCV 2017, 3.3)."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.constant_(self.bias, RARE)
 
 
 def peaks_of(lesions: LesionMap) -> Peaks:

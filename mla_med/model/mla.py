@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from mla_med.errors import ConfigError
 from mla_med.model.attention import masked_mean
 from mla_med.model.config import ModalConfig
 from mla_med.model.decoder import ReportDecoder, add_lora, merge_lora, read_tokenizer
 from mla_med.model.findings import FindingHeads, FindingOutputs, FindingTargets, finding_loss
-from mla_med.model.fusion import Fused, drop_modalities, fusion_of
-from mla_med.model.image_encoder import encoder_of, frame_of, to_volume
+from mla_med.model.fusion import Fused, HierarchicalFeatureFusion, drop_modalities, fusion_of
+from mla_med.model.image_encoder import Frame, encoder_of, frame_of, to_volume
+from mla_med.model.lesion_map import LesionMap
 from mla_med.model.text_encoder import TextEncoder, byte_tokenizer, hf_tokenizer, to_ids
 
 Text = str | list[str] | Tensor | None
@@ -163,6 +165,16 @@ class MLAModel(PreTrainedModel, GenerationMixin):
 
     def find(self, fused: Fused) -> FindingOutputs:
         return self.heads(fused)
+
+    def map_parts(
+        self, image_BCIJK: Tensor, present_BC: Tensor, affine_B44: Tensor, whole: Frame
+    ) -> LesionMap:
+        """The lesion map of parts of `whole` images. ConfigError where the fusion has none."""
+        if not isinstance(self.fusion, HierarchicalFeatureFusion):
+            raise ConfigError(f"The fusion {self.config.fusion_type} has no lesion map.")
+        finest, _, middle, _ = self.fusion.pyramid(self.image_encoder(image_BCIJK, present_BC.bool()))
+        frame = frame_of(image_BCIJK, affine_B44)
+        return self.fusion.map_lesions(finest, middle, frame, present_BC.bool().any(1), whole)
 
     def image_embedding_BD(self, fused: Fused) -> Tensor:
         """The pooled image, of length 1, for contrast with `text_embedding_BD`."""

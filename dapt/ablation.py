@@ -117,7 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for seed in given.seeds:
             for name in given.fusion:
                 config = TrainConfig(
-                    text_epochs=0, epochs=given.epochs, fusion_type=name, seed=seed, device=given.device
+                    text_epochs=0,
+                    rounds=0,
+                    epochs=given.epochs,
+                    fusion_type=name,
+                    seed=seed,
+                    device=given.device,
                 )
                 work = given.out / f"{name}-{seed}"
                 scores.setdefault(name, []).append(

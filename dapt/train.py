@@ -1,6 +1,7 @@
 """Corpus -> trained MLAModel: a short domain-adaptive stage on report text, then the report task.
 
     S1  the decoder alone, a causal LM on the corpus' report texts
+    S2  the image encoder and the lesion map, on patches with small lesions
     S3  the whole model: findings with evidence from the image, and the report from both
 
 One process on CPU or GPU; resumable: after a kill it goes on from the last saved epoch, with the
@@ -32,8 +33,9 @@ from mla_med.errors import CheckpointError, ConfigError
 from mla_med.imaging.transforms import AIR_HU, Preprocessing, window_channels
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import SIDES, ModalConfig, default, findings_of
-from mla_med.model.findings import FindingTargets, map_loss
+from mla_med.model.findings import FindingTargets, map_loss, present_boxes, touches
 from mla_med.model.image_encoder import Frame
+from mla_med.model.lesion_map import LesionMap
 from mla_med.model.mla import MLAModel
 from mla_med.report.schema import schema_of
 from mla_med.types import Modality
@@ -41,6 +43,8 @@ from mla_med.types import Modality
 Log = Callable[[dict[str, Any]], None]
 VOCABULARY = 2048
 """Words of reports and requests in both languages."""
+UNSEEN_BATCHES = 12
+"""Of patches, that S2 is scored on after each round."""
 MAPPED = ("hffn", "full")
 """Fusions that have a lesion map."""
 POSITIONS = 1024
@@ -51,6 +55,14 @@ POSITIONS = 1024
 class TrainConfig:
     text_epochs: int = 1
     """S1: passes over the report texts."""
+    rounds: int = 24
+    """S2: so often it is saved and scored."""
+    round_steps: int = 250
+    """S2: batches of patches in a round."""
+    round_patches: int = 16
+    """S2: patches in a batch."""
+    round_lr: float = 1.5e-3
+    """S2: peak learning rate."""
     epochs: int = 8
     """S3: passes over the images."""
     batch: int = 2
@@ -129,6 +141,7 @@ def pretrain(
         model.tokenizer = train_tokenizer(texts, model_config.vocab_size)
     trainer = Trainer(model, config, out, log or (lambda row: None))
     trainer.adapt_text(train)
+    trainer.find_lesions(train, held_out, settings)
     trainer.learn(train, held_out, settings, validate)
     model.load_state_dict(trainer.average)
     return model.cpu().eval()
@@ -155,7 +168,7 @@ class Trainer:
         self.model, self.config, self.out, self.log = model.to(config.device), config, out, log
         self.optimizer = torch.optim.AdamW(_decay_groups(model, config.weight_decay), lr=config.lr)
         self.average = _copy(model)
-        self.done: dict[str, int] = {"text_epochs": 0, "epochs": 0}
+        self.done: dict[str, int] = {"text_epochs": 0, "rounds": 0, "epochs": 0}
         self._resume()
 
     def adapt_text(self, train: tuple[Example, ...]) -> None:
@@ -174,6 +187,52 @@ class Trainer:
             self.done["text_epochs"] = epoch + 1
             self._finish("S1 text", epoch, began, {"perplexity": math.exp(float(np.mean(losses)))})
 
+    def find_lesions(
+        self, train: tuple[Example, ...], held_out: tuple[Example, ...], settings: Preprocessing
+    ) -> None:
+        """S2: small lesions in patches, many times more of them than whole images would show."""
+        sampler = self._sampler(train, settings)
+        if sampler is None:
+            return
+        each = self.config.round_steps
+        unseen = self._sampler(held_out, settings)
+        for number in range(self.done["rounds"], self.config.rounds):
+            began, losses = time.perf_counter(), []
+            self._begin(2000 + number)
+
+            def read(n: int, number: int = number) -> dict[str, Any]:
+                rng = np.random.default_rng([self.config.seed, 2000 + number, n])
+                return collate_patches(sampler, settings, self.config, rng, self.config.round_patches)
+
+            for n, pieces in enumerate(_ahead(read, each)):
+                with self._autocast():
+                    loss = self._map_patches(pieces)
+                lr = _lr(self.config, number * each + n, self.config.rounds * each, self.config.round_lr)
+                self._step(loss, lr)
+                losses.append(loss.item())
+            self.done["rounds"] = number + 1
+            scores = {"patches": float(np.mean(losses))} | self._first_found(unseen, settings)
+            self._finish("S2 patches", number, began, scores)
+
+    @torch.no_grad()
+    def _first_found(self, sampler: PatchSampler | None, settings: Preprocessing) -> dict[str, float]:
+        """Of lesions in unseen patches, those in which the map of the finding is strongest."""
+        if sampler is None:
+            return {}
+        kept = _copy(self.model)
+        self.model.load_state_dict(self.average)
+        self.model.eval()
+        found: dict[str, list[bool]] = {}
+        for n in range(UNSEEN_BATCHES):
+            pieces = collate_patches(
+                sampler, settings, self.config, np.random.default_rng([n]), self.config.round_patches
+            )
+            for f, hit in first_found(self._map_of(pieces), pieces["targets"]):
+                found.setdefault(self.model.config.finding_keys[f], []).append(hit)
+        self.model.load_state_dict(kept)
+        scores = {f"found {code}": float(np.mean(hits)) for code, hits in sorted(found.items())}
+        return scores | {"found, mean": float(np.mean(list(scores.values())))}
+
     def learn(self, train, held_out, settings: Preprocessing, validate) -> None:
         """S3: findings and report from image and context."""
         steps = math.ceil(len(train) / self.config.batch)
@@ -191,7 +250,9 @@ class Trainer:
                 with self._autocast():
                     output = self.model(**_on(inputs, self.config.device))
                     if pieces is not None:
-                        output.losses["patches"] = self._map_patches(pieces)
+                        # normalised as whole images are, of whose statistics patches are no sample
+                        with evaluating(nn.BatchNorm3d, self.model):
+                            output.losses["patches"] = self._map_patches(pieces)
                         output.loss = self.model.weighted(output.losses)
                 self._step(output.loss, _lr(self.config, epoch * steps + n, self.config.epochs * steps))
                 for name, value in output.losses.items():
@@ -213,33 +274,25 @@ class Trainer:
         return sampler if sampler.lesions else None
 
     def _map_patches(self, pieces: dict[str, Any]) -> Tensor:
-        """The map's loss on patches. They are normalised as whole images are, of whose statistics they are
-        no sample."""
-        on = _on(pieces, self.config.device)
+        return map_loss(self._map_of(pieces), pieces["targets"].to(self.config.device))
+
+    def _map_of(self, pieces: dict[str, Any]) -> LesionMap:
+        on = _on({name: x for name, x in pieces.items() if name != "targets"}, self.config.device)
         whole = Frame(on["shape"], on["whole_B44"])
-        with evaluating(nn.BatchNorm3d, self.model):
-            lesions = self.model.map_parts(on["image_BCIJK"], on["present_BC"], on["affine_B44"], whole)
-        return map_loss(lesions, on["targets"])
+        return self.model.map_parts(on["image_BCIJK"], on["present_BC"], on["affine_B44"], whole)
 
     def _collated(
         self, batches, settings: Preprocessing, epoch: int, sampler: PatchSampler | None
     ) -> Iterator[dict[str, Any]]:
-        """The next batch is read while the model works on this one."""
 
         def read(n: int) -> dict[str, Any]:
             rng = np.random.default_rng([self.config.seed, epoch, n])
             inputs = collate(batches[n], self.model, settings, self.config, rng)
             if sampler is not None:
-                inputs["patches"] = collate_patches(sampler, settings, self.config, rng)
+                inputs["patches"] = collate_patches(sampler, settings, self.config, rng, self.config.patches)
             return inputs
 
-        with ThreadPoolExecutor(1) as reader:
-            following = reader.submit(read, 0)
-            for n in range(len(batches)):
-                inputs = following.result()
-                if n + 1 < len(batches):
-                    following = reader.submit(read, n + 1)
-                yield inputs
+        return _ahead(read, len(batches))
 
     def _autocast(self) -> torch.autocast:
         device = torch.device(self.config.device).type
@@ -317,7 +370,7 @@ class Trainer:
             state.setdefault(int(number), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.done = json.loads(meta["done"])
+        self.done |= json.loads(meta["done"])
         self.log({"stage": "resumed", **self.done})
 
 
@@ -362,10 +415,14 @@ def collate(
 
 
 def collate_patches(
-    sampler: PatchSampler, settings: Preprocessing, config: TrainConfig, rng: np.random.Generator
+    sampler: PatchSampler,
+    settings: Preprocessing,
+    config: TrainConfig,
+    rng: np.random.Generator,
+    count: int,
 ) -> dict[str, Any]:
     """What Trainer._map_patches takes."""
-    patches = [sampler.draw(rng) for _ in range(config.patches)]
+    patches = [sampler.draw(rng) for _ in range(count)]
     images, presents = [], []
     for patch in patches:
         if settings.modality == Modality.CT:
@@ -481,12 +538,32 @@ def evaluating(kind: type[nn.Module], model: nn.Module) -> Iterator[None]:
             module.train()
 
 
-def _lr(config: TrainConfig, step: int, total: int) -> float:
+def _ahead(read: Callable[[int], dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
+    """`read` of 0 to count - 1; the next is read while the model works on this one."""
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(read, 0)
+        for n in range(count):
+            inputs = following.result()
+            if n + 1 < count:
+                following = reader.submit(read, n + 1)
+            yield inputs
+
+
+def first_found(lesions: LesionMap, targets: FindingTargets) -> list[tuple[int, bool]]:
+    """Finding of each lesion, and whether the strongest cell of its map touches one of them."""
+    patient_P, finding_P, boxes_P23 = present_boxes(targets)
+    hit_PN = touches(lesions.positions_BN3, lesions.half_cells_BN3, patient_P, boxes_P23)
+    best_P = lesions.logits_BFN[patient_P, finding_P].argmax(-1)
+    hits = hit_PN.gather(1, best_P[:, None]).squeeze(1)
+    return list(zip(finding_P.tolist(), hits.tolist(), strict=True))
+
+
+def _lr(config: TrainConfig, step: int, total: int, peak: float | None = None) -> float:
     """Linear warm-up, then a cosine down to a hundredth."""
-    warm = max(1, int(config.warmup * total))
+    peak, warm = config.lr if peak is None else peak, max(1, int(config.warmup * total))
     if step < warm:
-        return config.lr * (step + 1) / warm
-    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm))))
+        return peak * (step + 1) / warm
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm))))
 
 
 def _decay_groups(model: MLAModel, decay: float) -> list[dict[str, Any]]:

@@ -12,12 +12,15 @@ from safetensors.torch import load_file
 
 from dapt.corpus import prepare_corpus
 from dapt.finish import finish
+from dapt.patches import PatchSampler
 from dapt.train import TrainConfig, _moved, _varied, pretrain, report_ids, targets_of
 from mla_med.corpus import from_bytes, read_about, read_examples, to_bytes
 from mla_med.errors import CheckpointError, StudyError
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import SIDES, tiny
+from mla_med.model.image_encoder import Frame, frame_of
+from mla_med.model.mla import MLAModel
 from mla_med.phantom.cohort import CohortConfig, make_cohort, split_of
 from mla_med.report.check import check_text
 from mla_med.report.parse import parse_report
@@ -26,7 +29,17 @@ from mla_med.types import ClinicalContext, Presence
 
 SMALL = Preprocessing(shape=(32, 24, 32), spacing_mm=12.0)
 COHORT = CohortConfig(n=10, seed=3990, workers=2)
-TRAIN = TrainConfig(text_epochs=1, epochs=2, batch=3, precision="fp32")
+TRAIN = TrainConfig(
+    text_epochs=1,
+    rounds=2,
+    round_steps=2,
+    round_patches=2,
+    patches=2,
+    patch=24,
+    epochs=2,
+    batch=3,
+    precision="fp32",
+)
 
 
 def _model_config():
@@ -173,9 +186,9 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(corpus, tmp_
 
 
 def test_other_settings_do_not_go_on_with_a_training(corpus, tmp_path):
-    pretrain(corpus, tmp_path, TrainConfig(text_epochs=1, epochs=0), _model_config())
+    pretrain(corpus, tmp_path, TrainConfig(text_epochs=1, rounds=0, epochs=0), _model_config())
     with pytest.raises(CheckpointError, match="other settings"):
-        pretrain(corpus, tmp_path, TrainConfig(text_epochs=1, epochs=0, lr=1.0), _model_config())
+        pretrain(corpus, tmp_path, TrainConfig(text_epochs=1, rounds=0, epochs=0, lr=1.0), _model_config())
 
 
 def test_a_trained_checkpoint_loads_and_explains_itself(corpus, tmp_path):
@@ -199,7 +212,7 @@ def test_a_trained_checkpoint_loads_and_explains_itself(corpus, tmp_path):
 def test_a_training_goes_on_from_a_checkpoint(corpus, tmp_path):
     first = pretrain(corpus, tmp_path / "work", TRAIN, _model_config())
     folder = finish(first, corpus, tmp_path / "work", tmp_path / "checkpoint", "python -m dapt", retest=2)
-    short = replace(TRAIN, text_epochs=0, epochs=0)
+    short = replace(TRAIN, text_epochs=0, rounds=0, epochs=0)
     again = pretrain(corpus, tmp_path / "more", short, start=folder)
     for (name, a), b in zip(first.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-3), name
@@ -212,3 +225,34 @@ def test_a_training_does_not_go_on_with_a_model_of_other_images(cohort, corpus, 
     finer = prepare_corpus(cohort, tmp_path / "finer", replace(SMALL, spacing_mm=10.0), workers=1)
     with pytest.raises(CheckpointError, match="other images"):
         pretrain(finer, tmp_path / "more", TRAIN, start=folder)
+
+
+def test_a_patch_holds_the_lesion_it_was_drawn_for_and_lies_where_it_says(corpus):
+    """Same voxels at the same place in mm; of a lesion that is cut off nothing is said."""
+    examples = read_examples(corpus, "train")
+    keys = _model_config().finding_keys
+    sampler = PatchSampler(examples, SMALL, keys, 16)
+    rng = np.random.default_rng(0)
+    patches = [sampler.draw(rng) for _ in range(20)]
+    for patch in patches:
+        whole, offset = np.load(patch.example.image), np.linalg.inv(patch.example.affine) @ patch.affine
+        i, j, k = np.rint(offset[:3, 3]).astype(int)
+        np.testing.assert_array_equal(patch.image.numpy(), whole[i : i + 16, j : j + 16, k : k + 16])
+    targets = sampler.targets(patches)
+    assert ((targets.presence_BF == 1).sum(1) >= 1).float().mean() > 0.8
+    assert targets.presence_BF.isnan().any()
+    taught = ~targets.lesion_boxes_BFL23.isnan().flatten(3).any(-1).any(-1)
+    assert (taught[targets.presence_BF == 0] == 0).all()
+
+
+def test_the_map_of_a_patch_is_that_of_the_whole_image_there():
+    """Places are those of the whole: a patch that is all of it has the same map, and knows where it is."""
+    torch.manual_seed(0)
+    model = MLAModel(_model_config()).eval()
+    image, affine = torch.rand(1, 3, 32, 32, 32), torch.diag(torch.tensor([3.0, 3.0, 3.0, 1.0]))[None]
+    present = torch.ones(1, 3, dtype=torch.bool)
+    whole = model.encode(image, "", present, affine).lesions
+    same = model.map_parts(image, present, affine, frame_of(image, affine))
+    torch.testing.assert_close(same.logits_BFN, whole.logits_BFN)
+    other = model.map_parts(image, present, affine, Frame((64, 64, 64), affine))
+    assert not torch.allclose(other.logits_BFN, whole.logits_BFN)

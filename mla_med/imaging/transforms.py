@@ -92,7 +92,9 @@ class SlabAveraged(MapTransform):
             factors = [max(1, int(self.spacing_mm / s + 1e-3)) for s in image.pixdim.tolist()]
             factors = [min(f, n) for f, n in zip(factors, image.shape[1:], strict=True)]
             if max(factors) > 1:
-                data[key] = MetaTensor(mean_of_blocks(image.as_tensor(), factors), affine=image.affine @ _pooled_affine(factors))
+                data[key] = MetaTensor(
+                    mean_of_blocks(image.as_tensor(), factors), affine=image.affine @ _pooled_affine(factors)
+                )
         return data
 
 

@@ -394,8 +394,10 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 20261123,
 ) -> None:
     """Score drafts of any system beside the floors that any model must beat: page.html, metrics.json, CSV."""
-    from evaluation.run import Options, evaluate_reports, read_threshold
+    from evaluation.run import evaluate_reports
+    from evaluation.systems import Options
     from evaluation.tables import to_markdown
+    from evaluation.thresholds import read_threshold
 
     thresholds = [read_threshold(text) for text in fail_under or ()]
     allowed = {word.strip() for word in allow.split(",") if word.strip()}

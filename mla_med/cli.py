@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mla_med import cli_pacs
+from mla_med import cli_night, cli_pacs
 from mla_med.errors import ConfigError, MlaMedError, OutputError
 
 app = typer.Typer(
@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 app.add_typer(cli_pacs.pacs, name="pacs")
 app.add_typer(cli_pacs.ledger, name="ledger")
+app.add_typer(cli_night.night, name="night")
+app.command()(cli_night.serve)
 out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 

@@ -37,7 +37,7 @@ ledger = typer.Typer(
 out = Console(highlight=False, soft_wrap=True, markup=False)
 
 SettingsFile = Annotated[
-    Path, typer.Option("--settings", envvar="MLA_MED_SETTINGS", help="A TOML file with its section "pacs".")
+    Path, typer.Option("--settings", envvar="MLA_MED_SETTINGS", help="A TOML file with a section 'pacs'.")
 ]
 Watch = Annotated[bool, typer.Option("--watch", help="Go on until interrupted.")]
 LogLevel = Annotated[str, typer.Option("--log", help="debug, info, warning or error; to stderr, as JSON.")]

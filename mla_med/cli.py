@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mla_med import cli_night, cli_pacs
+from mla_med import cli_adapt, cli_night, cli_pacs
 from mla_med.errors import ConfigError, MlaMedError, OutputError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.add_typer(cli_pacs.pacs, name="pacs")
 app.add_typer(cli_pacs.ledger, name="ledger")
 app.add_typer(cli_night.night, name="night")
 app.command()(cli_night.serve)
+app.command()(cli_adapt.adapt)
 out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 

@@ -24,6 +24,7 @@ from mla_med.ledger.ledger import (
     Ledger,
 )
 from mla_med.ledger.nouns import Document, DocumentState, JobState, Kind, Outcome
+from mla_med.ledger.owners import owner
 from mla_med.ledger.rows import backoff_s
 from mla_med.ledger.seal import SiteKey, read_secret
 from mla_med.ledger.tables import jobs, outbox
@@ -622,3 +623,14 @@ def test_a_server_that_does_not_answer_is_one_line(tmp_path):
     assert caught.value.code == "LEDGER_UNREACHABLE"
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_lease_of_a_process_that_is_gone_is_free_at_once_and_that_of_another_host_by_time(ledger):
+    commit(ledger, content=b"a nodule")
+    host, pid, _, thread = owner().split(" ")
+    assert ledger.lease("main", f"{host} {pid} 1 {thread}")  # our pid, of a process that was before us
+    assert not ledger.lease("main", owner())
+    assert ledger.free_dead("main") == 1
+    assert ledger.lease("main", "elsewhere 1 1 0")
+    assert ledger.free_dead("main") == 0
+    assert not ledger.lease("main", owner())

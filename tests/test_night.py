@@ -31,8 +31,9 @@ from night_site import ROOT, Stub, documents, upload, write_settings
 from mla_med.errors import CheckpointError, ConfigError, LedgerError, StudyError
 from mla_med.ledger.ledger import Ledger
 from mla_med.ledger.nouns import JobState
+from mla_med.ledger.owners import owner
 from mla_med.night.alarm import alarm_of, send_alarm
-from mla_med.night.claims import CLAIM_S, MAX_TRIES, Claims, owner
+from mla_med.night.claims import CLAIM_S, MAX_TRIES, Claims
 from mla_med.night.drift import Reading, compare, drift
 from mla_med.night.loop import by_threads, open_site
 from mla_med.night.metrics import NightMetrics
@@ -121,7 +122,7 @@ def test_r10_a_stale_fence_is_refused(claims):
 
 def test_the_claim_of_a_process_that_is_gone_ends_at_once_and_that_of_another_host_by_time(claims):
     host = owner().split(" ")[0]
-    assert claims.take("here", f"{host} {os.getpid()} 1")  # our pid, of a process that was before us
+    assert claims.take("here", f"{host} {os.getpid()} 1 0")  # our pid, of a process that was before us
     assert claims.take("here", owner())
     assert claims.take("there", "elsewhere 1 1")
     assert claims.take("there", owner()) is None

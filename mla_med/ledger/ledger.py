@@ -30,6 +30,7 @@ from mla_med.ledger.nouns import (
     OutboxEntry,
     Outcome,
 )
+from mla_med.ledger.owners import is_dead
 from mla_med.ledger.rows import (
     FIRST_BACKOFF_S,
     MAX_BACKOFF_S,
@@ -314,6 +315,23 @@ class Ledger:
         self._log(c, job_id, "COMMITTED", DocumentState.PENDING, document_id=document_id)
 
     # Out: deliveries
+
+    def free_dead(self, destination: str) -> int:
+        """Ends the leases of processes of this host that are gone, which their successor need not wait for;
+        -> how many."""
+        now = self.clock()
+        with self._write() as c:
+            rows = c.execute(
+                sa.select(outbox.c.id, outbox.c.owner).where(
+                    outbox.c.destination == destination,
+                    outbox.c.state == DocumentState.SENDING,
+                    outbox.c.leased_until > now,
+                )
+            ).all()
+            dead = [row.id for row in rows if is_dead(row.owner)]
+            if dead:
+                c.execute(outbox.update().where(outbox.c.id.in_(dead)).values(leased_until=now))
+            return len(dead)
 
     def lease(
         self, destination: str, owner: str, limit: int = 1, lease_s: float = LEASE_S

@@ -7,18 +7,16 @@ doing, which takes the same work once. Lives in the ledger's database, in a tabl
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, RowMapping, select
 
 from mla_med.errors import LedgerError
+from mla_med.ledger.owners import is_dead
 
 CLAIM_S = 600.0
 """Longer than any step of a draft may take; renewed at each."""
@@ -88,7 +86,7 @@ class Claims:
             row = self._row(c, job_id)
             if row["state"] in ("HELD", "FAILED"):
                 return None
-            if row["state"] == "CLAIMED" and row["claimed_until"] > now and not _is_dead(row["owner"]):
+            if row["state"] == "CLAIMED" and row["claimed_until"] > now and not is_dead(row["owner"]):
                 return None
             if row["tries"] >= MAX_TRIES:
                 self._set(c, job_id, state="FAILED", code=row["code"] or "WORKER_DIED", owner="")
@@ -164,25 +162,6 @@ class Claims:
                 "its disk, and is its server up?",
                 code="LEDGER_UNREACHABLE",
             ) from None
-
-
-def owner() -> str:
-    """Of this process, so that another on the same host can tell when it is gone."""
-    return f"{socket.gethostname()[:64]} {os.getpid()} {_born(os.getpid())}"
-
-
-def _is_dead(owner: str) -> bool:
-    """Of an owner on another host nobody can say; its claim ends by time."""
-    host, pid, born = owner.split(" ")
-    return host == socket.gethostname()[:64] and _born(int(pid)) != born
-
-
-def _born(pid: int) -> str:
-    """When the kernel started it (proc(5), field 22 of stat): a pid is used again, a pid and this are not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return "gone"
 
 
 def _insert(c: Connection):

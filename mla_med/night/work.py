@@ -23,8 +23,9 @@ from mla_med.documents.envelope import Reference, Revision
 from mla_med.errors import CheckpointError, ConfigError, LedgerError, MlaMedError, OutputError, StudyError
 from mla_med.ledger.ledger import Ledger
 from mla_med.ledger.nouns import Document, Job, JobState
+from mla_med.ledger.owners import owner
 from mla_med.logs import log
-from mla_med.night.claims import Claim, Claims, owner
+from mla_med.night.claims import Claim, Claims
 from mla_med.night.settings import NightSettings, read_night
 from mla_med.pacs.deliver import commit_documents
 from mla_med.pacs.letter import read_content, read_place

@@ -6,8 +6,6 @@ back equal: so the effect is exactly once. What may have been sent before is loo
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 from collections import Counter
@@ -18,6 +16,7 @@ from mla_med.errors import PacsError
 from mla_med.ledger.failpoints import reach
 from mla_med.ledger.ledger import LEASE_S, Ledger
 from mla_med.ledger.nouns import Document, DocumentState, Job, Kind, Lease, Outcome
+from mla_med.ledger.owners import owner
 from mla_med.logs import log
 from mla_med.pacs.letter import (
     Letter,
@@ -99,10 +98,10 @@ def deliver_due(
     tally: Tally = Counter()
     lock = threading.Lock()
     denied = ledger.denied(destination)
+    ledger.free_dead(destination)
 
     def work(number: int) -> None:
-        owner = f"{socket.gethostname()[:32]}-{os.getpid()}-{number}"
-        while leases := ledger.lease(destination, owner, batch, lease_s):
+        while leases := ledger.lease(destination, owner(number), batch, lease_s):
             start = time.monotonic()
             outcomes = deliver(leases, peer)
             recorded = ledger.record(outcomes)

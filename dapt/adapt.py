@@ -26,7 +26,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
@@ -45,6 +44,7 @@ from mla_med.corpus import Example
 from mla_med.errors import CheckpointError, ConfigError
 from mla_med.files import write_text
 from mla_med.imaging.transforms import Preprocessing
+from mla_med.model.checkpoint import read_model
 from mla_med.model.config import ModalConfig, base, default, findings_of, small, tiny
 from mla_med.model.mla import MLAModel
 from mla_med.report.schema import schema_of
@@ -281,31 +281,6 @@ def new_model(plan: ModelPlan, shelves: Mapping[str, Shelf], seed: int) -> MLAMo
     config.preprocessing = settings.to_dict()
     model = MLAModel(config)
     model.tokenizer = tokenizer
-    return model.eval()
-
-
-def read_model(folder: Path) -> MLAModel:
-    """What a stage left, or a checkpoint."""
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"No model at {folder}: config.json is missing. Give a checkpoint, or the model/ of a stage.",
-            code="CHECKPOINT_MISSING",
-        )
-    disable_progress_bar()
-    try:
-        model, loaded = MLAModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
-        raise CheckpointError(
-            f"The model at {folder} is damaged ({type(error).__name__}). Copy or train it again.",
-            code="CHECKPOINT_DAMAGED",
-        ) from error
-    if any(loaded[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
-        raise CheckpointError(
-            f"The weights at {folder} are of another model than its config.json. Copy or train it again.",
-            code="CHECKPOINT_DAMAGED",
-        )
     return model.eval()
 
 

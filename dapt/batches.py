@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dapt.train import TrainConfig, _noisy, _varied, report_ids, targets_of
+from dapt.train import TrainConfig, _noisy, _varied, moved, report_ids, targets_of
 from mla_med.corpus import LANGUAGES, Example, load_image
 from mla_med.errors import ConfigError
 from mla_med.imaging.transforms import AIR_HU, Preprocessing, inside_body, window_channels
@@ -278,22 +278,6 @@ def _read(
         body = inside_body(image.numpy()) if is_hu else (image != 0).any(0).numpy()
     channels = window_channels(image, settings.windows_hu) if is_hu else image
     return channels, present, torch.from_numpy(affine), body
-
-
-def moved(
-    image: Tensor, affine: np.ndarray, most: int, rng: np.random.Generator, outside: float
-) -> tuple[Tensor, np.ndarray]:
-    """The image (..., I, J, K) moved within its frame by at most `most` voxels and an eighth of its size: a
-    picture is one voxel deep. Never mirrored: the heart is on the left."""
-    limits = [min(most, size // 8) for size in image.shape[-3:]]
-    offset = [int(rng.integers(-limit, limit + 1)) for limit in limits]
-    image = torch.roll(image, offset, (-3, -2, -1))
-    affine[:3, 3] -= affine[:3, :3] @ np.array(offset, affine.dtype)
-    for axis, o in zip((-3, -2, -1), offset, strict=True):
-        if o:
-            start = 0 if o > 0 else image.shape[axis] + o
-            image.narrow(axis, start, abs(o)).fill_(outside)
-    return image, affine
 
 
 def _language(example: Example, rng: np.random.Generator | None) -> str:

@@ -4,7 +4,7 @@
     S3  the whole model: findings with evidence from the image, and the report from both
 
 One process on CPU or GPU; resumable: after a kill it goes on from the last saved epoch, with the
-same batches in the same order. (The alignment stage S2 of the specification is not built yet.)
+same batches in the same order. (Stages before and beside these: `mla-med adapt`.)
 """
 
 from __future__ import annotations
@@ -306,7 +306,7 @@ def collate(
         image, affine = torch.from_numpy(load_image(example, settings)), example.affine.copy()
         present = torch.tensor(example.present)
         if rng is not None and config is not None:
-            image, affine = _moved(image, affine, config, rng, AIR_HU if settings.windows_hu else 0.0)
+            image, affine = moved(image, affine, config.shift, rng, AIR_HU if settings.windows_hu else 0.0)
             if settings.modality == Modality.CT:
                 image = _noisy(image, config, rng)
             else:
@@ -363,13 +363,15 @@ def _reports(batch: tuple[Example, ...], epoch: int) -> list[str]:
     return [e.reports[LANGUAGES[(n + epoch) % len(LANGUAGES)]] for n, e in enumerate(batch)]
 
 
-def _moved(
-    image: Tensor, affine: np.ndarray, config: TrainConfig, rng: np.random.Generator, outside: float
+def moved(
+    image: Tensor, affine: np.ndarray, most: int, rng: np.random.Generator, outside: float
 ) -> tuple[Tensor, np.ndarray]:
-    """The image (..., I, J, K) moved within its frame. Never mirrored: the heart is on the left."""
-    offset = [int(o) for o in rng.integers(-config.shift, config.shift + 1, 3)]
+    """The image (..., I, J, K) moved within its frame by at most `most` voxels and an eighth of its size: a
+    picture is one voxel deep. Never mirrored: the heart is on the left."""
+    limits = [min(most, size // 8) for size in image.shape[-3:]]
+    offset = [int(rng.integers(-limit, limit + 1)) for limit in limits]
     image = torch.roll(image, offset, (-3, -2, -1))
-    affine[:3, 3] -= affine[:3, :3] @ np.array(offset, np.float32)
+    affine[:3, 3] -= affine[:3, :3] @ np.array(offset, affine.dtype)
     for axis, o in zip((-3, -2, -1), offset, strict=True):
         if o:
             start = 0 if o > 0 else image.shape[axis] + o

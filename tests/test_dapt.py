@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dapt.corpus import prepare_corpus
 from dapt.finish import finish
-from dapt.train import TrainConfig, _moved, _varied, pretrain, report_ids, targets_of
+from dapt.train import TrainConfig, _varied, moved, pretrain, report_ids, targets_of
 from mla_med.corpus import from_bytes, read_about, read_examples, to_bytes
 from mla_med.errors import CheckpointError, StudyError
 from mla_med.imaging.transforms import Preprocessing
@@ -138,10 +138,8 @@ def test_an_image_and_its_affine_move_together():
     image = torch.zeros(8, 8, 8)
     image[3, 4, 5] = 1.0
     for n in range(5):
-        moved, affine = _moved(
-            image.clone(), np.eye(4, dtype=np.float32), TrainConfig(shift=2), np.random.default_rng(n), 0.0
-        )
-        index = np.argwhere(moved.numpy() == 1.0)[0]
+        there, affine = moved(image.clone(), np.eye(4, dtype=np.float32), 2, np.random.default_rng(n), 0.0)
+        index = np.argwhere(there.numpy() == 1.0)[0]
         assert (affine @ [*index, 1.0])[:3].tolist() == [3.0, 4.0, 5.0]
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dapt.train import TrainConfig, _noisy, _varied, moved, report_ids, targets_of
+from dapt.train import TrainConfig, moved, noisy, report_ids, targets_of, varied
 from mla_med.corpus import LANGUAGES, Example, load_image
 from mla_med.errors import ConfigError
 from mla_med.imaging.transforms import AIR_HU, Preprocessing, inside_body, window_channels
@@ -270,9 +270,9 @@ def _read(
     if wanted.augment is not None:
         image, affine = moved(image, affine, wanted.augment.shift, rng, AIR_HU if is_hu else 0.0)
         if settings.modality == Modality.CT:
-            image = _noisy(image, wanted.augment, rng)
+            image = noisy(image, wanted.augment, rng)
         else:
-            image, present = _varied(image, present, wanted.augment, rng)
+            image, present = varied(image, present, wanted.augment, rng)
     body = np.zeros(0, bool)
     if wanted.hidden:
         body = inside_body(image.numpy()) if is_hu else (image != 0).any(0).numpy()

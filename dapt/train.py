@@ -308,9 +308,9 @@ def collate(
         if rng is not None and config is not None:
             image, affine = moved(image, affine, config.shift, rng, AIR_HU if settings.windows_hu else 0.0)
             if settings.modality == Modality.CT:
-                image = _noisy(image, config, rng)
+                image = noisy(image, config, rng)
             else:
-                image, present = _varied(image, present, config, rng)
+                image, present = varied(image, present, config, rng)
         images.append(window_channels(image, settings.windows_hu) if settings.windows_hu else image)
         presents.append(present)
         affines.append(torch.from_numpy(affine))
@@ -379,22 +379,22 @@ def moved(
     return image, affine
 
 
-def _noisy(hu: Tensor, config: TrainConfig, rng: np.random.Generator) -> Tensor:
+def noisy(hu: Tensor, config: TrainConfig, rng: np.random.Generator) -> Tensor:
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     mean, deviation = float(rng.normal(0, 4)), float(rng.uniform(0, config.noise_hu))
     return hu + torch.empty_like(hu).normal_(mean, deviation, generator=generator)
 
 
-def _varied(
+def varied(
     image_CIJK: Tensor, present_C: Tensor, config: TrainConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Other contrast and brightness in every sequence, and some of them left out."""
     channels = len(image_CIJK)
     gain_C = torch.from_numpy(1 + rng.uniform(-config.gain, config.gain, channels).astype(np.float32))
     more_C = torch.from_numpy(rng.uniform(-config.gain, config.gain, channels).astype(np.float32))
-    varied = image_CIJK * gain_C[:, None, None, None] + more_C[:, None, None, None]
+    changed = image_CIJK * gain_C[:, None, None, None] + more_C[:, None, None, None]
     # what was not measured stays 0
-    image_CIJK = torch.where(image_CIJK == 0, image_CIJK, varied)
+    image_CIJK = torch.where(image_CIJK == 0, image_CIJK, changed)
     kept_C = present_C & torch.from_numpy(rng.random(channels) >= config.hidden)
     return image_CIJK, kept_C if kept_C.any() else present_C
 

@@ -1,6 +1,10 @@
 """A cohort of phantoms -> a corpus on disk: one image a file on the model's grid, one JSON line an example.
 What is in the folder, and how it is read: mla_med/corpus.py.
 
+    python -m dapt.corpus SOURCE --out DIR --kind csv
+
+is the command for what is no phantom (docs/corpus.md): importers/ reads it, build.py writes it.
+
 Every example has its request and its report in each language of LANGUAGES: one model learns both. Reports
 speak of this examination alone: a model is taught comparisons by nobody, they are measured. Resumable: an
 image that is there is not made again. Splits are by patient, and those of the cohort.
@@ -8,19 +12,23 @@ image that is there is not made again. Splits are by patient, and those of the c
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
 import random
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mla_med.corpus import LANGUAGES, SPLITS, STYLE, finding_from, place, read_settings, to_bytes
-from mla_med.errors import ConfigError, StudyError
+from mla_med.corpus import LANGUAGES, SPLITS, STYLE, finding_from, place, read_about, read_settings, to_bytes
+from mla_med.errors import ConfigError, MlaMedError, OutputError, StudyError
 from mla_med.files import write_text
 from mla_med.imaging.transforms import BRAIN_MR, CHEST_CT, Preprocessing
 from mla_med.report.context import context_text
@@ -28,6 +36,10 @@ from mla_med.report.interpret import interpret
 from mla_med.report.render import body_text, render_report
 from mla_med.report.style import load_style
 from mla_med.types import ClinicalContext, Finding, Modality, Presence
+
+if TYPE_CHECKING:
+    from dapt.build import BuildConfig
+    from dapt.importers.kinds import Choices
 
 PREPROCESSING = {"chest_ct": CHEST_CT, "brain_mr": BRAIN_MR}
 
@@ -177,3 +189,130 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+# What is no phantom
+
+
+def gather_corpus(
+    source: Path,
+    kind: str,
+    out: Path,
+    config: BuildConfig | None = None,
+    choices: Choices | None = None,
+    progress: Callable[[int, int], None] = lambda done, refused: None,
+) -> Path:
+    """A source of a kind of `importers.kinds.KINDS` -> its corpus; running it again goes on where it stopped.
+    `progress` gets the number of pairs that are done, and of refusals."""
+    # what scores texts is not needed where phantoms are placed
+    from dapt.build import BuildConfig, build_corpus, load_hide
+    from dapt.importers.kinds import KINDS, Choices
+
+    if kind not in KINDS:
+        raise ConfigError(f"No kind '{kind}'; there are: {', '.join(KINDS)}.", code="KIND_UNKNOWN")
+    if not source.exists():
+        raise StudyError(f"Nothing at {source}. Give the folder or table to read.", code="PATH_MISSING")
+    config = config or BuildConfig(examination=KINDS[kind].examination)
+    choices = replace(choices or Choices(), examination=config.examination)
+    imported = KINDS[kind].read(source, load_hide(out), choices)
+    return build_corpus(imported, kind, source, out, config, progress)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    from dapt.build import BuildConfig
+    from dapt.corpus_page import to_table
+    from dapt.importers.kinds import KINDS, Choices
+
+    asked = options.examination or KINDS[options.kind].examination
+    choices = Choices(
+        reports=options.reports,
+        values=options.values,
+        text=options.text,
+        allow_preliminary=options.allow_preliminary,
+    )
+    try:
+        config = BuildConfig(
+            examination="" if asked == "pictures" else asked,
+            mask=options.mask,
+            split=options.split,
+            images=not options.no_images,
+            workers=options.workers,
+            limit=options.limit,
+        )
+        gather_corpus(options.source, options.kind, options.out, config, choices, _told())
+        about = read_about(options.out)
+    except MlaMedError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{OutputError.code}: {error.strerror}; free some space and run it again.", file=sys.stderr)
+        return 1
+    print(to_table(about))
+    print(f"{options.out / 'corpus.html'} shows it; confidential/ leads back to the files: keep it here.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from dapt.importers.kinds import KINDS
+    from dapt.importers.public import MEDPIX_TEXTS
+
+    kinds = "\n".join(f"  {name:<10} {kind.words}" for name, kind in KINDS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m dapt.corpus",
+        description="Studies and reports -> a corpus to train on. Killed, it goes on where it was.",
+        epilog=f"kinds:\n{kinds}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, help="a folder, or the table")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the corpus: a new folder, or one to go on with"
+    )
+    parser.add_argument("--kind", choices=tuple(KINDS), required=True, help="what the source is; see below")
+    parser.add_argument(
+        "--examination",
+        choices=(*PREPROCESSING, "pictures"),
+        help="whose grid and findings; pictures: PNG and JPEG of any; as the kind has it",
+    )
+    parser.add_argument(
+        "--mask", action="store_true", help="replace what may name somebody by [date], [name]"
+    )
+    parser.add_argument("--split", choices=("official", "hash"), default="official", help="hash: by patient")
+    parser.add_argument("--no-images", action="store_true", help="texts alone; no image is opened")
+    parser.add_argument("--reports", type=Path, help="dicom+hl7: the folder of the messages, if another")
+    parser.add_argument(
+        "--values",
+        choices=("detect", "hu", "stored"),
+        default="detect",
+        help="ct-rate: what the volumes hold; by default they are looked at",
+    )
+    parser.add_argument("--text", choices=MEDPIX_TEXTS, default="caption", help="medpix: what the report is")
+    parser.add_argument(
+        "--allow-preliminary",
+        action="store_true",
+        help="take reports that nobody has signed, drafts of models too",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="processes that read images; 0: none of their own"
+    )
+    parser.add_argument("--limit", type=int, help="so many pairs, the first")
+    return parser
+
+
+def _told(every_s: float = 2.0) -> Callable[[int, int], None]:
+    """Progress without a name in it."""
+    last, before = time.monotonic(), 0
+
+    def say(done: int, refused: int) -> None:
+        nonlocal last, before
+        now = time.monotonic()
+        if now - last > every_s:
+            rate = (done - before) / (now - last)
+            print(f"{done:,} done, {refused:,} refused, {rate:.1f} a second", file=sys.stderr, flush=True)
+            last, before = now, done
+
+    return say
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -5,7 +5,7 @@
     S3  the whole model: findings with evidence from the image, and the report from both
 
 One process on CPU or GPU; resumable: after a kill it goes on from the last saved epoch, with the
-same batches in the same order. (The alignment stage S2 of the specification is not built yet.)
+same batches in the same order. (Stages before and beside these: `mla-med adapt`.)
 """
 
 from __future__ import annotations
@@ -394,11 +394,11 @@ def collate(
         image, affine = torch.from_numpy(load_image(example, settings)), example.affine.copy()
         present = torch.tensor(example.present)
         if rng is not None and config is not None:
-            image, affine = _moved(image, affine, config, rng, AIR_HU if settings.windows_hu else 0.0)
+            image, affine = moved(image, affine, config.shift, rng, AIR_HU if settings.windows_hu else 0.0)
             if settings.modality == Modality.CT:
-                image = _noisy(image, config, rng)
+                image = noisy(image, config, rng)
             else:
-                image, present = _varied(image, present, config, rng)
+                image, present = varied(image, present, config, rng)
         images.append(window_channels(image, settings.windows_hu) if settings.windows_hu else image)
         presents.append(present)
         affines.append(torch.from_numpy(affine))
@@ -426,10 +426,10 @@ def collate_patches(
     images, presents = [], []
     for patch in patches:
         if settings.modality == Modality.CT:
-            images.append(window_channels(_noisy(patch.image, config, rng), settings.windows_hu))
+            images.append(window_channels(noisy(patch.image, config, rng), settings.windows_hu))
             presents.append(patch.present)
         else:
-            image, present = _varied(patch.image, patch.present, config, rng)
+            image, present = varied(patch.image, patch.present, config, rng)
             images.append(image)
             presents.append(present)
     affine_B44, whole = sampler.frames(patches)
@@ -480,13 +480,15 @@ def _reports(batch: tuple[Example, ...], epoch: int) -> list[str]:
     return [e.reports[LANGUAGES[(n + epoch) % len(LANGUAGES)]] for n, e in enumerate(batch)]
 
 
-def _moved(
-    image: Tensor, affine: np.ndarray, config: TrainConfig, rng: np.random.Generator, outside: float
+def moved(
+    image: Tensor, affine: np.ndarray, most: int, rng: np.random.Generator, outside: float
 ) -> tuple[Tensor, np.ndarray]:
-    """The image (..., I, J, K) moved within its frame. Never mirrored: the heart is on the left."""
-    offset = [int(o) for o in rng.integers(-config.shift, config.shift + 1, 3)]
+    """The image (..., I, J, K) moved within its frame by at most `most` voxels and an eighth of its size: a
+    picture is one voxel deep. Never mirrored: the heart is on the left."""
+    limits = [min(most, size // 8) for size in image.shape[-3:]]
+    offset = [int(rng.integers(-limit, limit + 1)) for limit in limits]
     image = torch.roll(image, offset, (-3, -2, -1))
-    affine[:3, 3] -= affine[:3, :3] @ np.array(offset, np.float32)
+    affine[:3, 3] -= affine[:3, :3] @ np.array(offset, affine.dtype)
     for axis, o in zip((-3, -2, -1), offset, strict=True):
         if o:
             start = 0 if o > 0 else image.shape[axis] + o
@@ -494,22 +496,22 @@ def _moved(
     return image, affine
 
 
-def _noisy(hu: Tensor, config: TrainConfig, rng: np.random.Generator) -> Tensor:
+def noisy(hu: Tensor, config: TrainConfig, rng: np.random.Generator) -> Tensor:
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     mean, deviation = float(rng.normal(0, 4)), float(rng.uniform(0, config.noise_hu))
     return hu + torch.empty_like(hu).normal_(mean, deviation, generator=generator)
 
 
-def _varied(
+def varied(
     image_CIJK: Tensor, present_C: Tensor, config: TrainConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Other contrast and brightness in every sequence, and some of them left out."""
     channels = len(image_CIJK)
     gain_C = torch.from_numpy(1 + rng.uniform(-config.gain, config.gain, channels).astype(np.float32))
     more_C = torch.from_numpy(rng.uniform(-config.gain, config.gain, channels).astype(np.float32))
-    varied = image_CIJK * gain_C[:, None, None, None] + more_C[:, None, None, None]
+    changed = image_CIJK * gain_C[:, None, None, None] + more_C[:, None, None, None]
     # what was not measured stays 0
-    image_CIJK = torch.where(image_CIJK == 0, image_CIJK, varied)
+    image_CIJK = torch.where(image_CIJK == 0, image_CIJK, changed)
     kept_C = present_C & torch.from_numpy(rng.random(channels) >= config.hidden)
     return image_CIJK, kept_C if kept_C.any() else present_C
 

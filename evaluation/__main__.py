@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.pairs import KINDS
-from evaluation.run import Options, evaluate_reports, read_threshold
+from evaluation.run import evaluate_reports
 from evaluation.statistics import RESAMPLES, SEED
+from evaluation.systems import Options
 from evaluation.tables import to_markdown
+from evaluation.thresholds import read_threshold
 from mla_med.errors import MlaMedError
 
 

@@ -15,23 +15,32 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from evaluation.findings import reader_of
 from evaluation.ngrams import count_grams, number_words
+from evaluation.pairs import Coverage, Pair, Pairs
 from evaluation.protocols import find_protocol
+from evaluation.run import score_pairs, write_results
+from evaluation.statistics import TRIALS, paired_randomisation
 from evaluation.text import text_scores
 
-Pairs = tuple[list[list[str]], list[str]]
+TextPairs = tuple[list[list[str]], list[str]]
 """References, several to a pair, and drafts."""
+Run = tuple[str, int, Callable[[], object]]
+"""What is done, with how many pairs, and the doing."""
 
 SENTENCES = (
     "The trachea and both main bronchi are open.",
@@ -87,7 +96,7 @@ TRICKY = (
 )
 
 
-def invented_sets() -> dict[str, Pairs]:
+def invented_sets() -> dict[str, TextPairs]:
     """The same on every machine and in every version of Python."""
     draw = _numbers(23)
     told = [_report(draw) for _ in range(24)]
@@ -145,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.bench_text", description=__doc__)
     parser.add_argument("--pairs", type=int, default=1000, help="scored by us (%(default)s)")
     parser.add_argument("--peer-pairs", type=int, default=200, help="scored by the peers (%(default)s)")
+    parser.add_argument("--cases", type=int, default=200, help="on a whole page (%(default)s)")
     parser.add_argument("--words", type=int, default=277, help="in a report (%(default)s)")
     parser.add_argument("--expected", type=Path, help="write what the peers make of invented texts, and stop")
     given = parser.parse_args(arguments)
@@ -152,20 +162,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = json.dumps(expected(), ensure_ascii=True, indent=1)
         given.expected.write_text(text + "\n", encoding="utf-8")
         return 0
-    references, drafts = invented_pairs(given.pairs, given.words)
-    print(f"{given.pairs} pairs of {given.words} words; peers on the first {given.peer_pairs}")
-    print(f"{'':38}{'pairs':>7}{'s':>9}{'s/1000':>9}  value")
-    for name, num, run in _runs(references, drafts, given.peer_pairs):
-        began = time.perf_counter()
+    references, drafts = invented_pairs(max(given.pairs, given.cases), given.words)
+    print(
+        f"{given.pairs} pairs of {given.words} words; peers on the first {given.peer_pairs}. "
+        "CPU seconds are of all processes; the last column is CPU seconds for 1,000 pairs.\n"
+    )
+    print("| what | pairs | wall s | CPU s | CPU s / 1000 | value |")
+    print("|---|---:|---:|---:|---:|---|")
+    texts = _runs(references[: given.pairs], drafts[: given.pairs], given.peer_pairs)
+    page: Run = ("ours: the whole page", given.cases, partial(_page, references, drafts, given.cases))
+    for name, num, run in chain(texts, [page]):
+        wall, cpu = time.perf_counter(), _cpu_s()
         value = run()
-        spent = time.perf_counter() - began
-        print(f"{name:38}{num:7}{spent:9.2f}{1000 * spent / num:9.2f}  {value}")
+        wall, cpu = time.perf_counter() - wall, _cpu_s() - cpu
+        print(f"| {name} | {num} | {wall:.2f} | {cpu:.2f} | {1000 * cpu / num:.2f} | {value} |", flush=True)
     return 0
 
 
-def _runs(
-    references: list[str], drafts: list[str], few: int
-) -> Iterator[tuple[str, int, Callable[[], object]]]:
+def _cpu_s() -> float:
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def _page(references: Sequence[str], drafts: Sequence[str], cases: int) -> str:
+    """Pages of the same sentences in another order: harder to tell apart than two real reports."""
+    pairs = tuple(Pair(str(k), references[k], drafts[k], {"sex": "FM"[k % 2]}) for k in range(cases))
+    scores = score_pairs(Pairs(pairs, Coverage(cases)), reader_of())
+    with tempfile.TemporaryDirectory() as folder:
+        write_results(scores, Path(folder))
+        size = (Path(folder) / "page.html").stat().st_size
+    return f"{len(scores.rows)} scores, page of {size / 1e6:.1f} MB"
+
+
+def _runs(references: list[str], drafts: list[str], few: int) -> Iterator[Run]:
     split = find_protocol("coco").split_draft
     lines: list[list[str]] = []
 
@@ -177,20 +206,28 @@ def _runs(
         rows = number_words([line.split() for texts in lines for line in texts])
         return sum(len(grams.gram_G) for grams in count_grams(rows, 4))
 
-    def ours(texts: int) -> Callable[[], object]:
-        names = ("BLEU-4", "ROUGE-L", "METEOR", "CIDEr", "chrF")
-
+    def ours(texts: int, *names: str) -> Callable[[], object]:
         def run() -> object:
-            scores = text_scores(references[:texts], drafts[:texts])
-            return " ".join(f"{name} {scores[name].value:.6f}" for name in names)
+            scores = text_scores(references[:texts], drafts[:texts], only=names)
+            found = names or ("BLEU-4", "ROUGE-L", "METEOR", "CIDEr", "chrF")
+            return " ".join(f"{name} {scores[name].value:.6f}" for name in found)
 
         return run
 
+    def randomise() -> object:
+        rows = [text_scores(references, some, only=["BLEU-4"])["BLEU-4"].sums for some in (drafts, shifted)]
+        began = time.process_time()
+        p, smallest = paired_randomisation(rows[0].each_RT, rows[1].each_RT, rows[0].value_of)
+        return f"p {p:.4f}, smallest {smallest:.1e}; the trials alone {time.process_time() - began:.2f} s CPU"
+
     num = len(references)
+    shifted = [*drafts[1:], drafts[0]]
     yield "ours: words of both sides", num, words
     yield "ours: 1- to 4-grams of both sides", num, counts
+    yield "ours: BLEU, ROUGE-L and CIDEr, words included", num, ours(num, "BLEU-4", "ROUGE-L", "CIDEr")
+    yield "ours: the same", min(few, num), ours(few, "BLEU-4", "ROUGE-L", "CIDEr")
     yield "ours: every score, words included", num, ours(num)
-    yield "ours: every score, words included", min(few, num), ours(few)
+    yield f"ours: {TRIALS} randomisation trials of BLEU-4, both counted anew", num, randomise
     told, drafted = [lines[0][:few], lines[1][:few]]
     gts, res = ({k: [text] for k, text in enumerate(side)} for side in (told, drafted))
     tokens = [[text.split()] for text in told], [text.split() for text in drafted]
@@ -223,7 +260,7 @@ def _runs(
     ):
         peer = _import(module)
         if peer is None:
-            print(f"{name:38} not installed")
+            print(f"| {name} | not installed | | | | |")
         elif run is None:
             yield name, min(few, num), lambda: len(_java(dict(enumerate([[t] for t in references[:few]]))))
         else:

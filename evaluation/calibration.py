@@ -7,10 +7,13 @@ J Mach Learn Res 2010;11:1605, E-AURC as in Geifman et al., ICLR 2019.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from mla_med.errors import ReportError
 
 # N statements, K bins
 BINS = 15
@@ -121,7 +124,39 @@ def risk_coverage(confidence_N: np.ndarray, risk_N: np.ndarray) -> RiskCoverage:
     )
 
 
-def sureness(given: Mapping[str, float]) -> float:
+def confidences_of(meta: Mapping[str, object], id_: str) -> dict[str, float] | None:
+    """Finding code -> probability that it is present, where the drafts state them ("confidences")."""
+    given = meta.get("confidences")
+    if given is None:
+        return None
+    if isinstance(given, str):
+        given = _json_object(given, id_)
+    if not isinstance(given, Mapping):
+        raise ReportError(f"Draft {id_!r}: 'confidences' must be an object of probabilities by finding code.")
+    for code, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ReportError(
+                f"Draft {id_!r}: the confidence of {code} is {value!r}; it must be from 0 to 1."
+            )
+    return {str(code): float(value) for code, value in given.items()}
+
+
+def _json_object(text: str, id_: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ReportError(f"Draft {id_!r}: 'confidences' is not JSON ({error.msg}).") from error
+
+
+def sureness_of(meta: Mapping[str, object], given: Mapping[str, float] | None) -> float | None:
+    """As the draft states it for the whole report ("confidence"), or the mean of its findings'."""
+    whole = meta.get("confidence")
+    if isinstance(whole, int | float) and not isinstance(whole, bool):
+        return float(whole)
+    return _sureness(given) if given else None
+
+
+def _sureness(given: Mapping[str, float]) -> float:
     """Of a whole report: the mean probability of the likelier answer."""
     values = np.array(list(given.values()), float)
     return float(np.maximum(values, 1 - values).mean())

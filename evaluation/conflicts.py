@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -74,9 +74,9 @@ class Conflict:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sentence:
-    start: int
-    end: int
+class _Words:
+    """Of a sentence, wherever it stands."""
+
     text: str
     frames: tuple[frozenset[str], ...]
     """For each of KINDS, the words without those that it compares."""
@@ -86,27 +86,31 @@ class _Sentence:
     """For each of KINDS, what it compares, in order."""
 
 
+Span = tuple[int, int]
+
+
+@lru_cache(maxsize=1 << 13)
 def find_conflicts(reference: str, draft: str, language: str = "en") -> tuple[Conflict, ...]:
     """One conflict a sentence at most: the first of KINDS."""
     if reference == draft:
         return ()
-    theirs = _read(reference, language)
+    theirs = [words for _, words in _read(reference, language)]
     return tuple(_conflicts(theirs, _read(draft, language)))
 
 
-def _conflicts(references: Sequence[_Sentence], drafts: Sequence[_Sentence]) -> Iterator[Conflict]:
+def _conflicts(references: Sequence[_Words], drafts: Iterable[tuple[Span, _Words]]) -> Iterator[Conflict]:
     known = {sentence.text for sentence in references}
-    for sentence in drafts:
+    for (start, end), sentence in drafts:
         if sentence.text in known:
             continue
         for k, kind in enumerate(KINDS):
             against = _counterpart(sentence, references, k)
             if against is not None:
-                yield Conflict(kind, sentence.start, sentence.end, against.text)
+                yield Conflict(kind, start, end, against.text)
                 break
 
 
-def _counterpart(sentence: _Sentence, references: Sequence[_Sentence], k: int) -> _Sentence | None:
+def _counterpart(sentence: _Words, references: Sequence[_Words], k: int) -> _Words | None:
     """The sentence that this one conflicts with; None where one of the most alike says the same."""
     best, alike = 0.0, []
     words = sentence.frames[k]
@@ -126,7 +130,7 @@ def _counterpart(sentence: _Sentence, references: Sequence[_Sentence], k: int) -
     return alike[0]
 
 
-def _same(sentence: _Sentence, other: _Sentence, k: int) -> bool:
+def _same(sentence: _Words, other: _Words, k: int) -> bool:
     mine, theirs = sentence.said[k], other.said[k]
     if mine == theirs:
         return True
@@ -156,16 +160,15 @@ def _same_sizes(mine: tuple, theirs: tuple) -> bool:
     return True
 
 
-@lru_cache(maxsize=1024)
-def _read(text: str, language: str) -> tuple[_Sentence, ...]:
-    return tuple(
-        _to_sentence(match[0], match.start(), language)
-        for match in _SENTENCE[language].finditer(text)
-        if match[0].strip()
-    )
+def _read(text: str, language: str) -> Iterator[tuple[Span, _Words]]:
+    for match in _SENTENCE[language].finditer(text):
+        if said := match[0].strip():
+            start = match.start() + len(match[0]) - len(match[0].lstrip())
+            yield (start, start + len(said)), _to_words(said, language)
 
 
-def _to_sentence(text: str, start: int, language: str) -> _Sentence:
+@lru_cache(maxsize=1 << 14)
+def _to_words(text: str, language: str) -> _Words:
     lower = text.lower()
     sizes = tuple(round(float(m[1].replace(",", ".")) * _MM[m[2].lower()], 2) for m in _SIZE.finditer(lower))
     sides, denials, idle = _SIDES[language], _DENIALS[language], _IDLE[language]
@@ -176,10 +179,7 @@ def _to_sentence(text: str, start: int, language: str) -> _Sentence:
         [t for t, sized in zip(tokens, is_size, strict=True) if t not in denials and not sized],
         [t for t, sized in zip(tokens, is_size, strict=True) if not sized],
     )
-    lead = len(text) - len(text.lstrip())
-    return _Sentence(
-        start=start + lead,
-        end=start + len(text.rstrip()),
+    return _Words(
         text=" ".join(lower.split()),
         frames=tuple(frozenset(words) for words in frames),
         orders=tuple(tuple(words) for words in frames),

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from evaluation.score import Unit
-from evaluation.statistics import Estimate, Measure, Statistic, median, ratio
+from evaluation.statistics import Estimate, Measure, Sums, median, ratio, share
 from mla_med.report.extract import extract
 from mla_med.report.parse import parse_impression, parse_sentence
 from mla_med.report.schema import schema_of
@@ -167,6 +167,11 @@ class FindingCounts:
     """Index into STATUSES; the same for the draft below."""
     draft_status_RF: np.ndarray
 
+    @property
+    def told_F(self) -> np.ndarray:
+        """Whether any reference speaks of the finding, present or not."""
+        return np.any(self.reference_status_RF, axis=0)
+
 
 def count_findings(
     references: Sequence[Findings], drafts: Sequence[Findings], codes: Sequence[str]
@@ -212,117 +217,137 @@ def match_findings(reference: Findings, draft: Findings) -> list[tuple[Finding, 
     return pairs
 
 
-def finding_measures(counts: FindingCounts) -> list[Measure]:
+def finding_measures(counts: FindingCounts, sizes_mm: np.ndarray | None = None) -> list[Measure]:
+    """`sizes_mm`: errors of size that may occur, ascending; None takes those that do. Two systems can only be
+    compared over the errors of both."""
     matched_RF = counts.reference_RF * counts.draft_RF
-    micro = [part.sum(axis=1) for part in (matched_RF, counts.draft_RF, counts.reference_RF)]
-    invented_R = micro[1] - micro[0]
-    codes = f"present|codes:{len(counts.codes)}"
+    every = (matched_RF, counts.draft_RF, counts.reference_RF)
     supported = counts.reference_RF.any(axis=0)
-    macro = [part[:, supported] for part in (matched_RF, counts.draft_RF, counts.reference_RF)]
-    macro_codes = f"present|codes:{supported.sum()} in references"
-    sides, sites, exact = counts.sides_R2, counts.sites_R2, counts.exact_R2
+    some = tuple(part_RF[:, supported] for part_RF in every)
+    matched_R, drafted_R, referenced_R = (part_RF.sum(axis=1) for part_RF in every)
+    invented_R, refuted_R = drafted_R - matched_R, counts.refuted_RF.sum(axis=1)
+    # of the findings that the references speak of: nothing that a draft names can change what it is held to
+    num_codes = int(counts.told_F.sum())
+    codes = f"present|codes:{num_codes}"
+    sides, sites, sizes, exact = counts.sides_R2, counts.sites_R2, counts.size_agreed_R2, counts.exact_R2
+    rates = [
+        measure
+        for name, rate in (("F1", f1), ("precision", precision), ("recall", recall))
+        for measure in (
+            Measure.of(f"{name} micro", _micro(rate, *every), codes),
+            Measure.of(
+                f"{name} macro", _macro(rate, *some), f"present|codes:{supported.sum()} in references"
+            ),
+        )
+    ]
     return [
-        Measure("F1 micro", _over_counts(f1, *micro), codes),
-        Measure("F1 macro", _macro(f1, *macro), macro_codes),
-        Measure("precision micro", _over_counts(precision, *micro), codes),
-        Measure("precision macro", _macro(precision, *macro), macro_codes),
-        Measure("recall micro", _over_counts(recall, *micro), codes),
-        Measure("recall macro", _macro(recall, *macro), macro_codes),
-        Measure("side accuracy", _share(sides[:, 0], sides[:, 1]), _of_pairs(sides)),
-        Measure("site accuracy", _share(sites[:, 0], sites[:, 1]), _of_pairs(sites)),
-        Measure(
+        *rates,
+        Measure.of("side accuracy", share(*sides.T), _of_pairs(sides)),
+        Measure.of("site accuracy", share(*sites.T), _of_pairs(sites)),
+        Measure.of(
             "size error",
-            lambda counts_BR: median(counts.size_error_P, counts.size_report_P, counts_BR),
+            _median_error(counts, sizes_mm),
             f"median absolute|pairs:{counts.size_error_P.size}",
             Unit.MM,
             higher_is_better=False,
         ),
-        Measure(
+        Measure.of(
             "size agreement",
-            _share(counts.size_agreed_R2[:, 0], counts.size_agreed_R2[:, 1]),
-            f"within {SIZE_SHARE:.0%} or {SIZE_MM:g} mm|{_of_pairs(counts.size_agreed_R2)}",
+            share(*sizes.T),
+            f"within {SIZE_SHARE:.0%} or {SIZE_MM:g} mm|{_of_pairs(sizes)}",
         ),
-        Measure("hallucination", _share(invented_R, micro[1]), f"{codes}|of drafted", higher_is_better=False),
-        Measure(
+        _fault("hallucination", invented_R, drafted_R, f"{codes}|of drafted"),
+        _fault(
             "contradiction",
-            _share(counts.refuted_RF.sum(axis=1), micro[1]),
-            f"reference says absent|codes:{len(counts.codes)}|of drafted",
-            higher_is_better=False,
+            refuted_R,
+            drafted_R,
+            f"reference says absent|codes:{num_codes}|of drafted",
         ),
-        Measure(
+        _fault(
             "unsupported",
-            _share(invented_R - counts.refuted_RF.sum(axis=1), micro[1]),
-            f"reference is silent or unsure|codes:{len(counts.codes)}|of drafted",
-            higher_is_better=False,
+            invented_R - refuted_R,
+            drafted_R,
+            f"reference is silent or unsure|codes:{num_codes}|of drafted",
         ),
-        Measure(
-            "omission",
-            _share(micro[2] - micro[0], micro[2]),
-            f"{codes}|of referenced",
-            higher_is_better=False,
-        ),
-        Measure(
+        _fault("omission", referenced_R - matched_R, referenced_R, f"{codes}|of referenced"),
+        Measure.of(
             "exact match",
-            _share(exact[:, 0], exact[:, 1]),
+            share(*exact.T),
             f"all findings, presence, site, side, size|reports:{exact[:, 1].sum():.0f}",
         ),
         *_status_measures(counts),
-        Measure("CRG", _crg(counts), f"codes:{len(counts.codes)}|arXiv:2505.17167"),
+        Measure.of("CRG", _crg(counts), f"codes:{num_codes}|arXiv:2505.17167"),
     ]
+
+
+def _fault(name: str, wrong_R: np.ndarray, whole_R: np.ndarray, signature: str) -> Measure:
+    return Measure.of(name, share(wrong_R, whole_R), signature, higher_is_better=False)
 
 
 def _status_measures(counts: FindingCounts) -> list[Measure]:
     """Over (finding, status), the status being present, absent or cannot say."""
-    told = f"present, absent, cannot say|codes:{len(counts.codes)}"
+    told = f"present, absent, cannot say|codes:{counts.told_F.sum()}"
     reference_RF, draft_RF = counts.reference_status_RF, counts.draft_status_RF
     matched_RF = (reference_RF == draft_RF) & (reference_RF > 0)
-    per_code = [part.astype(np.float64) for part in (matched_RF, draft_RF > 0, reference_RF > 0)]
-    spoken = per_code[2].any(axis=0)
-    num = len(STATUSES)
-    cell_RF = reference_RF * num + draft_RF
-    cells_RC = np.stack([(cell_RF == cell).sum(axis=1) for cell in range(num * num)], axis=1)
-
-    def kappa(counts_BR: np.ndarray) -> np.ndarray:
-        """Cohen, Educ Psychol Meas 1960;20:37."""
-        table_BSS = (counts_BR @ cells_RC.astype(np.float64)).reshape(-1, num, num)
-        whole_B = table_BSS.sum(axis=(1, 2))
-        agreed_B = ratio(np.trace(table_BSS, axis1=1, axis2=2), whole_B)
-        chance_B = ratio((table_BSS.sum(axis=1) * table_BSS.sum(axis=2)).sum(axis=1), whole_B**2)
-        return ratio(agreed_B - chance_B, 1 - chance_B)
-
-    micro = [part.sum(axis=1) for part in per_code]
+    every = (matched_RF, draft_RF > 0, reference_RF > 0)
+    spoken = every[2].any(axis=0)
+    cell_RF = reference_RF * len(STATUSES) + draft_RF
+    speaks_RF = counts.told_F | (draft_RF > 0)
+    cells_RC = np.stack(
+        [((cell_RF == cell) & speaks_RF).sum(axis=1) for cell in range(len(STATUSES) ** 2)], axis=1
+    )
     return [
-        Measure("three-status F1 micro", _over_counts(f1, *micro), told),
-        Measure("three-status F1 macro", _macro(f1, *(part[:, spoken] for part in per_code)), told),
-        Measure("three-status kappa", kappa, f"{told}, not mentioned|Cohen"),
+        Measure.of("three-status F1 micro", _micro(f1, *every), told),
+        Measure.of("three-status F1 macro", _macro(f1, *(part_RF[:, spoken] for part_RF in every)), told),
+        Measure.of(
+            "three-status kappa", Sums(cells_RC.astype(np.float64), _kappa), f"{told}, not mentioned|Cohen"
+        ),
     ]
 
 
-def _crg(counts: FindingCounts) -> Statistic:
+def _kappa(cells_BC: np.ndarray) -> np.ndarray:
+    """Cohen, Educ Psychol Meas 1960;20:37."""
+    table_BSS = cells_BC.reshape(-1, len(STATUSES), len(STATUSES))
+    whole_B = table_BSS.sum(axis=(1, 2))
+    agreed_B = ratio(np.trace(table_BSS, axis1=1, axis2=2), whole_B)
+    chance_B = ratio((table_BSS.sum(axis=1) * table_BSS.sum(axis=2)).sum(axis=1), whole_B**2)
+    return ratio(agreed_B - chance_B, 1 - chance_B)
+
+
+def _crg(counts: FindingCounts) -> Sums:
     """Hamamci et al., arXiv 2505.17167: true positives and misses weigh U, false alarms 1, where U makes
     the drafts that call everything, nothing, or a coin's choice present score 1/3, and perfect ones 1."""
-    matched_R = (counts.reference_RF * counts.draft_RF).sum(axis=1)
-    reference_R, draft_R = counts.reference_RF.sum(axis=1), counts.draft_RF.sum(axis=1)
-    num_codes = len(counts.codes)
+    num_reports, num_codes = len(counts.reference_RF), int(counts.told_F.sum())
+    parts = [
+        part_RF.sum(axis=1)
+        for part_RF in (counts.reference_RF * counts.draft_RF, counts.draft_RF, counts.reference_RF)
+    ]
 
-    def crg(counts_BR: np.ndarray) -> np.ndarray:
-        matched, stated = counts_BR @ matched_R, counts_BR @ reference_R
-        cells = counts_BR.sum(axis=1) * num_codes
-        weight = ratio(cells - stated, 2 * stated)
+    def crg(sums_BT: np.ndarray) -> np.ndarray:
+        matched, drafted, stated, reports = sums_BT.T
+        weight = ratio(reports * num_codes - stated, 2 * stated)
         full = weight * stated
-        score = weight * matched - weight * (stated - matched) - (counts_BR @ draft_R - matched)
+        score = weight * matched - weight * (stated - matched) - (drafted - matched)
         return ratio(full, 2 * full - score)
 
-    return crg
+    return Sums(np.stack([*parts, np.ones(num_reports)], axis=1), crg)
+
+
+def _median_error(counts: FindingCounts, sizes_mm: np.ndarray | None) -> Sums:
+    """A column for each error that occurs: how often it does in each report."""
+    values_T = np.unique(counts.size_error_P) if sizes_mm is None else sizes_mm
+    sums_RT = np.zeros((len(counts.reference_RF), len(values_T)))
+    np.add.at(sums_RT, (counts.size_report_P, np.searchsorted(values_T, counts.size_error_P)), 1)
+    return Sums(sums_RT, lambda sums_BT: median(values_T, np.arange(len(values_T)), sums_BT))
 
 
 def code_measures(counts: FindingCounts, code: str) -> list[Measure]:
     """Precision, recall and F1 of one finding."""
-    column = counts.codes.index(code)
-    draft_R, reference_R = counts.draft_RF[:, column], counts.reference_RF[:, column]
-    parts = (draft_R * reference_R, draft_R, reference_R)
+    k = counts.codes.index(code)
+    draft_RF, reference_RF = counts.draft_RF[:, k : k + 1], counts.reference_RF[:, k : k + 1]
+    parts = (draft_RF * reference_RF, draft_RF, reference_RF)
     made = f"present|code:{code}"
-    return [Measure(f"{name} {code}", _over_counts(rate, *parts), made) for name, rate in _RATES.items()]
+    return [Measure.of(f"{name} {code}", _micro(rate, *parts), made) for name, rate in _RATES.items()]
 
 
 def code_estimates(counts: FindingCounts, counts_BR: np.ndarray) -> dict[str, Estimate]:
@@ -405,18 +430,19 @@ def _of_pairs(agreement_R2: np.ndarray) -> str:
     return f"matched findings|pairs:{agreement_R2[:, 1].sum():.0f}"
 
 
-def _share(part_R: np.ndarray, whole_R: np.ndarray) -> Statistic:
-    return lambda counts_BR: ratio(counts_BR @ part_R, counts_BR @ whole_R)
+def _micro(rate: Callable[..., np.ndarray], *parts_RF: np.ndarray) -> Sums:
+    """Of all codes together."""
+    sums_RT = np.stack([part_RF.sum(axis=1) for part_RF in parts_RF], axis=1).astype(np.float64)
+    return Sums(sums_RT, lambda sums_BT: rate(*sums_BT.T))
 
 
-def _over_counts(rate: Callable[..., np.ndarray], *parts: np.ndarray) -> Statistic:
-    return lambda counts_BR: rate(*(counts_BR @ part for part in parts))
+def _macro(rate: Callable[..., np.ndarray], *parts_RF: np.ndarray) -> Sums:
+    """The mean over the codes that have a value."""
+    sums_RT = np.hstack(parts_RF).astype(np.float64)
 
-
-def _macro(rate: Callable[..., np.ndarray], *parts_RF: np.ndarray) -> Statistic:
-    def mean_over_codes(counts_BR: np.ndarray) -> np.ndarray:
-        rates_BF = rate(*(counts_BR @ part for part in parts_RF))
+    def mean_over_codes(sums_BT: np.ndarray) -> np.ndarray:
+        rates_BF = rate(*np.split(sums_BT, len(parts_RF), axis=1))
         defined_BF = np.isfinite(rates_BF)
         return ratio(np.where(defined_BF, rates_BF, 0).sum(axis=1), defined_BF.sum(axis=1))
 
-    return mean_over_codes
+    return Sums(sums_RT, mean_over_codes)

@@ -13,7 +13,7 @@ import numpy as np
 from evaluation.conflicts import find_conflicts
 from evaluation.findings import Reader
 from evaluation.perturb import compares
-from evaluation.statistics import Measure, Statistic, ratio
+from evaluation.statistics import Measure, mean, share
 from mla_med.report.schema import Schema
 from mla_med.types import Presence
 
@@ -56,21 +56,21 @@ def habit_measures(
     compares_R = np.array([compares(draft, language) for draft in drafts], float)
     known = sum(prior is not None for prior in priors)
     return [
-        Measure(
+        Measure.of(
             "conflicting drafts",
-            _mean(conflict_R),
+            mean(conflict_R),
             "a sentence with another side, denial or size than its counterpart|of drafts",
             higher_is_better=False,
         ),
-        Measure(
+        Measure.of(
             "temporal claims without prior",
-            _share(compares_R * without_R, without_R),
+            share(compares_R * without_R, without_R),
             f"prior known:{known}, else the reference compares|of {without_R.sum():.0f} drafts without",
             higher_is_better=False,
         ),
-        Measure(
+        Measure.of(
             "template adherence",
-            _mean(template_R),
+            mean(template_R),
             "mean of: required findings said, no placeholder, units, no first person, impression and order",
         ),
     ]
@@ -109,11 +109,3 @@ def template_score(text: str, read: Reader, schema: Schema, language: str = "en"
         )
         checks.append(below <= above)
     return float(np.mean([float(check) for check in checks]))
-
-
-def _mean(values_R: np.ndarray) -> Statistic:
-    return lambda counts_BR: ratio(counts_BR @ values_R, counts_BR.sum(axis=1))
-
-
-def _share(part_R: np.ndarray, whole_R: np.ndarray) -> Statistic:
-    return lambda counts_BR: ratio(counts_BR @ part_R, counts_BR @ whole_R)

@@ -4,7 +4,9 @@
 
 RadGraph-F1, RadBERT-CT F1, GREEN and RaTEScore run through RadEval 2 (`pip install RadEval`), each in a
 process of its own: torch stays out of the suite, and what a network does cannot hurt the other scores.
-Nothing is downloaded: weights have to lie in the caches that the networks look in.
+Nothing is downloaded: weights have to lie in the caches that the networks look in. What is called, and where
+weights are looked for, was read in the source of RadEval 2.2.1 (radeval/radeval.py, metrics/*/adapter.py,
+metrics/radgraph/_vendor/core.py).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +35,7 @@ class Judge:
     name: str
     source: str
     weights: tuple[str, ...]
-    """Repositories of the Hugging Face hub, or a folder (a pattern) in the user's cache after "cache:"."""
+    """Repositories of the Hugging Face hub, or a folder in the user's cache after "cache:"."""
     language: str = "en"
 
 
@@ -43,13 +45,14 @@ class Judged:
 
     judge: Judge
     values: Mapping[str, float]
+    """Means over the cases, and what the judge has of the corpus alone."""
     per_case: Mapping[str, tuple[float, ...]]
     skipped: str = ""
     version: str = ""
 
 
 JUDGES = (
-    Judge("radgraph", "RadGraph-F1", "Jain et al., NeurIPS D&B 2021", ("cache:radgraph/*/radgraph-xl",)),
+    Judge("radgraph", "RadGraph-F1", "Jain et al., NeurIPS D&B 2021", ("cache:radgraph/0.1.18/radgraph-xl",)),
     Judge("f1radbert_ct", "RadBERT-CT F1", "Hamamci et al., 2024", ("IAMJB/RadBERT-CT",)),
     Judge("green", "GREEN", "Ostmeier et al., EMNLP Findings 2024", ("StanfordAIMI/GREEN-radllama2-7b",)),
     Judge(
@@ -82,17 +85,37 @@ def why_not(judge: Judge, language: str = "en") -> str:
         return f"it reads {judge.language} only"
     if importlib.util.find_spec("radeval") is None:
         return "RadEval is not installed: pip install RadEval"
-    missing = [name.removeprefix("cache:") for name in judge.weights if not _has_weights(name)]
+    missing = list(_missing(judge))
     return f"its weights are not on this machine: {', '.join(missing)}" if missing else ""
 
 
-def _has_weights(name: str) -> bool:
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    if name.startswith("cache:"):
-        return any(cache.glob(name.removeprefix("cache:")))
-    home = Path(os.environ.get("HF_HOME", cache / "huggingface"))
-    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    return (hub / f"models--{name.replace('/', '--')}" / "snapshots").is_dir()
+def _missing(judge: Judge) -> Iterator[str]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    hub = Path(
+        os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or cache / "huggingface") / "hub"
+    )
+    for name in judge.weights:
+        folder = cache / name.removeprefix("cache:")
+        if not name.startswith("cache:"):
+            yield from () if _has_weights(hub, name) else (f"{name} (in {hub})",)
+        elif not (folder / "weights.th").is_file():
+            yield str(folder)
+        else:  # the encoder under RadGraph's own weights has a repository of its own
+            encoder = _encoder(folder / "config.json")
+            yield from () if not encoder or _has_weights(hub, encoder) else (f"{encoder} (in {hub})",)
+
+
+def _has_weights(hub: Path, name: str) -> bool:
+    snapshots = hub / f"models--{name.replace('/', '--')}" / "snapshots"
+    kinds = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+    return any(path.exists() for kind in kinds for path in snapshots.glob(f"*/{kind}"))
+
+
+def _encoder(config: Path) -> str:
+    try:
+        return json.loads(config.read_bytes())["model"]["embedder"]["token_embedders"]["bert"]["model_name"]
+    except (OSError, ValueError, LookupError, TypeError):  # RadEval will say what is wrong with it
+        return ""
 
 
 def _judge(judge: Judge, references: Sequence[str], drafts: Sequence[str], language: str) -> Judged:
@@ -127,14 +150,17 @@ def _to_judged(judge: Judge, answer: Mapping, kept: Sequence[int], num: int) -> 
         if len(values) != len(kept):
             reason = f"{len(kept)} pairs went in and {len(values)} scores came out"
             return Judged(judge, {}, {}, skipped=reason)
-        whole = [0.0] * num
+        every = [0.0] * num
         for k, value in zip(kept, values, strict=True):
-            whole[k] = float(value)
-        per_case[name] = tuple(whole)
+            every[k] = float(value)
+        per_case[name] = tuple(every)
     means = {name: sum(values) / num for name, values in per_case.items()}
+    # a score of a corpus cannot be told how an empty draft would have done
+    some = "" if len(kept) == num else f" (of the {len(kept)} of {num} pairs with both texts)"
+    whole = {f"{name}{some}": float(value) for name, value in answer["whole"].items()}
     return Judged(
         judge,
-        {name: value for name, value in means.items() if math.isfinite(value)},
+        {name: value for name, value in {**means, **whole}.items() if math.isfinite(value)},
         per_case,
         version=answer["version"],
     )
@@ -145,12 +171,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from importlib.metadata import version
 
     radeval = importlib.import_module("radeval")
+    # its copy of RadGraph imports itself by a name that only a file system without case can find
+    sys.modules.setdefault("RadEval", radeval)
     (key,) = arguments if arguments is not None else sys.argv[1:]
     pairs = json.load(sys.stdin)
+    texts = {"refs": pairs["references"], "hyps": pairs["drafts"]}
     evaluator = radeval.RadEval(metrics=[key], per_sample=True, show_progress=False)
-    per_case = evaluator(refs=pairs["references"], hyps=pairs["drafts"])
-    answer = {name: [float(v) for v in values] for name, values in per_case.items()}
-    print("\n" + json.dumps({"per_case": answer, "version": f"RadEval {version('RadEval')}"}))
+    per_case = evaluator(**texts)
+    whole: Mapping[str, float] = {}
+    if not set(evaluator.metric_keys) <= set(
+        per_case
+    ):  # RadBERT-CT: F1 is of the corpus, cases have accuracy
+        evaluator.per_sample = False
+        whole = evaluator(**texts)
+    answer = {
+        "per_case": {name: [float(v) for v in values] for name, values in per_case.items()},
+        "whole": {name: float(value) for name, value in whole.items()},
+        "version": f"RadEval {version('RadEval')}",
+    }
+    print("\n" + json.dumps(answer))
     return 0
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,9 @@ import numpy as np
 from scipy import sparse
 
 from evaluation.ngrams import Grams, count_grams, number_words
-from evaluation.pairs import REFERENCES, read_rows
+from evaluation.pairs import REFERENCES, read_rows, read_texts
 from evaluation.tokens import tokenise
-from mla_med.errors import MlaMedError
+from mla_med.errors import MlaMedError, ReportError
 
 # T texts, G distinct runs of words of a text over all texts
 RUN = 8
@@ -82,6 +82,26 @@ def check_leakage(references: Path, train: Path) -> Leakage:
         common_ids=tuple(row.id for row in tested if row.id in seen_ids),
         common_patients=tuple(name for name in patients if name in seen_patients),
     )
+
+
+def leakage_words(references: Path, train: Path) -> Iterator[str]:
+    """In words, a line for each kind; nothing where nothing leaked."""
+    try:
+        found = check_leakage(references, train)
+    except ReportError:  # training reports may be texts alone, without ids
+        tested, trained = read_texts(references), read_texts(train)
+        found = Leakage(len(tested), len(trained), find_leaks(tested, trained))
+    if found.leaks:
+        near = len(found.leaks) - found.num_same
+        yield (
+            f"{found.num_same} of {found.num_texts} references stand word for word in the training reports, "
+            f"and {near} nearly: what the model wrote there it may have learnt by heart."
+        )
+    if found.common_ids or found.common_patients:
+        yield (
+            f"{len(found.common_ids)} ids and {len(found.common_patients)} patients are in the references "
+            "and in the training reports."
+        )
 
 
 def find_leaks(texts: Sequence[str], train: Sequence[str]) -> tuple[Leak, ...]:

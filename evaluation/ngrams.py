@@ -45,6 +45,20 @@ class Grams:
             self.text_G[begin:end] - first, self.gram_G[begin:end], self.count_G[begin:end], behind - first
         )
 
+    def take(self, texts: np.ndarray) -> Grams:
+        """Of these texts in this order, a text as often as it is named."""
+        begin_T = np.searchsorted(self.text_G, np.arange(self.num_texts + 1))
+        num = np.diff(begin_T)[texts]
+        place = np.repeat(begin_T[texts] - (np.cumsum(num) - num), num) + np.arange(num.sum())
+        return Grams(
+            np.repeat(np.arange(len(texts)), num), self.gram_G[place], self.count_G[place], len(texts)
+        )
+
+    def renumber(self) -> tuple[Grams, int]:
+        """With the smallest numbers, in the same order, and how many there are."""
+        known, gram_G = np.unique(self.gram_G, return_inverse=True)
+        return Grams(self.text_G, gram_G, self.count_G, self.num_texts), len(known)
+
     @property
     def totals_T(self) -> np.ndarray:
         return np.bincount(self.text_G, self.count_G, minlength=self.num_texts)
@@ -77,7 +91,7 @@ def count_grams(rows: Rows, orders: int) -> Iterator[Grams]:
     gram_P, num_grams = ids_P, kinds
     for order in range(1, orders + 1):
         if order > 1:
-            inside_P = text_P[: len(gram_P) - 1] == text_P[order - 1 :]
+            inside_P = text_P[: max(len(gram_P) - 1, 0)] == text_P[order - 1 :]
             if num_grams * kinds * max(num_texts, 1) > _LARGEST:  # give the n-grams smaller numbers
                 known, gram_P = np.unique(gram_P, return_inverse=True)
                 num_grams = len(known)

@@ -8,7 +8,6 @@ that write the tables, so page and tables cannot disagree.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -16,9 +15,9 @@ from jinja2 import Environment, StrictUndefined
 
 from evaluation.calibration import Reliability, RiskCoverage
 from evaluation.floors import NEAREST
-from evaluation.results import Scores, below, verdict_of, warnings_of
+from evaluation.results import HEADLINES, Scores, below, best_floor, verdict_of, warnings_of
 from evaluation.score import NOT_MEASURED, Row, Score, Unit, show, show_interval
-from evaluation.tables import CLEARING, best_floor, cleared, row_name
+from evaluation.tables import CLEARING, cleared, row_name, values
 
 PLOTTED = {
     "findings F1 macro": "Do both texts state the same findings? Rare ones count as much as common ones.",
@@ -34,6 +33,17 @@ ERRORS = {
     "conflicting drafts": "of the drafts hold a sentence that says otherwise",
     "temporal claims without prior": "of the drafts without a prior compare with one",
 }
+FLOORS = {
+    "constant": "one report for every case, the best that could be chosen",
+    "normal": "one report without findings for every case",
+    "random": "the report of another case",
+    NEAREST: "the most similar report of another case, chosen by somebody who had read the reference: what "
+    "looking up old reports could reach at best, and no bar to clear",
+    "all positive": "every finding said to be there, in every case",
+    "all negative": "every finding said not to be there",
+}
+COMPARED = (*HEADLINES, "hallucination", "omission", "side accuracy", "size agreement", "conflicting drafts")
+"""Shown at once; the other scores of two systems are folded away."""
 _COMPLEMENTS = {"wrong side": "side accuracy", "wrong size": "size agreement"}
 # of one plot, in CSS pixels
 _WIDTH, _LEFT, _RIGHT, _BAR, _STEP = 360, 118, 44, 12, 20
@@ -109,6 +119,10 @@ def to_html(scores: Scores) -> str:
         small_groups=sorted(
             {f"{r.field} {r.group} ({r.num})" for r in scores.subgroups if math.isnan(r.value)}
         ),
+        floor_words={name: FLOORS[name] for name in scores.floors},
+        compared=[row for row in scores.comparison if row.score in COMPARED],
+        compared_too=[row for row in scores.comparison if row.score not in COMPARED],
+        wins={side: sum(row.winner == side for row in scores.comparison) for side in "AB"},
         card_scores=("BLEU-4", "findings F1 micro"),
         curves=curves(scores),
         clearing=CLEARING,
@@ -116,7 +130,7 @@ def to_html(scores: Scores) -> str:
         row_name=row_name,
         best_floor=best_floor,
         cleared=cleared,
-        values=_values,
+        values=values,
         number=number,
         signed=signed,
         show=show,
@@ -150,8 +164,12 @@ def error_bars(scores: Scores) -> list[ErrorBar]:
         score = named.get(_COMPLEMENTS.get(name, name))
         if score is None:
             continue
-        value = 1 - score.value if name in _COMPLEMENTS else score.value
+        value, low, high = score.value, *score.ci95
+        if name in _COMPLEMENTS:
+            value, low, high = 1 - value, 1 - high, 1 - low
         shown = NOT_MEASURED if math.isnan(value) else f"{value:.0%}"
+        if not math.isnan(low):
+            shown += f" [{100 * low:.0f}, {100 * high:.0f}]"
         made.append(ErrorBar(name, words, shown, 0.0 if math.isnan(value) else 100 * value, score.signature))
     return made
 
@@ -209,8 +227,3 @@ def _bar(name: str, score: Score, unit: Unit, place: int) -> Bar:
 
 def _pixel(share: float) -> float:
     return round(share * (_WIDTH - _LEFT - _RIGHT), 1)
-
-
-def _values(row: Row, floors: Sequence[str]) -> list[str]:
-    beside = [show(row.floors[name].value, row.unit) if name in row.floors else "" for name in floors]
-    return [show_interval(row.score, row.unit), *beside]

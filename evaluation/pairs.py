@@ -28,6 +28,7 @@ DRAFTS = ("draft", "prediction", "pred", "hypothesis", "hyp", "generated", *TEXT
 KINDS = ("missing", "empty", "duplicate", "unknown")
 """What a set of drafts can be allowed to have."""
 
+_LIKE = '{"id": "1", "report": "..."}'
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST_CHARACTERS = 1 << 24
 """In one field of CSV; Python's own limit is 131,072."""
@@ -184,7 +185,7 @@ def read_rows(path: Path, names: Sequence[str]) -> Iterator[Row]:
     for text, row, place in _texts(path, names):
         key = next((name for name in IDS if name in row), None)
         if key is None:
-            raise ReportError(f"{place}: no 'id'; it holds {_held(row)}.")
+            raise ReportError(f"{place}: no 'id'; it holds {_held(row)}. {_also(IDS[1:])}")
         known = {key, *REFERENCES, *DRAFTS}
         yield Row(_id(row[key], key, place), text, {k: v for k, v in row.items() if k not in known}, place)
 
@@ -195,27 +196,34 @@ def _texts(path: Path, names: Sequence[str]) -> Iterator[tuple[str, dict[str, An
         number += 1
         name = next((name for name in names if name in row), None)
         if name is None:
-            raise ReportError(f"{place}: no {names[-len(TEXTS)]!r}; it holds {_held(row)}.")
+            other = [name for name in names if name not in TEXTS]
+            raise ReportError(f"{place}: no {TEXTS[0]!r}; it holds {_held(row)}. {_also((TEXTS[1], *other))}")
         yield _text(row[name], name, place), row, place
     if not number:
-        raise ReportError(
-            f'{path.name} holds no reports; expected lines like {{"id": "1", "report": "..."}}.'
-        )
+        raise ReportError(f"{path.name} holds no reports; expected lines like {_LIKE}.")
 
 
 def _read_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    text = _read_text(path)
+    if text.lstrip().startswith("["):
+        raise ReportError(
+            f"{path.name} is one JSON array; write one object a line, as jq -c '.[]' {path.name} does."
+        )
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         place = f"{path.name}, line {number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ReportError(f"{place}: not JSON ({error.msg}, column {error.colno}).") from error
+            raise ReportError(
+                f"{place}: not JSON ({error.msg}, column {error.colno}). Each line is an object like "
+                f"{_LIKE}; a CSV file has to end in .csv or .tsv."
+            ) from error
         except RecursionError as error:
             raise ReportError(f"{place}: JSON nested too deeply.") from error
         if not isinstance(row, dict):
-            raise ReportError(f'{place}: expected an object like {{"id": "1", "report": "..."}}.')
+            raise ReportError(f"{place}: expected an object like {_LIKE}.")
         yield row, place
 
 
@@ -230,6 +238,9 @@ def _read_csv(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             place = f"{path.name}, line {reader.line_num}"
             if not columns:
                 columns = [cell.strip() for cell in cells]
+                twice = [name for name in columns if name and columns.count(name) > 1]
+                if twice:
+                    raise ReportError(f"{place}: two columns are called {twice[0]!r}; rename one.")
                 continue
             if not any(cells):
                 continue
@@ -257,6 +268,8 @@ def _read_text(path: Path) -> str:
 def _id(value: object, name: str, place: str) -> str:
     if type(value) is int:
         return str(value)  # many archives number their studies
+    if isinstance(value, str) and not value.strip():
+        raise ReportError(f"{place}: {name!r} is empty; every report needs one of its own.")
     return _text(value, name, place)
 
 
@@ -266,6 +279,10 @@ def _text(value: object, name: str, place: str) -> str:
     if _SURROGATE.search(value):
         raise ReportError(f"{place}: {name!r} holds half a character (a lone surrogate).")
     return value
+
+
+def _also(names: Sequence[str]) -> str:
+    return f"It may also be called {', '.join(names[:-1])} or {names[-1]}."
 
 
 def _held(row: Mapping[str, object]) -> str:

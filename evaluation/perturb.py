@@ -223,11 +223,12 @@ def _row(
 def _scores(
     made: Sequence[tuple[str, Reading, str, Reading]], codes: Sequence[str], protocol: str
 ) -> dict[str, float]:
-    texts = text_scores([text for text, *_ in made], [new for _, _, new, _ in made], protocol)
+    wording = ("BLEU-4", "ROUGE-L")
+    texts = text_scores([text for text, *_ in made], [new for _, _, new, _ in made], protocol, wording)
     counts = count_findings([b.findings for _, b, _, _ in made], [a.findings for *_, a in made], codes)
     measures = {m.name: m.statistic for m in finding_measures(counts)}
     whole = np.ones((1, len(made)))
-    values: dict[str, float] = {name: texts[name].value for name in ("BLEU-4", "ROUGE-L")}
+    values: dict[str, float] = {name: texts[name].value for name in wording}
     for name in ("F1 micro", "side accuracy", "size agreement", "hallucination", "omission"):
         values[f"findings {name}" if name.startswith("F1") else name] = float(measures[name](whole)[0])
     return values

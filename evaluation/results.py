@@ -6,8 +6,9 @@ Knows no files and computes nothing but the verdict, which is a matter of words.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from evaluation.calibration import Reliability, RiskCoverage
@@ -15,11 +16,16 @@ from evaluation.compare import ComparisonRow
 from evaluation.floors import NEAREST
 from evaluation.judges import Judged
 from evaluation.perturb import CardRow
-from evaluation.score import FindingRow, Row
+from evaluation.score import FindingRow, Gap, Row
 from evaluation.subgroups import SubgroupRow
 
-HEADLINES = ("findings F1 macro", "findings F1 micro", "BLEU-4")
-"""What the verdict rests on: findings first, because wording alone is bought by a constant report."""
+DECIDING = ("findings F1 macro", "findings F1 micro")
+"""Must clear every floor, or nothing shows that the drafts know the images."""
+WORDING = "BLEU-4"
+HEADLINES = (*DECIDING, WORDING)
+"""Findings first, because wording alone is bought by a constant report."""
+DETAILS = ("side accuracy", "site accuracy", "size agreement")
+"""Of the findings that both have; what a draft without images guesses as well is worth nothing."""
 MANY_ERRORS = 0.1
 FEW_REPORTS = 30
 
@@ -110,12 +116,21 @@ class Scores:
         return tuple(row for name in HEADLINES for row in self.rows if row.score.name == name)
 
 
+class Grade(StrEnum):
+    UNKNOWN = "unknown"
+    """No findings to compare, or no floor to compare with."""
+    BAD = "bad"
+    """In its findings, a floor is not cleared."""
+    MIXED = "mixed"
+    """Its findings clear every floor, but something is amiss."""
+    GOOD = "good"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Is the model any good? `grade`: unknown (no findings to compare), bad (a floor is not cleared), mixed
-    (many errors), good."""
+    """Is the model any good? One sentence that answers without the rest of the page, and what it rests on."""
 
-    grade: str
+    grade: Grade
     words: str
     reasons: tuple[str, ...]
 
@@ -130,53 +145,136 @@ def below_retrieval(row: Row) -> bool:
 
 
 def verdict_of(scores: Scores) -> Verdict:
-    facts = scores.facts
-    failed = [row for row in scores.headlines if below(row)]
-    said = f"{facts['num_reports']} reports"
+    facts, on = scores.facts, _on(scores.facts)
+    if not _read(facts):
+        return Verdict(
+            Grade.UNKNOWN,
+            "Nobody can say: in none of the references could a finding be read, present or absent.",
+            ("Are they reports of this examination, in this language?",),
+        )
     if not facts["findings_in_references"]:
         return Verdict(
-            "unknown",
-            f"No reference of these {said} states a finding that could be read.",
+            Grade.UNKNOWN,
+            f"Nobody can say: {on}no finding could be read as present in the references.",
             ("Only the wording could be compared, and wording alone is bought by a constant report.",),
         )
-    errors = _errors(scores)
-    if failed:
-        failed.sort(key=lambda row: min(row.gaps[name].value for name in below(row)))
-        worse = ", and ".join(_against_floor(row) for row in failed[:2])
+    named = {row.score.name: row for row in scores.rows}
+    deciding = [named[name] for name in DECIDING if name in named and _is_measured(named[name])]
+    if not deciding:
         return Verdict(
-            "bad", f"Not shown to be better than writing without looking at images: {worse}.", errors
+            Grade.UNKNOWN,
+            f"Nobody can say: {on}no difference from a draft without images can be told from chance.",
+            ("It takes reports of two patients at least, and of thirty to be of use.",),
         )
-    best = [row for row in scores.headlines if not math.isnan(row.score.value)]
-    margin = ", ".join(
-        f"{row.score.name} {row.score.value:.2f} (best floor {_best(row):.2f})" for row in best
-    )
-    many = [e for e in errors if not e.startswith("Few")]
-    if many:
-        return Verdict(
-            "mixed",
-            f"Better than every draft that looks at no image, but with many errors: {margin}.",
-            errors,
-        )
-    return Verdict("good", f"Far from every floor and with few errors on {said}: {margin}.", errors)
-
-
-def _errors(scores: Scores) -> tuple[str, ...]:
-    wanted = (
-        ("hallucination", "of the findings that the drafts state are not in the reference"),
-        ("omission", "of the findings in the references are missing in the draft"),
-        ("conflicting drafts", "of the drafts hold a sentence that says otherwise (side, denial or size)"),
-        ("temporal claims without prior", "of the drafts compare with a prior that there is not"),
-    )
-    named = {row.score.name: row.score.value for row in scores.rows}
-    found = [
-        f"{named[name]:.0%} {words}."
-        for name, words in wanted
-        if name in named and not math.isnan(named[name]) and named[name] > MANY_ERRORS
+    faults = _faults(named)
+    beside = [
+        row
+        for name in (*DETAILS, WORDING)
+        # nothing can be above a floor that is right in its few matches
+        if (row := named.get(name)) and below(row) and row.score.value < 1
     ]
-    side = named.get("side accuracy", math.nan)
-    if not math.isnan(side) and side < 1 - MANY_ERRORS:
-        found.append(f"{1 - side:.0%} of the matched findings are on the wrong side.")
-    return tuple(found) or ("Few findings are invented, missed or on the wrong side.",)
+    reasons = (
+        *(_beside_best(row) for row in deciding),
+        *(faults or ("Few findings are invented, missed or misplaced.",)),
+        *(f"Not better than without images: {_against_floor(row)}." for row in beside),
+    )
+    if facts["empty_drafts"] == facts["num_reports"]:
+        return Verdict(Grade.BAD, "No: every draft is empty.", reasons)
+    if facts["distinct_drafts"] == 1 and facts["num_reports"] > 1:
+        return Verdict(
+            Grade.BAD, "No: every draft is the same text, so none can be of what its images show.", reasons
+        )
+    failed = [row for row in deciding if below(row)]
+    if failed:
+        failed.sort(key=lambda row: min(gap.value for gap in _gaps(row)))
+        kept = "".join(f" (in {row.score.name} it is)" for row in deciding if not below(row))
+        if _read(facts) < FEW_REPORTS and all(gap.value > 0 for row in failed for gap in _gaps(row)):
+            chance = "it is better than writing without images by no more than chance could make it"
+            return Verdict(Grade.UNKNOWN, f"Nobody can say: {on}{chance}.", reasons)
+        blind = f"{on}it is not shown to be better than writing without images{kept}"
+        return Verdict(Grade.BAD, f"No: {blind}: {_against_floor(failed[0])}.", reasons)
+    finds = f"{on}it finds what is there better than every draft written without images"
+    amiss = [row for row in beside if _is_amiss(row)]
+    if amiss:
+        worse = ", and ".join(_against_floor(row) for row in amiss)
+        return Verdict(
+            Grade.MIXED, f"Not yet: {finds}, but in {_what(amiss)} it is no better: {worse}.", reasons
+        )
+    if faults:
+        return Verdict(Grade.MIXED, f"Not yet: {finds}, but with too many errors: {faults[0]}", reasons)
+    return Verdict(Grade.GOOD, f"Yes: {finds}, and with few errors.", reasons)
+
+
+def _on(facts: Mapping[str, Any]) -> str:
+    """What the reader has to know of the reports before the sentence; mostly nothing."""
+    num, read = facts["num_reports"], _read(facts)
+    few = ", which are few," if 1 < read < FEW_REPORTS else ""
+    if read < (1 - MANY_ERRORS) * num:
+        return f"on the {read} of {num} reports that could be read{few} "
+    if num == 1:
+        return "on this one report "
+    return f"on these {num} reports{few} " if few else ""
+
+
+def _read(facts: Mapping[str, Any]) -> int:
+    return facts["num_reports"] - facts["references_without_a_reading"]
+
+
+def _gaps(row: Row) -> list[Gap]:
+    return [row.gaps[name] for name in below(row)]
+
+
+def _beside_best(row: Row) -> str:
+    floor = best_floor(row)
+    said = f"{row.score.name} {row.score.value:.2f}"
+    if floor is None:
+        return f"{said}."
+    return f"{said}; the best without images, {_article(floor[0])}, has {floor[1]:.2f}."
+
+
+def _is_measured(row: Row) -> bool:
+    """Whether any floor has a value and the difference an interval."""
+    return any(not math.isnan(gap.ci95[0]) for gap in row.gaps.values())
+
+
+def _is_amiss(row: Row) -> bool:
+    """Often wrong, or shown to be worse than a floor. A floor that is right in its few matches, beside a
+    draft that is nearly always right, is nothing to reproach it with."""
+    worse = any(gap.ci95[1] < 0 for gap in _gaps(row))
+    return worse or row.score.name == WORDING or row.score.value < 1 - MANY_ERRORS
+
+
+def _what(rows: Sequence[Row]) -> str:
+    said = [_IN_WORDS[row.score.name] for row in rows]
+    return " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
+
+
+_IN_WORDS = {"side accuracy": "side", "site accuracy": "site", "size agreement": "size", WORDING: "wording"}
+
+
+def _faults(named: Mapping[str, Row]) -> tuple[str, ...]:
+    """In words, the largest share first."""
+    shares = []
+    for name, (words, is_complement) in _FAULTS.items():
+        value = named[name].score.value if name in named else math.nan
+        wrong = 1 - value if is_complement else value
+        if wrong > MANY_ERRORS:  # NaN is not
+            shares.append((wrong, f"{wrong:.0%} {words}."))
+    return tuple(words for _, words in sorted(shares, key=lambda pair: -pair[0]))
+
+
+_FAULTS = {
+    "hallucination": ("of the findings that the drafts state are not in the reference", False),
+    "omission": ("of the findings in the references are missing in the draft", False),
+    "side accuracy": ("of the findings that both have are on another side in the draft", True),
+    "site accuracy": ("of the findings that both have are at another site in the draft", True),
+    "size agreement": ("of the sizes in the references are another in the draft, or missing", True),
+    "conflicting drafts": (
+        "of the drafts hold a sentence that says otherwise than the reference (side, denial or size)",
+        False,
+    ),
+    "temporal claims without prior": ("of the drafts without a prior examination compare with one", False),
+}
 
 
 def warnings_of(scores: Scores) -> list[str]:
@@ -196,11 +294,26 @@ def warnings_of(scores: Scores) -> list[str]:
             f"In {unread} of {num} references no finding could be read, present or absent: the scores of "
             "findings speak for the others only."
         )
+    chinese = facts["references_in_chinese"]
+    if facts["language"] != "zh" and chinese:
+        found.append(
+            f"{chinese} of {num} references hold Chinese, and were read as {facts['language']}: "
+            "score Chinese reports by themselves, as --language zh."
+        )
+    if facts["language"] == "zh" and chinese < num:
+        found.append(f"{num - chinese} of {num} references hold no Chinese, and were read as Chinese.")
+    if chinese > num / 2 and facts["protocol"] != "zh":
+        found.append(
+            f"Protocol {facts['protocol']} parts words at blanks, which Chinese does not have: its text "
+            "scores mean little here; take --protocol zh."
+        )
     if facts["unknown"]:
         found.append(f"{len(facts['unknown'])} drafts have no reference and were left out.")
     if facts["distinct_drafts"] == 1 and facts["num_reports"] > 1:
         found.append("Every draft is the same text: this is a constant report, a floor and no model.")
-    if facts["num_reports"] < FEW_REPORTS:
+    if facts["copied_drafts"] == facts["num_reports"]:
+        found.append("Every draft is its reference, word for word. Were the references given twice?")
+    if 1 < facts["num_reports"] < FEW_REPORTS:
         found.append(f"Only {facts['num_reports']} reports: the intervals are rough.")
     if not facts["floors_from_train"]:
         found.append(
@@ -228,11 +341,17 @@ def _against_floor(row: Row) -> str:
 
 
 def _article(floor: str) -> str:
-    return f"calling everything {floor.split()[-1]}" if floor.startswith("all ") else f"a {floor} report"
+    if floor.startswith("all "):
+        return f"calling everything {floor.split()[-1]}"
+    return {"constant": "the same report for all", "random": "another case's report"}.get(
+        floor, f"a {floor} report"
+    )
 
 
-def _best(row: Row) -> float:
-    values = [s.value for name, s in row.floors.items() if name != NEAREST and not math.isnan(s.value)]
+def best_floor(row: Row) -> tuple[str, float] | None:
+    """Of those that have read nothing of the case."""
+    values = {n: s.value for n, s in row.floors.items() if n != NEAREST and not math.isnan(s.value)}
     if not values:
-        return math.nan
-    return max(values) if row.higher_is_better else min(values)
+        return None
+    name = (max if row.higher_is_better else min)(values, key=values.__getitem__)
+    return name, values[name]

@@ -33,6 +33,17 @@ _AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
+class Sums:
+    """What each report adds, and the value that the sums have: all that a resample or a swap has to know."""
+
+    each_RT: np.ndarray
+    value_of: ValueOf
+
+    def statistic(self, counts_BR: np.ndarray) -> np.ndarray:
+        return self.value_of(counts_BR @ self.each_RT)
+
+
+@dataclass(frozen=True, slots=True)
 class Measure:
     """A statistic with what a table must say of it."""
 
@@ -41,6 +52,14 @@ class Measure:
     signature: str
     unit: Unit = Unit.RATE
     higher_is_better: bool = True
+    sums: Sums | None = None
+    """Of which the statistic is made; None where it is not, and two systems cannot be compared by it."""
+
+    @classmethod
+    def of(
+        cls, name: str, sums: Sums, signature: str, unit: Unit = Unit.RATE, higher_is_better: bool = True
+    ) -> Measure:
+        return cls(name, sums.statistic, signature, unit, higher_is_better, sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +170,8 @@ def paired_randomisation(
     """(p, the smallest p that any difference could have here), two-sided, of the difference of two systems
     on the same reports, given as what each report adds to their sums. Which of the two drafts of a report
     (of all reports of a group) is whose is drawn anew: p = (c + 1) / (trials + 1), never 0 (Phipson and
-    Smyth, 2010). With few groups all 2^G ways are tried instead, and p is exact: at least 2 / 2^G."""
+    Smyth, 2010). With few groups all 2^G ways are tried instead, and p is exact: at least 2 / 2^G. A trial
+    in which one side has no value counts for nothing."""
     first_GT, second_GT = (_by_group(sums, groups) for sums in (first_RT, second_RT))
     apart_GT, num_groups = second_GT - first_GT, len(first_GT)
     first_T, second_T = first_GT.sum(axis=0), second_GT.sum(axis=0)
@@ -160,7 +180,7 @@ def paired_randomisation(
         return float("nan"), float("nan")
     is_exact = num_groups < 60 and 1 << num_groups <= trials
     ways = 1 << num_groups if is_exact else trials
-    rng, as_large = np.random.default_rng(seed), 0
+    rng, as_large, valid = np.random.default_rng(seed), 0, 0
     step = max(1, _AT_ONCE // num_groups)
     for begin in range(0, ways, step):
         size = min(step, ways - begin)
@@ -168,9 +188,10 @@ def paired_randomisation(
         gaps = _gap(first_T + swapped_BT, second_T - swapped_BT, value_of)
         # equal sums, added in another order, may differ in the last digits
         as_large += int(np.sum(gaps >= observed - 1e-12))
+        valid += int(np.sum(np.isfinite(gaps)))
     if is_exact:
-        return as_large / ways, 2 / ways
-    return (as_large + 1) / (trials + 1), max(1 / (trials + 1), 2.0 ** (1 - min(num_groups, 1000)))
+        return as_large / valid, 2 / ways
+    return (as_large + 1) / (valid + 1), max(1 / (trials + 1), 2.0 ** (1 - min(num_groups, 1000)))
 
 
 def _by_group(sums_RT: np.ndarray, groups: Sequence[str] | None) -> np.ndarray:
@@ -232,6 +253,19 @@ def to_gap(drafts: Estimate, floor: Estimate, higher_is_better: bool) -> Gap | N
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole, NaN where the whole is 0."""
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
+
+
+def share(part_R: np.ndarray, whole_R: np.ndarray) -> Sums:
+    """The sum of the parts over that of the wholes."""
+    return Sums(np.stack([part_R, whole_R], axis=1).astype(np.float64), share_of)
+
+
+def mean(values_R: np.ndarray) -> Sums:
+    return share(values_R, np.ones(len(values_R)))
+
+
+def share_of(sums_BT: np.ndarray) -> np.ndarray:
+    return ratio(sums_BT[:, 0], sums_BT[:, 1])
 
 
 def median(values_P: np.ndarray, report_P: np.ndarray, counts_BR: np.ndarray) -> np.ndarray:

@@ -12,7 +12,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from evaluation.results import HEADLINES, Scores, below, below_retrieval, verdict_of, warnings_of
+from evaluation.results import (
+    HEADLINES,
+    Scores,
+    below,
+    below_retrieval,
+    best_floor,
+    verdict_of,
+    warnings_of,
+)
 from evaluation.score import FindingRow, Row, Score, Unit, show, show_interval
 
 CLEARING = "A floor is cleared when the 95 % interval of the paired difference lies above zero."
@@ -32,7 +40,7 @@ def to_markdown(scores: Scores) -> str:
         "",
         _cells(["score", "drafts [95 % CI]", *names, "clears every floor"]),
         _cells(["---", "---:", *["---:"] * len(names), "---"]),
-        *(_cells([row_name(row), *_values(row, names), cleared(row)]) for row in scores.rows),
+        *(_cells([row_name(row), *values(row, names), cleared(row)]) for row in scores.rows),
         "",
         "Floors:",
         *(f"- {name}: {words}" for name, words in scores.floors.items()),
@@ -154,22 +162,20 @@ def row_name(row: Row) -> str:
     return f"{row.score.name}{'' if row.higher_is_better else ' ↓'}{unit}"
 
 
+def values(row: Row, floors: Sequence[str]) -> list[str]:
+    """The drafts' with its interval, then each floor's."""
+    beside = [show(row.floors[name].value, row.unit) if name in row.floors else "" for name in floors]
+    return [show_interval(row.score, row.unit), *beside]
+
+
 def cleared(row: Row) -> str:
+    if worse := [name for name in below(row) if not row.gaps[name].value > 0]:
+        return f"NO: {', '.join(worse)}"
     if below(row):
-        return f"NO: {', '.join(below(row))}"
+        return f"not clearly: {', '.join(below(row))}"
     if below_retrieval(row):
         return "yes, but not retrieval"
     return "yes" if row.gaps else ""
-
-
-def best_floor(row: Row) -> tuple[str, float] | None:
-    """Of those that have read nothing of the case."""
-    values = {name: s.value for name, s in row.floors.items() if not math.isnan(s.value)}
-    values.pop("nearest neighbour", None)
-    if not values:
-        return None
-    name = (max if row.higher_is_better else min)(values, key=lambda k: values[k])
-    return name, values[name]
 
 
 def _comparison_lines(scores: Scores) -> Iterable[str]:
@@ -195,11 +201,6 @@ def _judge_lines(scores: Scores) -> Iterable[str]:
     for judged in scores.judged:
         said = ", ".join(f"{name} {value:.3f}" for name, value in judged.values.items())
         yield f"- {judged.judge.name}: {said or f'skipped, {judged.skipped}'}"
-
-
-def _values(row: Row, floors: Sequence[str]) -> list[str]:
-    beside = [show(row.floors[name].value, row.unit) if name in row.floors else "" for name in floors]
-    return [show_interval(row.score, row.unit), *beside]
 
 
 def _cells(cells: Sequence[str]) -> str:

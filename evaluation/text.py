@@ -9,9 +9,10 @@ order; of findings it knows nothing, and no score of these sees a left that beca
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import sacrebleu
@@ -31,7 +32,7 @@ from evaluation.alignment import (
 from evaluation.ngrams import Grams, count_grams, number_characters, number_words, shared
 from evaluation.protocols import Protocol, Smoothing, Split, find_protocol
 from evaluation.score import Unit
-from evaluation.statistics import Measure, ValueOf, ratio
+from evaluation.statistics import Measure, Sums, mean, share, share_of
 from mla_med.errors import ReportError
 
 # B resamples, R pairs, F references of all pairs, N orders, G n-grams of a text over all texts
@@ -56,111 +57,167 @@ class Score:
     signature: str
     per_pair: np.ndarray
     n: int
-    sums_RT: np.ndarray = field(repr=False)
-    """What each pair adds to the sums that the value is made of."""
-    value_of: ValueOf = field(repr=False)
+    sums: Sums = field(repr=False)
     unit: Unit = Unit.RATE
     higher_is_better: bool = True
 
+    @property
+    def measure(self) -> Measure:
+        """The score as a statistic of how often each pair is counted."""
+        return Measure.of(self.name, self.sums, self.signature, self.unit, self.higher_is_better)
+
     def statistic(self, counts_BR: np.ndarray) -> np.ndarray:
         """Of resamples, given as how often they hold each pair."""
-        return self.value_of(counts_BR @ self.sums_RT)
+        return self.sums.statistic(counts_BR)
 
     def __str__(self) -> str:
         return f"{self.name} {self.value:.4f} (n={self.n}, {self.signature})"
 
 
 def text_scores(
-    references: Sequence[Reference], drafts: Sequence[str], protocol: str = "coco"
+    references: Sequence[Reference],
+    drafts: Sequence[str],
+    protocol: str = "coco",
+    only: Collection[str] = (),
 ) -> dict[str, Score]:
-    """By name, BLEU-4 first."""
-    if len(references) != len(drafts) or not len(drafts):
-        raise ReportError(
-            f"{len(references)} references and {len(drafts)} drafts; there must be one draft for each "
-            "reference, and at least one."
-        )
+    """By name, BLEU-4 first. `only`: names, where not every score is wanted."""
+    return score_systems(references, {"drafts": drafts}, protocol, only)["drafts"]
+
+
+def score_systems(
+    references: Sequence[Reference],
+    systems: Mapping[str, Sequence[str]],
+    protocol: str = "coco",
+    only: Collection[str] = (),
+) -> dict[str, dict[str, Score]]:
+    """The scores of each system's drafts. Texts that several systems have, and the references, count once."""
+    for name, drafts in systems.items():
+        if len(references) != len(drafts) or not len(drafts):
+            raise ReportError(
+                f"{len(references)} references and {len(drafts)} {name}; there must be one draft for each "
+                "reference, and at least one."
+            )
     rules = find_protocol(protocol)
-    texts = _Texts.of(references, drafts, rules)
-    scores = [
-        *_bleu_scores(texts, rules),
-        *_rouge_scores(references, drafts, texts, rules),
-        _mean("METEOR", texts.meteor_R, f"{_METEOR}|agg:mean|{texts.made}"),
-        _mean("CIDEr", texts.cider_R, f"{_CIDER}|agg:mean|{texts.made}", Unit.TEN),
-        _chrf_score(references, drafts),
-        *_habits(texts, drafts),
-    ]
-    return {score.name: score for score in scores}
+    wanted = frozenset(only) or _EVERY
+    words = _count_words(references, systems, rules, "CIDEr" in wanted)
+    characters = _count_characters(references, systems) if "chrF" in wanted else {}
+    made = {}
+    for name, drafts in systems.items():
+        texts = words[name]
+        scores = _bleu_scores(texts, rules)
+        if "ROUGE-L" in wanted:
+            scores += _rouge_scores(references, drafts, texts, rules)
+        if "METEOR" in wanted:
+            scores.append(_mean("METEOR", texts.meteor_R, f"{_METEOR}|agg:mean|{texts.made}"))
+        if "CIDEr" in wanted:
+            scores.append(_mean("CIDEr", texts.cider_R, f"{_CIDER}|agg:mean|{texts.made}", Unit.TEN))
+        if "chrF" in wanted:
+            scores.append(_chrf_score(characters[name]))
+        if wanted & _HABITS:
+            scores += _habits(texts, drafts)
+        made[name] = {score.name: score for score in scores if not only or score.name in wanted}
+    return made
 
 
-def text_measures(
-    references: Sequence[Reference], drafts: Sequence[str], protocol: str = "coco"
-) -> list[Measure]:
-    """The same scores as statistics of how often each pair is counted."""
-    return [
-        Measure(s.name, s.statistic, s.signature, s.unit, s.higher_is_better)
-        for s in text_scores(references, drafts, protocol).values()
-    ]
-
-
+_HABITS = frozenset(("length ratio", "repetition", "identical outputs"))
+_EVERY = _HABITS | {"BLEU-4", "ROUGE-L", "METEOR", "CIDEr", "chrF"}
 _METEOR = f"exact+porter|alpha:{METEOR_ALPHA}|beta:{METEOR_BETA}|gamma:{METEOR_GAMMA}|synonyms:no"
 _CIDER = f"cider-d|orders:{ORDERS}|sigma:{CIDER_SIGMA}|idf:references"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Texts:
-    """What the pairs were counted to."""
+    """What the pairs of one system were counted to."""
 
     made: str
+    lines: _Lines
     bleu_RT: np.ndarray
     cider_R: np.ndarray
-    rouge_R: np.ndarray
-    meteor_R: np.ndarray
+    """Zeros where it is not wanted."""
     repeated_R: np.ndarray
-    fourgrams_R: np.ndarray
-
-    @classmethod
-    def of(cls, references: Sequence[Reference], drafts: Sequence[str], rules: Protocol) -> _Texts:
-        groups = [_several(told) for told in references]
-        owner_F = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-        draft_lines = _split_all(drafts, rules.split_draft)
-        reference_lines = _split_all([text for group in groups for text in group], rules.split_reference)
-        lines = draft_lines + reference_lines
-        words = [line.split() for line in lines]
-        rows = number_words(words)
-        lengths_R, lengths_F = rows.lengths_T[: len(drafts)], rows.lengths_T[len(drafts) :]
-        bleu_RT = np.zeros((len(drafts), 2 + 2 * ORDERS))
-        bleu_RT[:, 0], bleu_RT[:, 1] = lengths_R, _closest(lengths_R, lengths_F, owner_F)
-        cider_FN = np.zeros((len(lengths_F), ORDERS))
-        for order, grams in enumerate(count_grams(rows, ORDERS)):
-            ours, theirs = grams.of(0, len(drafts)), grams.of(len(drafts), len(lines))
-            hits = shared(ours, theirs, owner_F)
-            bleu_RT[:, 2 + order] = _matches(ours, theirs, hits)
-            bleu_RT[:, 2 + ORDERS + order] = ours.totals_T
-            cider_FN[:, order] = _cosines(grams, ours, theirs, hits, owner_F)
-            distinct_R = ours.distinct_T
-        # pycocoevalcap takes the bigrams of a text for its length
-        apart_F = np.maximum(lengths_R - 1, 0)[owner_F] - np.maximum(lengths_F - 1, 0)
-        cider_F = cider_FN.mean(axis=1) * np.exp(-(apart_F**2) / (2 * CIDER_SIGMA**2))
-        num_references_R = np.bincount(owner_F, minlength=len(groups))
-        # for its ROUGE-L an empty text is one empty word
-        parts = [line.split(" ") for line in lines]
-        most = int(num_references_R.max())
-        return cls(
-            made=f"nrefs:{most if most == num_references_R.min() else 'var'}|tok:{rules.tok}|"
-            f"{rules.signature}|n:{len(drafts)}",
-            bleu_RT=bleu_RT,
-            cider_R=10 * np.bincount(owner_F, cider_F, minlength=len(groups)) / num_references_R,
-            rouge_R=np.array([rouge_l(told, draft) for told, draft in _paired(parts, num_references_R)]),
-            meteor_R=np.array(
-                [max(meteor(one, draft) for one in told) for told, draft in _paired(words, num_references_R)]
-            ),
-            repeated_R=bleu_RT[:, 1 + 2 * ORDERS] - distinct_R,
-            fourgrams_R=bleu_RT[:, 1 + 2 * ORDERS],
-        )
 
     @property
     def num(self) -> int:
         return len(self.bleu_RT)
+
+    @property
+    def fourgrams_R(self) -> np.ndarray:
+        return self.bleu_RT[:, 1 + 2 * ORDERS]
+
+    @property
+    def rouge_R(self) -> np.ndarray:
+        # for pycocoevalcap's ROUGE-L an empty text is one empty word
+        return np.array([rouge_l(told, draft) for told, draft in self.lines.pairs(" ")])
+
+    @property
+    def meteor_R(self) -> np.ndarray:
+        return np.array([max(meteor(one, draft) for one in told) for told, draft in self.lines.pairs(None)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """Split texts: each reference's, and the draft's."""
+
+    told: list[list[str]]
+    drafted: list[str]
+
+    def pairs(self, blank: str | None) -> Iterator[tuple[list[Words], Words]]:
+        for told, draft in zip(self.told, self.drafted, strict=True):
+            yield [line.split(blank) for line in told], draft.split(blank)
+
+
+def _count_words(
+    references: Sequence[Reference], systems: Mapping[str, Sequence[str]], rules: Protocol, with_cider: bool
+) -> dict[str, _Texts]:
+    groups = [_several(told) for told in references]
+    num_F = np.array([len(group) for group in groups])
+    owner_F = np.repeat(np.arange(len(groups)), num_F)
+    told_F = _split_all([text for group in groups for text in group], rules.split_reference)
+    drafted = {name: _split_all(drafts, rules.split_draft) for name, drafts in systems.items()}
+    place: dict[str, int] = {}
+    for line in chain(told_F, *drafted.values()):
+        place.setdefault(line, len(place))
+    rows = number_words([line.split() for line in place])
+    reference_F = np.array([place[line] for line in told_F])
+    places = {name: np.array([place[line] for line in lines]) for name, lines in drafted.items()}
+    bleu, cider, distinct = {}, {}, {}
+    lengths_F = rows.lengths_T[reference_F]
+    for name, draft_R in places.items():
+        lengths_R = rows.lengths_T[draft_R]
+        bleu[name] = np.zeros((len(groups), 2 + 2 * ORDERS))
+        bleu[name][:, 0], bleu[name][:, 1] = lengths_R, _closest(lengths_R, lengths_F, owner_F)
+        cider[name] = np.zeros((len(owner_F), ORDERS))
+    for order, found in enumerate(count_grams(rows, ORDERS)):
+        grams, kinds = found.renumber()
+        theirs = grams.take(reference_F)
+        idf = _idf(theirs, kinds, owner_F, len(groups)) if with_cider else None
+        for name, draft_R in places.items():
+            ours = grams.take(draft_R)
+            hits = shared(ours, theirs, owner_F)
+            bleu[name][:, 2 + order] = _matches(ours, theirs, hits)
+            bleu[name][:, 2 + ORDERS + order] = ours.totals_T
+            if idf is not None:
+                cider[name][:, order] = _cosines(ours, theirs, hits, owner_F, idf)
+            distinct[name] = ours.distinct_T
+    told = [told_F[end - num : end] for end, num in zip(np.cumsum(num_F), num_F, strict=True)]
+    made = (
+        f"nrefs:{num_F.max() if num_F.max() == num_F.min() else 'var'}|tok:{rules.tok}|"
+        f"{rules.signature}|n:{len(groups)}"
+    )
+    counted = {}
+    for name, lines in drafted.items():
+        # pycocoevalcap takes the bigrams of a text for its length
+        lengths_R = bleu[name][:, 0]
+        apart_F = np.maximum(lengths_R - 1, 0)[owner_F] - np.maximum(lengths_F - 1, 0)
+        cider_F = cider[name].mean(axis=1) * np.exp(-(apart_F**2) / (2 * CIDER_SIGMA**2))
+        counted[name] = _Texts(
+            made=made,
+            lines=_Lines(told, lines),
+            bleu_RT=bleu[name],
+            cider_R=10 * np.bincount(owner_F, cider_F, minlength=len(groups)) / num_F,
+            repeated_R=bleu[name][:, 1 + 2 * ORDERS] - distinct[name],
+        )
+    return counted
 
 
 def _several(told: Reference) -> tuple[str, ...]:
@@ -170,13 +227,6 @@ def _several(told: Reference) -> tuple[str, ...]:
 def _split_all(texts: Sequence[str], split: Split) -> list[str]:
     lines = {text: split(text) for text in dict.fromkeys(texts)}  # a constant draft is split once
     return [lines[text] for text in texts]
-
-
-def _paired(rows: list[Words], num_references_R: np.ndarray) -> Iterator[tuple[list[Words], Words]]:
-    """The references and the draft of each pair, of rows that hold all drafts and then all references."""
-    ends = len(num_references_R) + np.cumsum(num_references_R)
-    for k, (end, num) in enumerate(zip(ends, num_references_R, strict=True)):
-        yield rows[end - num : end], rows[k]
 
 
 def _closest(lengths_R: np.ndarray, lengths_F: np.ndarray, owner_F: np.ndarray) -> np.ndarray:
@@ -193,16 +243,18 @@ def _matches(ours: Grams, theirs: Grams, hits: tuple[np.ndarray, np.ndarray]) ->
     return np.bincount(ours.text_G, np.minimum(held_G, ours.count_G), minlength=ours.num_texts)
 
 
+def _idf(theirs: Grams, kinds: int, owner_F: np.ndarray, num_pairs: int) -> np.ndarray:
+    """Of each n-gram, from how many pairs have a reference that holds it."""
+    holding = np.bincount(_once_a_pair(theirs, kinds, owner_F), minlength=kinds)
+    return np.log(num_pairs) - np.log(np.maximum(holding, 1))
+
+
 def _cosines(
-    both: Grams, ours: Grams, theirs: Grams, hits: tuple[np.ndarray, np.ndarray], owner_F: np.ndarray
+    ours: Grams, theirs: Grams, hits: tuple[np.ndarray, np.ndarray], owner_F: np.ndarray, idf: np.ndarray
 ) -> np.ndarray:
     """Of the tf-idf vectors of one order, the draft's clipped at the reference's: CIDEr-D (Vedantam et al.,
     CVPR 2015, section 6.2) as pycocoevalcap computes it, with the counts themselves for tf."""
-    _, number_G = np.unique(both.gram_G, return_inverse=True)
-    ours_G, theirs_G = number_G[: len(ours.gram_G)], number_G[len(ours.gram_G) :]
-    holding = np.bincount(_once_a_pair(theirs, theirs_G, owner_F), minlength=int(number_G.max(initial=0)) + 1)
-    idf = np.log(ours.num_texts) - np.log(np.maximum(holding, 1))
-    our_weight_G, their_weight_G = ours.count_G * idf[ours_G], theirs.count_G * idf[theirs_G]
+    our_weight_G, their_weight_G = ours.count_G * idf[ours.gram_G], theirs.count_G * idf[theirs.gram_G]
     a, b = hits
     dot_F = np.bincount(
         theirs.text_G[b],
@@ -215,13 +267,12 @@ def _cosines(
     return np.divide(dot_F, norms_F, out=np.zeros(theirs.num_texts), where=norms_F > 0)
 
 
-def _once_a_pair(theirs: Grams, number_G: np.ndarray, owner_F: np.ndarray) -> np.ndarray:
+def _once_a_pair(theirs: Grams, kinds: int, owner_F: np.ndarray) -> np.ndarray:
     """The n-grams of the references, those that several references of one pair hold only once."""
     if len(owner_F) == owner_F[-1] + 1:
-        return number_G
-    base = int(number_G.max(initial=0)) + 1
-    keys = np.sort(owner_F[theirs.text_G] * base + number_G)
-    return keys[np.flatnonzero(np.diff(keys, prepend=-1))] % base
+        return theirs.gram_G
+    keys = np.sort(owner_F[theirs.text_G] * kinds + theirs.gram_G)
+    return keys[np.flatnonzero(np.diff(keys, prepend=-1))] % kinds
 
 
 def _bleu_scores(texts: _Texts, rules: Protocol) -> list[Score]:
@@ -236,7 +287,7 @@ def _bleu_scores(texts: _Texts, rules: Protocol) -> list[Score]:
         scores.append(
             _mean(name, per_pair, signature)
             if rules.is_mean
-            else _score(name, texts.bleu_RT, of_order, signature, per_pair)
+            else _score(name, Sums(texts.bleu_RT, of_order), signature, per_pair)
         )
     return scores
 
@@ -288,13 +339,12 @@ def _rouge_scores(
     ]
 
 
-def _chrf_score(references: Sequence[Reference], drafts: Sequence[str]) -> Score:
+def _chrf_score(sums_RC: np.ndarray) -> Score:
     """Of the texts as they are, whatever the protocol: chrF needs no words (Popović, WMT 2015)."""
-    sums_RC = _count_characters(references, drafts)
     metric = CHRF(char_order=CHRF_ORDERS, beta=CHRF_BETA)
     metric.num_refs = 1
-    signature = f"{metric.get_signature()}|agg:corpus|pre:none|refs:full|n:{len(drafts)}"
-    return _score("chrF", sums_RC, chrf, signature, chrf(sums_RC))
+    signature = f"{metric.get_signature()}|agg:corpus|pre:none|refs:full|n:{len(sums_RC)}"
+    return _score("chrF", Sums(sums_RC, chrf), signature, chrf(sums_RC))
 
 
 def chrf(sums_BC: np.ndarray) -> np.ndarray:
@@ -311,27 +361,38 @@ def chrf(sums_BC: np.ndarray) -> np.ndarray:
     )
 
 
-def _count_characters(references: Sequence[Reference], drafts: Sequence[str]) -> np.ndarray:
+def _count_characters(
+    references: Sequence[Reference], systems: Mapping[str, Sequence[str]]
+) -> dict[str, np.ndarray]:
     """3 sums per order and pair; of several references, those of the best chrF."""
-    groups = [_several(told) for told in references]
-    counted = []
-    for begin in range(0, len(drafts), _CHRF_AT_ONCE):
-        some, texts = groups[begin : begin + _CHRF_AT_ONCE], drafts[begin : begin + _CHRF_AT_ONCE]
+    counted: dict[str, list[np.ndarray]] = {name: [] for name in systems}
+    for begin in range(0, len(references), _CHRF_AT_ONCE):
+        end = begin + _CHRF_AT_ONCE
+        some = [_several(told) for told in references[begin:end]]
         owner_F = np.repeat(np.arange(len(some)), [len(group) for group in some])
-        bare = ["".join(text.split()) for text in (*texts, *(text for group in some for text in group))]
-        sums_FC = np.zeros((len(owner_F), 3 * CHRF_ORDERS))
-        for order, grams in enumerate(count_grams(number_characters(bare), CHRF_ORDERS)):
-            ours, theirs = grams.of(0, len(texts)), grams.of(len(texts), len(bare))
-            a, b = shared(ours, theirs, owner_F)
-            matched = np.minimum(ours.count_G[a], theirs.count_G[b])
+        place: dict[str, int] = {}
+
+        def places(texts: Iterable[str], place: dict[str, int] = place) -> np.ndarray:
+            return np.array([place.setdefault("".join(text.split()), len(place)) for text in texts])
+
+        reference_F = places(chain.from_iterable(some))
+        drafted = {name: places(drafts[begin:end]) for name, drafts in systems.items()}
+        sums = {name: np.zeros((len(owner_F), 3 * CHRF_ORDERS)) for name in systems}
+        for order, grams in enumerate(count_grams(number_characters(list(place)), CHRF_ORDERS)):
+            theirs = grams.take(reference_F)
             told_F = theirs.totals_T
-            # as sacrebleu: an order that the reference does not have counts for neither side
-            sums_FC[:, 3 * order] = np.where(told_F > 0, ours.totals_T[owner_F], 0)
-            sums_FC[:, 3 * order + 1] = told_F
-            sums_FC[:, 3 * order + 2] = np.bincount(theirs.text_G[b], matched, minlength=len(owner_F))
-        order_F = np.lexsort((-chrf(sums_FC), owner_F))
-        counted.append(sums_FC[order_F[np.flatnonzero(np.diff(owner_F[order_F], prepend=-1))]])
-    return np.vstack(counted)
+            for name, draft_R in drafted.items():
+                ours = grams.take(draft_R)
+                a, b = shared(ours, theirs, owner_F)
+                matched = np.minimum(ours.count_G[a], theirs.count_G[b])
+                # as sacrebleu: an order that the reference does not have counts for neither side
+                sums[name][:, 3 * order] = np.where(told_F > 0, ours.totals_T[owner_F], 0)
+                sums[name][:, 3 * order + 1] = told_F
+                sums[name][:, 3 * order + 2] = np.bincount(theirs.text_G[b], matched, minlength=len(owner_F))
+        for name, sums_FC in sums.items():
+            order_F = np.lexsort((-chrf(sums_FC), owner_F))
+            counted[name].append(sums_FC[order_F[np.flatnonzero(np.diff(owner_F[order_F], prepend=-1))]])
+    return {name: np.vstack(parts) for name, parts in counted.items()}
 
 
 def _habits(texts: _Texts, drafts: Sequence[str]) -> list[Score]:
@@ -357,8 +418,8 @@ def _habits(texts: _Texts, drafts: Sequence[str]) -> list[Score]:
 def _ratio(
     name: str, part_R: np.ndarray, whole_R: np.ndarray, signature: str, higher_is_better: bool = True
 ) -> Score:
-    sums_RT, made = np.stack([part_R, whole_R], axis=1), f"agg:corpus|{signature}"
-    return _score(name, sums_RT, _share, made, _share(sums_RT), higher_is_better=higher_is_better)
+    sums, made = share(part_R, whole_R), f"agg:corpus|{signature}"
+    return _score(name, sums, made, share_of(sums.each_RT), higher_is_better=higher_is_better)
 
 
 def _mean(
@@ -368,22 +429,17 @@ def _mean(
     unit: Unit = Unit.RATE,
     higher_is_better: bool = True,
 ) -> Score:
-    sums_RT = np.stack([per_pair, np.ones_like(per_pair)], axis=1)
-    return _score(name, sums_RT, _share, signature, per_pair, unit, higher_is_better)
-
-
-def _share(sums_BT: np.ndarray) -> np.ndarray:
-    return ratio(sums_BT[:, 0], sums_BT[:, 1])
+    return _score(name, mean(per_pair), signature, per_pair, unit, higher_is_better)
 
 
 def _score(
     name: str,
-    sums_RT: np.ndarray,
-    value_of: ValueOf,
+    sums: Sums,
     signature: str,
     per_pair: np.ndarray,
     unit: Unit = Unit.RATE,
     higher_is_better: bool = True,
 ) -> Score:
-    value = float(value_of(sums_RT.sum(axis=0, keepdims=True))[0])
-    return Score(name, value, signature, per_pair, len(per_pair), sums_RT, value_of, unit, higher_is_better)
+    num = len(per_pair)
+    value = float(sums.statistic(np.ones((1, num)))[0])
+    return Score(name, value, signature, per_pair, num, sums, unit, higher_is_better)

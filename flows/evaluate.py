@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 
-@flow(name="evaluate", persist_result=False)
+@flow(name="evaluate", persist_result=False, retries=1, timeout_seconds=6 * 3600)
 def evaluate_flow(out: Path, checkpoint: Path | None = None, count: int = 200, workers: int = 1) -> Path:
     """Drafts `count` phantoms through DICOM and scores them beside the floors."""
     from evaluation.run import evaluate_reports

@@ -9,7 +9,7 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 
-@flow(name="prepare_corpus", persist_result=False)
+@flow(name="prepare_corpus", persist_result=False, retries=1, timeout_seconds=24 * 3600)
 def prepare_corpus_flow(
     out: Path, examination: str = "chest_ct", n: int = 2000, seed: int = 1, workers: int = 2
 ) -> Path:

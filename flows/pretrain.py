@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 
-@flow(name="pretrain", persist_result=False)
+@flow(name="pretrain", persist_result=False, retries=2, timeout_seconds=72 * 3600)
 def pretrain_flow(
     corpus: Path, work: Path, out: Path, epochs: int = 7, device: str = "cpu", seed: int = 0
 ) -> Path:

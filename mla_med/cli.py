@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mla_med import cli_pacs
+from mla_med import cli_adapt, cli_night, cli_pacs
 from mla_med.errors import ConfigError, MlaMedError, OutputError
 
 app = typer.Typer(
@@ -29,6 +29,9 @@ app = typer.Typer(
 )
 app.add_typer(cli_pacs.pacs, name="pacs")
 app.add_typer(cli_pacs.ledger, name="ledger")
+app.add_typer(cli_night.night, name="night")
+app.command()(cli_night.serve)
+app.command()(cli_adapt.adapt)
 out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
@@ -394,8 +397,10 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 20261123,
 ) -> None:
     """Score drafts of any system beside the floors that any model must beat: page.html, metrics.json, CSV."""
-    from evaluation.run import Options, evaluate_reports, read_threshold
+    from evaluation.run import evaluate_reports
+    from evaluation.systems import Options
     from evaluation.tables import to_markdown
+    from evaluation.thresholds import read_threshold
 
     thresholds = [read_threshold(text) for text in fail_under or ()]
     allowed = {word.strip() for word in allow.split(",") if word.strip()}

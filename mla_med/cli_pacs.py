@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,8 +21,9 @@ from mla_med.errors import ConfigError, LedgerError, MlaMedError, PacsError
 from mla_med.logs import log
 
 if TYPE_CHECKING:
+    from mla_med.documents.envelope import Revision
     from mla_med.ledger.ledger import Ledger
-    from mla_med.ledger.nouns import Job
+    from mla_med.ledger.nouns import Document, Job
     from mla_med.pacs.settings import PacsSettings
 
 pacs = typer.Typer(
@@ -36,7 +37,7 @@ ledger = typer.Typer(
 out = Console(highlight=False, soft_wrap=True, markup=False)
 
 SettingsFile = Annotated[
-    Path, typer.Option("--settings", envvar="MLA_MED_SETTINGS", help="A TOML file with a section [pacs].")
+    Path, typer.Option("--settings", envvar="MLA_MED_SETTINGS", help="A TOML file with a section 'pacs'.")
 ]
 Watch = Annotated[bool, typer.Option("--watch", help="Go on until interrupted.")]
 LogLevel = Annotated[str, typer.Option("--log", help="debug, info, warning or error; to stderr, as JSON.")]
@@ -87,13 +88,14 @@ def pull(
     from mla_med.pacs.settings import read_credentials, read_settings
 
     shown: set[str] = set()
+    said: list[str] = []
     if drop and study:
         raise ConfigError("--study asks the PACS, and --drop does not; give one of them.")
     settings = read_settings(settings_file)
     book, peer = open_ledger(settings), make_peer(settings, read_credentials(settings))
     with ReaderProcess() as reader:
         while True:
-            with _kept_going(watch):
+            with _kept_going(watch, said):
                 if drop:
                     found = take_dropped(book, drop, settings, reader.call)
                 elif study:
@@ -152,16 +154,17 @@ def draft(
     model = load_checkpoint(checkpoint) if checkpoint else packaged_for
     to.mkdir(parents=True, exist_ok=True, mode=0o700)
     failed: set[str] = set()
+    said: list[str] = []
     with ReaderProcess() as reader:
         while True:
-            with _kept_going(watch):
+            with _kept_going(watch, said):
                 ready = book.list_jobs(JobState.READY, 10**6)
                 for job in [job for job in reversed(ready) if job.id not in failed]:
                     try:
                         out.print(_draft_job(book, settings, job, to / job.id, model, reader.call, options))
-                    except LedgerError:
-                        raise
                     except MlaMedError as error:
+                        if error.code in ("LEDGER_FULL", "LEDGER_UNREACHABLE"):
+                            raise  # the next job would fail of it too
                         failed.add(job.id)
                         log("draft_failed", level="error", job=job.id, code=error.code)
                         out.print(f"{'failed':11} {job.id} {error.code}")
@@ -176,21 +179,42 @@ def _draft_job(
     book: Ledger, settings: PacsSettings, job: Job, to: Path, model, call: Callable, options
 ) -> str:
     """A line: what became of it."""
+    from dataclasses import replace
+
     from mla_med.dicom.study import read_studies
     from mla_med.drafting import draft_one
     from mla_med.pacs.deliver import commit_documents
     from mla_med.pacs.letter import read_content
     from mla_med.pacs.pull import folder_of
 
+    earlier = book.predecessor_documents(job.id)
+    options = replace(options, revision=_revision_of(earlier, book.generation(job.id)))
     made, files = draft_one(
         call(read_studies, folder_of(settings, job.id)), to, model, call=call, options=options
     )
     contents = [read_content(file) for file in files if file.suffix == ".dcm"]
     validate = settings.check_with_dciodvfy
-    after = commit_documents(book, contents, settings.name, job_id=job.id, validate=validate)
+    after = commit_documents(
+        book,
+        contents,
+        settings.name,
+        job_id=job.id,
+        validate=validate,
+        predecessors=[document.uid for document in earlier],
+    )
     reasons = () if made.report else made.gate.reasons
     state = "drafted" if made.report else "refused"
     return " ".join((f"{state:11} {after.id}", str(to), *(reason.code for reason in reasons)))
+
+
+def _revision_of(earlier: Sequence[Document], number: int) -> Revision | None:
+    """What a draft says of the one before it, which may be in the PACS; None where there is none."""
+    from mla_med.documents.envelope import Reference, Revision
+    from mla_med.pacs.letter import read_place
+
+    places = [(document.uid, *read_place(document.place)) for document in earlier if document.place]
+    references = tuple(Reference(sop_class, uid, series) for uid, sop_class, series in places)
+    return Revision(None, None, references, number) if references else None
 
 
 @pacs.command()
@@ -215,7 +239,7 @@ def deliver(
     log_level: LogLevel = "warning",
 ) -> None:
     """Commit documents to the outbox, and deliver what is due there: stored, read back, compared. Exit code 1
-    if a document is parked and needs a person."""
+    if a document is parked and needs a person, or the PACS does not let us in."""
     _start_logging(log_level)
     from mla_med.pacs.deliver import commit_documents, deliver_due
     from mla_med.pacs.letter import read_content
@@ -235,10 +259,11 @@ def deliver(
         )
         out.print(f"{made.state:11} {made.id}")
     metrics = Metrics(book, settings.name)
+    said: list[str] = []
     if metrics_port:
         metrics.serve(metrics_port)
     while True:
-        with _kept_going(watch):
+        with _kept_going(watch, said):
             tally = deliver_due(
                 book,
                 peer,
@@ -261,20 +286,30 @@ def deliver(
     waiting = book.next_due_s(settings.name)
     if waiting is not None:
         out.print(f"Some wait; the next try is at {_time(waiting)}.")
+    denied = book.denied(settings.name)
+    if denied:
+        out.print(
+            f"The PACS does not let us in ({denied}); nothing is lost or parked. Mend the credentials or "
+            "their rights: what waits goes out by itself then, and at once after: mla-med ledger retry --all"
+        )
     if parked:
         out.print(f"{parked} documents are parked and need a person: mla-med ledger list --state PARKED")
+    if parked or denied:
         raise typer.Exit(1)
 
 
 @contextmanager
-def _kept_going(watch: bool) -> Iterator[None]:
-    """Whoever watches outlives a PACS that is down and a disk that is full."""
+def _kept_going(watch: bool, said: list[str]) -> Iterator[None]:
+    """Whoever watches outlives a PACS that is down and a disk that is full. `said`: the code of the pass
+    before, where it failed: at ERROR it is said once."""
     try:
         yield
+        said.clear()
     except MlaMedError as error:
         if not watch:
             raise
-        log("failed", level="error", code=error.code)
+        log("failed", level="warning" if error.code in said else "error", code=error.code)
+        said[:] = [error.code]
 
 
 def _clear_inbox(book: Ledger, settings: PacsSettings) -> None:
@@ -340,7 +375,8 @@ def retry(
     settings_file: SettingsFile = SITE,
     every: Annotated[bool, typer.Option("--all", help="Every parked job.")] = False,
 ) -> None:
-    """Try parked documents again, with a new deadline; ask for a quarantined study again."""
+    """Try parked documents again, with a new deadline; ask for a quarantined study again. With --all a PACS
+    that is being spared, or does not let us in, is asked again at the next delivery too."""
     from mla_med.ledger.nouns import JobState
 
     book = _open(settings_file)
@@ -350,6 +386,8 @@ def retry(
     for one in chosen:
         after = book.retry(one.id)
         out.print(f"{after.state:11} {after.id}")
+    for destination in book.ask_again() if every else ():
+        out.print(f"{destination} is asked again at the next delivery.")
 
 
 @ledger.command()

@@ -5,13 +5,15 @@
       train.jsonl validation.jsonl test.jsonl
       images/phantom-0001000000.npy   CT: int16 HU (I, J, K); MR: uint8 (C, I, J, K), see `to_bytes`
 
-Who trains and who measures read the same. Knows no network, and not how a corpus is made (`dapt/corpus.py`).
+A corpus of phantoms names its images by the id of the example. One that was gathered (`dapt/build.py`) names
+them in the field `image`, null where there is none, and states a request, a report and findings only where
+they were given. Who trains and who measures read the same. Knows no network, and not how a corpus is made.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ LANGUAGES = ("en", "zh")
 """Every example has its request and its report in each."""
 STYLE = "prose"
 """In which the reports of a corpus are written, in every language."""
+PLANTED = "planted"
+LABELS = (PLANTED, "given", "extracted", "none")
+"""Findings are of a phantom, came with the data, were read from the report by rules, or are not known."""
 BYTE = 7.5 / 255
 """A step of the stored values of an MR: standardised values are clipped to -2.5 to 5 (sequences.CLIP)."""
 ZERO = 85
@@ -42,19 +47,29 @@ class Example:
     """One line of a split."""
 
     id: str
-    image: Path
+    image: Path | None
+    """None: there is text alone."""
     affine: np.ndarray
     """(4, 4), voxel index of the image -> patient RAS mm."""
     present: tuple[bool, ...]
-    """Whether each channel was taken: windows of a CT always are."""
+    """Whether each channel was taken: windows of a CT always are. Empty without an image."""
     contexts: dict[str, str]
-    """By language."""
+    """By language; a phantom has every one, a patient that of the request, if there is one."""
     findings: tuple[Finding, ...]
     """What is present; of one code, the largest first."""
     boxes_mm: dict[str, tuple[Box, ...]]
-    """By code, in the order of `findings`."""
+    """By code, in the order of `findings`; of a patient nobody drew any."""
     reports: dict[str, str]
-    """Findings and impression as text, by language."""
+    """Findings and impression as text, by language, as `contexts`."""
+    patient: str = ""
+    """The hash of who it is; empty: every example is of another patient."""
+    study: str = ""
+    labels: str = PLANTED
+    """Where `findings` come from: one of LABELS."""
+    known: tuple[str, ...] | None = None
+    """Codes of which it is known whether they are present; of the others nobody can say. None: of all."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """What else was written of it, by name: caption, diagnosis."""
 
 
 def read_about(corpus: Path) -> dict[str, Any]:
@@ -68,7 +83,10 @@ def read_about(corpus: Path) -> dict[str, Any]:
 
 
 def read_settings(corpus: Path) -> Preprocessing:
-    return Preprocessing.from_dict(read_about(corpus)["preprocessing"])
+    stated = read_about(corpus)["preprocessing"]
+    if stated is None:
+        raise StudyError(f"The corpus at {corpus} holds text alone, no images.", code="NO_IMAGES")
+    return Preprocessing.from_dict(stated)
 
 
 def read_examples(corpus: Path, split: str) -> tuple[Example, ...]:
@@ -86,6 +104,8 @@ def read_examples(corpus: Path, split: str) -> tuple[Example, ...]:
 
 def load_image(example: Example, settings: Preprocessing) -> np.ndarray:
     """float32: HU (I, J, K) of a CT, standardised values (C, I, J, K) of an MR."""
+    if example.image is None:
+        raise StudyError(f"Example {example.id} has no image; train on its text alone.", code="NO_IMAGE")
     stored = np.load(example.image)
     return stored.astype(np.float32) if settings.modality == Modality.CT else from_bytes(stored)
 
@@ -140,15 +160,22 @@ def _from_line(corpus: Path, line: str) -> Example:
     row = json.loads(line)
     findings = tuple(finding_from(values) for values in row["findings"])
     boxes: dict[str, tuple[Box, ...]] = {}
-    for finding, (low, high) in zip(findings, row["boxes_mm"], strict=True):
-        boxes[finding.code] = (*boxes.get(finding.code, ()), (tuple(low), tuple(high)))
+    if "boxes_mm" in row:
+        for finding, (low, high) in zip(findings, row["boxes_mm"], strict=True):
+            boxes[finding.code] = (*boxes.get(finding.code, ()), (tuple(low), tuple(high)))
+    image = row.get("image", f"images/{row['id']}.npy")
     return Example(
         row["id"],
-        corpus / "images" / f"{row['id']}.npy",
-        np.asarray(row["affine"], np.float32),
-        tuple(row["present"]),
+        None if image is None else corpus / image,
+        np.asarray(row.get("affine", np.eye(4)), np.float32),
+        tuple(row.get("present", ())),
         row["contexts"],
         findings,
         boxes,
         row["reports"],
+        row.get("patient", ""),
+        row.get("study", ""),
+        row.get("labels", PLANTED),
+        tuple(row["known"]) if "known" in row else None,
+        row.get("texts", {}),
     )

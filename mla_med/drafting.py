@@ -17,6 +17,7 @@ from mla_med.dicom.select import choose_series
 from mla_med.dicom.source import DAMAGE
 from mla_med.dicom.study import check_whole, only_study, read_study
 from mla_med.dicom.volume import describe, read_volume
+from mla_med.documents.envelope import Revision
 from mla_med.documents.write import DEFAULT_FORMATS, write_draft
 from mla_med.errors import SeriesError, StudyError
 from mla_med.imaging.nifti import read_nifti
@@ -103,6 +104,8 @@ class Options:
     """How the report is worded, and in which language; None: English prose."""
     formats: tuple[str, ...] = DEFAULT_FORMATS
     """Keys of documents.write.FORMATS: what is written."""
+    revision: Revision | None = None
+    """Which documents of an earlier draft of this study this one takes the place of."""
 
 
 def draft_folder(
@@ -217,7 +220,7 @@ def _draft_into(
     options = options or Options()
     draft, volumes = _draft_whole(study, model, progress, call, options)
     progress("writing the documents")
-    return draft, write_draft(draft, volumes, out, options.formats)
+    return draft, write_draft(draft, volumes, out, options.formats, options.revision)
 
 
 def draft_study(

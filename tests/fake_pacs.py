@@ -11,7 +11,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from pydicom.dataset import Dataset
@@ -127,6 +127,44 @@ def losing_proxy(url: str, lose: Callable[[str], bool]) -> Iterator[str]:
 
 
 @contextmanager
+def tls_front(port: int, tls: ssl.SSLContext) -> Iterator[str]:
+    """An address that speaks HTTPS and hands on to a port of this machine, as a reverse proxy does.
+
+    Debian's Orthanc 1.10.1 cannot do it itself: its libcivetweb 1.15 looks for a function that OpenSSL 3 no
+    longer has (civetweb#1334), and the first HTTPS connection ends the process."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def hand_on(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+        for one in (source, target):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def serve(raw: socket.socket) -> None:
+        try:
+            raw.settimeout(10)
+            theirs = tls.wrap_socket(raw, server_side=True)
+        except OSError:
+            raw.close()
+            return
+        ours = socket.create_connection(("127.0.0.1", port), 10)
+        threading.Thread(target=hand_on, args=(ours, theirs), daemon=True).start()
+        hand_on(theirs, ours)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    with listener:
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
 def dimse_pacs(status: int | str) -> Iterator[int]:
     """Its port. `status`: of every C-STORE, or "abort", or "slow"."""
 
@@ -201,5 +239,25 @@ def committing_pacs(commits: Callable[[str], bool], reports: bool = True) -> Ite
     server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_N_ACTION, on_action)])
     try:
         yield server.server_address[1]
+    finally:
+        server.shutdown()
+
+
+@contextmanager
+def reports_to(title: str) -> Iterator[tuple[int, list[Dataset]]]:
+    """A port where reports of storage commitment arrive, and those that did."""
+    arrived: list[Dataset] = []
+
+    def on_report(event):
+        arrived.append(event.event_information)
+        return 0x0000, None
+
+    ae = AE(ae_title=title)
+    ae.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
+    server = ae.start_server(
+        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, on_report)]
+    )
+    try:
+        yield server.server_address[1], arrived
     finally:
         server.shutdown()

@@ -17,6 +17,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 _RUNNING: list[tuple[subprocess.Popen, Path]] = []
 
@@ -24,10 +25,23 @@ _RUNNING: list[tuple[subprocess.Popen, Path]] = []
 def new_ledger_url(kind: str, folder: Path) -> str:
     if kind == "sqlite":
         return f"sqlite:///{folder / (uuid.uuid4().hex + '.db')}"
-    socket_folder, run = _postgres()
-    name = "t" + uuid.uuid4().hex
-    run("createdb", "-h", str(socket_folder), name)
+    socket_folder, name = _postgres(), "t" + uuid.uuid4().hex
+    import psycopg
+
+    with psycopg.connect(f"host={socket_folder} user=postgres dbname=postgres", autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}")
     return f"postgresql+psycopg://postgres@/{name}?host={socket_folder}"
+
+
+def rows_in(url: str) -> bytes:
+    """Everything that stands in a ledger, as far as it can be read."""
+    engine = sa.create_engine(url)
+    with engine.connect() as c:
+        tables = sa.inspect(c).get_table_names()
+        rows = [row for table in tables for row in c.execute(sa.text(f"SELECT * FROM {table}"))]
+    engine.dispose()
+    assert rows
+    return b"".join(v if isinstance(v, bytes) else f"{v}\n".encode() for row in rows for v in row)
 
 
 def default_kind() -> str:
@@ -35,8 +49,8 @@ def default_kind() -> str:
 
 
 @functools.cache
-def _postgres():
-    """Started once, stopped by stop_postgres()."""
+def _postgres() -> Path:
+    """The folder of its socket. Started once, stopped by stop_postgres()."""
     pytest.importorskip("psycopg", reason="psycopg is not installed (the extra pacs)")
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     if not programs:
@@ -44,30 +58,24 @@ def _postgres():
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("PostgreSQL does not run as root: the test needs root to become postgres")
     user = pwd.getpwnam("postgres")
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    # its files are many, and nobody asks whether they survive
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir=memory))
     os.chown(folder, user.pw_uid, user.pw_gid)
     as_user = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
 
-    def run(program: str, *arguments: str) -> None:
-        path = programs[-1].parent / program
-        done = subprocess.run(
-            [*as_user, str(path), *arguments], capture_output=True, text=True, check=False, cwd=folder
-        )
-        assert done.returncode == 0, done.stderr
-
-    run(
-        "initdb",
-        "-D",
-        str(folder / "data"),
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--locale=C",
-        "-N",
-        "-U",
-        "postgres",
+    made = subprocess.run(
+        [
+            *as_user,
+            str(programs[-1].parent / "initdb"),
+            *("-D", str(folder / "data"), "-A", "trust", "-E", "UTF8", "--locale=C", "-N", "-U", "postgres"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
     )
+    assert made.returncode == 0, made.stderr
     server = subprocess.Popen(
         [
             *as_user,
@@ -84,12 +92,12 @@ def _postgres():
         if subprocess.run(probe, capture_output=True, check=False, cwd=folder).returncode == 0:
             break
         time.sleep(0.1)
-    return folder, run
+    return folder
 
 
 def stop_postgres() -> None:
     for server, folder in _RUNNING:
-        server.send_signal(signal.SIGINT)  # fast; SIGTERM waits for clients
+        server.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
         server.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
     _RUNNING.clear()

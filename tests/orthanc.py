@@ -7,6 +7,7 @@ too. Needs root, Debian's orthanc and orthanc-dicomweb.
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import json
 import os
@@ -53,10 +54,15 @@ def free_port() -> int:
 
 
 class Orthanc:
-    """Started and stopped; asked by its REST API, which the code under test does not use."""
+    """Started and stopped; asked by its REST API, which the code under test does not use. `user`: name and
+    password that it asks for."""
 
-    def __init__(self, folder: Path, **options: Any):
+    def __init__(self, folder: Path, user: tuple[str, str] | None = None, **options: Any):
         self.folder = folder
+        self._headers = {}
+        if user:
+            self._headers["Authorization"] = f"Basic {base64.b64encode(':'.join(user).encode()).decode()}"
+            options |= {"AuthenticationEnabled": True, "RegisteredUsers": dict([user])}
         self.http_port, self.dicom_port = free_port(), free_port()
         self.options = options
         self.process: subprocess.Popen | None = None
@@ -122,7 +128,7 @@ class Orthanc:
         self.process = None
 
     def get(self, place: str) -> Any:
-        with urllib.request.urlopen(self.url + place, timeout=10) as answer:
+        with self._open(place) as answer:
             body = answer.read()
         return json.loads(body) if answer.headers.get_content_type() == "application/json" else body
 
@@ -130,13 +136,15 @@ class Orthanc:
         return [self.get(f"/instances/{key}/file") for key in self.get("/instances")]
 
     def upload(self, content: bytes) -> None:
-        request = urllib.request.Request(self.url + "/instances", data=content, method="POST")
-        urllib.request.urlopen(request, timeout=10).read()
+        self._open("/instances", "POST", content).read()
 
     def empty(self) -> None:
         for key in self.get("/patients"):
-            request = urllib.request.Request(f"{self.url}/patients/{key}", method="DELETE")
-            urllib.request.urlopen(request, timeout=10).read()
+            self._open(f"/patients/{key}", "DELETE").read()
+
+    def _open(self, place: str, method: str = "GET", content: bytes | None = None) -> Any:
+        request = urllib.request.Request(self.url + place, content, self._headers, method=method)
+        return urllib.request.urlopen(request, timeout=10)
 
 
 def require() -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from dapt.corpus import prepare_corpus
 from dapt.finish import finish
 from dapt.patches import PatchSampler
-from dapt.train import TrainConfig, _moved, _varied, pretrain, report_ids, targets_of
+from dapt.train import TrainConfig, moved, pretrain, report_ids, targets_of, varied
 from mla_med.corpus import from_bytes, read_about, read_examples, to_bytes
 from mla_med.errors import CheckpointError, StudyError
 from mla_med.imaging.transforms import Preprocessing
@@ -137,10 +137,10 @@ def test_stored_mr_values_come_back_to_a_sixtieth_of_a_deviation():
 def test_a_sequence_may_be_left_out_but_never_all():
     config = TrainConfig(hidden=1.0)
     image, present = torch.ones(3, 2, 2, 2), torch.tensor([True, False, True])
-    _, kept = _varied(image, present, config, np.random.default_rng(0))
+    _, kept = varied(image, present, config, np.random.default_rng(0))
     assert torch.equal(kept, present)
     some = [
-        _varied(image, present, TrainConfig(hidden=0.5), np.random.default_rng(n))[1].tolist()
+        varied(image, present, TrainConfig(hidden=0.5), np.random.default_rng(n))[1].tolist()
         for n in range(20)
     ]
     assert [True, False, False] in some
@@ -151,10 +151,8 @@ def test_an_image_and_its_affine_move_together():
     image = torch.zeros(8, 8, 8)
     image[3, 4, 5] = 1.0
     for n in range(5):
-        moved, affine = _moved(
-            image.clone(), np.eye(4, dtype=np.float32), TrainConfig(shift=2), np.random.default_rng(n), 0.0
-        )
-        index = np.argwhere(moved.numpy() == 1.0)[0]
+        there, affine = moved(image.clone(), np.eye(4, dtype=np.float32), 2, np.random.default_rng(n), 0.0)
+        index = np.argwhere(there.numpy() == 1.0)[0]
         assert (affine @ [*index, 1.0])[:3].tolist() == [3.0, 4.0, 5.0]
 
 

@@ -558,6 +558,29 @@ def test_a_revision_in_fhir_and_hl7_names_reviewer_and_predecessor(world):
     assert again["OBX"][16] == "^Reviewer^Rolf^"
 
 
+def test_a_draft_made_anew_names_what_it_takes_the_place_of_and_no_person_in_any_format(world):
+    first = world.documents(CHEST_EN)
+    references = tuple(d.reference for d in first.values() if d.reference)
+    later = replace(world.draft(CHEST_EN).provenance, created_utc="2026-11-06T10:00:00+00:00")
+    draft = replace(world.draft(CHEST_EN), provenance=later)
+    made = write_documents(draft, formats=FORMATS, revision=Revision(None, None, references, 2))
+    assert {document.format for document in made} == first.keys()
+    said = {document.format: document.content for document in made}
+    for form in ("sr", "sr3d", "pdf"):
+        document = dcmread(io.BytesIO(said[form]))
+        (study,) = document.PredecessorDocumentsSequence
+        named = study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        assert named == first[form].reference.sop_instance_uid
+        assert (document.InstanceNumber, document.ContentTime[:2]) == (2, "18")  # on the clock of the images
+    authors = dcmread(io.BytesIO(said["sr"])).AuthorObserverSequence
+    assert [author.ObserverType for author in authors] == ["DEV"]
+    assert b"Drafted anew from all images of the study; takes the place of" in said["hl7"]
+    assert resources(json.loads(said["fhir"]), "Practitioner") == []
+    for form in ("txt", "html", "hl7"):
+        assert b"Changed by" not in said[form]
+        assert b"None" not in said[form]
+
+
 def test_text_page_and_json_of_a_revision_name_the_reviewer_and_no_signature(world):
     made = world.documents(CHEST_EN, revised=True)
     for form in ("txt", "html"):

@@ -13,10 +13,11 @@ from evaluation.__main__ import main
 from evaluation.decoys import lies_in
 from evaluation.findings import count_findings, finding_measures, match_findings
 from evaluation.floors import medoid, random_others
-from evaluation.results import below, verdict_of
-from evaluation.run import Options, evaluate_reports
+from evaluation.results import below, verdict_of, warnings_of
+from evaluation.run import evaluate_reports
 from evaluation.score import Score
 from evaluation.statistics import draw_resamples, estimate, median
+from evaluation.systems import Options
 from mla_med.errors import ConfigError, OutputError, ReportError
 from mla_med.types import Finding, Presence, Side
 
@@ -134,6 +135,7 @@ def test_identity_scores_full_and_clears_every_floor(evaluate):
         "conflicting drafts",
     ):
         assert scores[name].score.value == 0.0
+    assert any("Were the references given twice?" in said for said in warnings_of(scores))
     for name in ("BLEU-4", "findings F1 micro", "findings F1 macro", "exact match", "omission"):
         assert below(scores[name]) == ()
         assert scores[name].gaps
@@ -231,6 +233,8 @@ def test_missing_ids_fail_unless_allowed_and_then_score_as_empty(evaluate, tmp_p
 def test_no_resamples_and_no_place_to_write_are_errors(tmp_path, evaluate):
     with pytest.raises(ConfigError, match="0 resamples"):
         evaluate(WORLD, WORLD, resamples=0)
+    with pytest.raises(ConfigError, match="The seed is -1; take 0 or more"):
+        evaluate(WORLD, WORLD, seed=-1)
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OutputError, match="Cannot write the results"):
         evaluate(WORLD[:5], WORLD[:5], resamples=5, with_card=False)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from evaluation.findings import count_findings, finding_measures, merge, reader_
 from evaluation.floors import NEAREST, best_constant, floor_texts, nearest
 from evaluation.habits import template_score
 from evaluation.judges import JUDGES, judge_reports, why_not
-from evaluation.run import Options, evaluate_reports
-from evaluation.statistics import Measure, draw_resamples
+from evaluation.run import evaluate_reports
+from evaluation.statistics import Measure, draw_resamples, mean
 from evaluation.subgroups import group_of, subgroup_rows
+from evaluation.systems import Options
 from mla_med.errors import ConfigError, ReportError
 from mla_med.report.schema import CHEST_CT
 from mla_med.types import Finding, Presence, Side
@@ -274,7 +276,7 @@ def test_equal_confidences_are_kept_together():
 
 def mean_measure(values):
     values = np.asarray(values, float)
-    return Measure("mean", lambda counts: counts @ values / counts.sum(axis=1), "mean")
+    return Measure.of("mean", mean(values), "mean")
 
 
 def test_a_group_that_is_worse_is_found_and_a_small_one_gets_no_score():
@@ -323,7 +325,7 @@ def test_values_fall_into_groups(field, value, group):
 def test_the_better_system_is_named_and_p_is_never_zero():
     names = [str(k) for k in range(40)]
     drawn = draw_resamples(names, "report", 200)
-    (row,) = compare([mean_measure([0.2] * 40 + [0.8] * 40)], drawn, names, trials=500)
+    (row,) = compare([mean_measure([0.2] * 40)], [mean_measure([0.8] * 40)], drawn, names, trials=500)
     assert (row.a, row.b) == pytest.approx((0.2, 0.8))
     assert row.winner == "B"
     assert row.p == pytest.approx(1 / 501)
@@ -333,7 +335,7 @@ def test_the_better_system_is_named_and_p_is_never_zero():
 def test_five_cases_cannot_have_a_smaller_p_than_two_of_thirtytwo():
     names = list("abcde")
     drawn = draw_resamples(names, "report", 50)
-    (row,) = compare([mean_measure([0.0] * 5 + [1.0] * 5)], drawn, names, trials=2000)
+    (row,) = compare([mean_measure([0.0] * 5)], [mean_measure([1.0] * 5)], drawn, names, trials=2000)
     assert row.smallest_p == 1 / 16
     assert row.p == 1 / 16
     assert row.winner == ""
@@ -342,7 +344,8 @@ def test_five_cases_cannot_have_a_smaller_p_than_two_of_thirtytwo():
 def test_a_system_against_itself_is_no_difference():
     names = list("abcdef")
     drawn = draw_resamples(names, "report", 50)
-    (row,) = compare([mean_measure([0.1, 0.5, 0.9] * 4)], drawn, names, trials=200)
+    same = [mean_measure([0.1, 0.5, 0.9] * 2)]
+    (row,) = compare(same, same, drawn, names, trials=200)
     assert (row.gap, row.p, row.winner) == (0.0, 1.0, "")
 
 
@@ -362,3 +365,76 @@ def test_a_judge_without_weights_is_skipped_with_the_reason(monkeypatch, tmp_pat
 def test_an_unknown_judge_is_refused():
     with pytest.raises(ConfigError, match="No judge 'gpt'; there are: radgraph"):
         judge_reports(["a"], ["b"], ["gpt"])
+
+
+RADEVAL = """
+class RadEval:
+    '''The interface of RadEval 2.2.1 (radeval/radeval.py) that evaluation.judges calls.'''
+    metric_keys = ["f1radbert_ct_micro_f1"]
+    def __init__(self, metrics=None, openai_api_key=None, gemini_api_key=None, per_sample=False,
+                 detailed=False, show_progress=True, cache_dir=None):
+        self.per_sample, self.drops = per_sample, metrics == ["green"]
+        if metrics == ["ratescore"]:
+            raise RuntimeError("no spaCy here")
+        import RadEval.named  # as its copy of RadGraph does
+    def __call__(self, refs, hyps):
+        print("Using device: cpu")
+        assert isinstance(refs, list) and isinstance(hyps, list) and all(refs) and all(hyps)
+        values = [float(r == h) for r, h in zip(refs, hyps)]
+        if self.drops:
+            values = values[1:]
+        return {"sample_acc": values} if self.per_sample else {"f1radbert_ct_micro_f1": 0.5}
+"""
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Where RadEval is installed, and the weights of all four lie."""
+    package, cache = tmp_path / "site/radeval", tmp_path / "cache"
+    for folder in (package, tmp_path / "site/RadEval-2.2.1.dist-info", cache / "radgraph/0.1.18/radgraph-xl"):
+        folder.mkdir(parents=True)
+    (package / "__init__.py").write_text(RADEVAL)
+    (package / "named.py").write_text("")
+    (tmp_path / "site/RadEval-2.2.1.dist-info/METADATA").write_text("Name: RadEval\nVersion: 2.2.1\n")
+    config = {"model": {"embedder": {"token_embedders": {"bert": {"model_name": "some/encoder"}}}}}
+    (cache / "radgraph/0.1.18/radgraph-xl/config.json").write_text(json.dumps(config))
+    (cache / "radgraph/0.1.18/radgraph-xl/weights.th").write_bytes(b"")
+    names = [name for judge in JUDGES for name in judge.weights if not name.startswith("cache:")]
+    for name in (*names, "some/encoder"):
+        folder = cache / "huggingface/hub" / f"models--{name.replace('/', '--')}" / "snapshots/1"
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    for name in ("HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    root = Path(__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(root)]))
+    return cache
+
+
+def test_a_judge_runs_in_its_own_process_and_an_empty_draft_scores_nothing(machine):
+    (judged,) = judge_reports(["a", "b", "c"], ["a", "", "x"], ["f1radbert_ct"])
+    assert judged.skipped == ""
+    assert judged.per_case == {"sample_acc": (1.0, 0.0, 0.0)}
+    assert judged.values == {
+        "sample_acc": pytest.approx(1 / 3),
+        "f1radbert_ct_micro_f1 (of the 2 of 3 pairs with both texts)": 0.5,
+    }
+    assert judged.version == "RadEval 2.2.1"
+
+
+def test_what_a_judge_drops_or_dies_of_is_said_and_shifts_nothing(machine):
+    green, rate = judge_reports(["a", "b"], ["a", "b"], ["green", "ratescore"])
+    assert green.skipped == "2 pairs went in and 1 scores came out"
+    assert rate.skipped == "it failed: RuntimeError: no spaCy here"
+
+
+def test_the_reason_names_the_weights_that_are_missing_and_where_they_were_sought(machine):
+    radgraph = JUDGES[0]
+    assert why_not(radgraph) == ""
+    hub = machine / "huggingface/hub"
+    (hub / "models--some--encoder/snapshots/1/model.safetensors").unlink()
+    assert why_not(radgraph) == f"its weights are not on this machine: some/encoder (in {hub})"
+    (machine / "radgraph/0.1.18/radgraph-xl/weights.th").unlink()
+    assert why_not(radgraph).endswith(str(machine / "radgraph/0.1.18/radgraph-xl"))

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from evaluation.cases import to_pieces
 from evaluation.page import to_html
 from evaluation.results import Piece, verdict_of
-from evaluation.run import Options, evaluate_reports
+from evaluation.run import evaluate_reports
+from evaluation.systems import Options
 
 NODULE = "There is an 8 mm nodule in the right upper lobe. No pleural effusion. The heart is not enlarged."
 EFFUSION = "There is a left pleural effusion. No nodule is seen. There is no emphysema."
@@ -56,9 +57,9 @@ def test_the_page_escapes_reports_and_needs_no_network(score):
 @pytest.mark.parametrize(
     ("drafts", "grade", "words"),
     [
-        (WORLD, "good", "Is this model any good? Yes."),
-        ([NORMAL] * 64, "bad", "Is this model any good? No."),
-        (["There is pneumothorax. " + text for text in WORLD], "mixed", "Is this model any good? Not yet."),
+        (WORLD, "good", "Is this model any good? Yes: "),
+        ([NORMAL] * 64, "bad", "Is this model any good? No: "),
+        (["There is pneumothorax. " + text for text in WORLD], "mixed", "Is this model any good? Not yet: "),
     ],
 )
 def test_the_verdict_stands_on_top_in_one_sentence(score, drafts, grade, words):
@@ -68,17 +69,26 @@ def test_the_verdict_stands_on_top_in_one_sentence(score, drafts, grade, words):
     assert words in text
     assert text.index(words) < text.index("Beside drafts that never saw an image") < text.index("All scores")
     assert verdict_of(scores).words.count(". ") == 0
+    assert ("omission 100% [100, 100] of the findings" in text) == (grade == "bad")
 
 
 def test_references_without_findings_give_no_verdict(score):
     scores = score([NORMAL] * 40, [NORMAL] * 40)
     assert verdict_of(scores).grade == "unknown"
-    assert "Nobody can say." in text_of(to_html(scores))
+    assert "Nobody can say: " in text_of(to_html(scores))
 
 
 def test_free_text_that_the_rules_cannot_read_is_said_so(score):
     scores = score(["Brain MR: nothing of note."] * 20 + WORLD[:20], ["Nothing."] * 20 + WORLD[:20])
     assert "In 20 of 40 references no finding could be read" in text_of(to_html(scores))
+
+
+def test_a_language_that_was_not_told_is_noticed(score):
+    scores = score(["左侧胸腔积液。", "两肺肺气肿。"] * 4, ["左侧胸腔积液。", "两肺肺气肿。"] * 4)
+    text = text_of(to_html(scores))
+    assert "Nobody can say: in none of the references could a finding be read" in text
+    assert "8 of 8 references hold Chinese, and were read as en" in text
+    assert "Protocol coco parts words at blanks, which Chinese does not have" in text
 
 
 def test_the_worst_cases_show_what_is_wrong_where_it_stands(score):
@@ -156,3 +166,23 @@ def test_one_command_does_it_and_a_missed_threshold_is_exit_code_3(tmp_path):
     assert {"value", "ci95", "signature", "n"} <= set(metrics["scores"]["findings F1 macro"])
     done = CliRunner().invoke(app, [*call, str(tmp_path / "out"), "--fail-under", "length ratio=2"])
     assert done.exit_code == 3
+
+
+def test_two_systems_have_the_values_of_their_own_tables(score):
+    """CIDEr among them, whose weights hang on the number of references, and sizes, which differ in both."""
+    others = [text.replace("8 mm", "13 mm") + " There is a hiatal hernia." for text in WORLD]
+    a = score(WORLD, [EFFUSION, NODULE.replace("8", "12"), *WORLD[2:]], other=others)
+    b = score(WORLD, others)
+    for row in a.comparison:
+        assert row.a == pytest.approx(a[row.score].score.value, nan_ok=True), row.score
+        assert row.b == pytest.approx(b[row.score].score.value, nan_ok=True), row.score
+    assert {"CIDEr", "CRG", "size error", "three-status kappa"} <= {row.score for row in a.comparison}
+
+
+def test_a_draft_cannot_lower_the_floors_by_naming_what_no_reference_speaks_of(score):
+    plain = score(WORLD, WORLD)
+    named = score(WORLD, [f"{text} There is a pericardial effusion." for text in WORLD])
+    for name in ("findings F1 micro", "CRG"):
+        floors = [scores[name].floors["all positive"].value for scores in (plain, named)]
+        assert floors[0] == floors[1]
+    assert named["CRG"].score.value < plain["CRG"].score.value

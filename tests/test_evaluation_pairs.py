@@ -163,10 +163,31 @@ def test_csv_is_read_whatever_parts_its_fields(tmp_path, delimiter):
         ("key,report\na,One\n", "line 2: no 'id'; it holds 'key', 'report'"),
         ('id,report\na,"One\n', "not CSV"),
         ("id,report\n", "bad.csv holds no reports"),
+        ("id,report,report\na,One,Two\n", "line 1: two columns are called 'report'; rename one"),
+        ("case,report\na,One\n", "It may also be called study_id, study_uid, uid, accession or AccessionNo."),
+        ("id,report\n ,One\n", "line 2: 'id' is empty; every report needs one of its own"),
     ],
 )
 def test_bad_csv_is_named_by_line(tmp_path, content, words):
     path = tmp_path / "bad.csv"
+    path.write_text(content)
+    with pytest.raises(ReportError, match=re.escape(words)):
+        read_pairs(path, path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('[{"id": "a", "report": "One."}]', "is one JSON array; write one object a line, as jq -c '.[]'"),
+        ("One.\n", "line 1: not JSON (Expecting value, column 1). Each line is an object like"),
+        ('{"id": NaN, "report": "One."}', "line 1: 'id' must be a string, not NaN"),
+        ('{"id": "a", "report": NaN}', "line 1: 'report' must be a string, not NaN"),
+        ('{"id": "a", "report": "\\ud800"}', "holds half a character"),
+        ('{"id": 1.0, "report": "One."}', "line 1: 'id' must be a string, not 1.0"),
+    ],
+)
+def test_bad_lines_are_named_with_what_was_expected(tmp_path, content, words):
+    path = tmp_path / "bad.jsonl"
     path.write_text(content)
     with pytest.raises(ReportError, match=re.escape(words)):
         read_pairs(path, path)

@@ -113,10 +113,10 @@ def test_bleu_of_two_systems_is_randomised_over_its_counts():
     references = [f"there is a nodule of {k} mm in the right upper lobe" for k in range(30)]
     worse = text_scores(references, [text.replace("right", "left") for text in references])["BLEU-4"]
     best = text_scores(references, references)["BLEU-4"]
-    p, smallest = paired_randomisation(worse.sums_RT, best.sums_RT, best.value_of, trials=999)
+    p, smallest = paired_randomisation(worse.sums.each_RT, best.sums.each_RT, best.sums.value_of, trials=999)
     assert p == smallest == 1 / 1000
     value_of = partial(bleu, order=4, smoothing=Smoothing.TINY)
-    assert value_of(worse.sums_RT.sum(axis=0)[None])[0] == pytest.approx(worse.value)
+    assert value_of(worse.sums.each_RT.sum(axis=0)[None])[0] == pytest.approx(worse.value)
 
 
 def test_same_seed_same_p_and_other_seed_nearly():

@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from ledgers import new_ledger_url, stop_postgres
 
+import mla_med.ledger as ledger_module
 from mla_med.errors import ConfigError, LedgerError
 from mla_med.ledger.ledger import (
     BREAKER_THRESHOLD,
@@ -21,10 +22,12 @@ from mla_med.ledger.ledger import (
     LEASE_S,
     MAX_BACKOFF_S,
     Ledger,
-    backoff_s,
 )
 from mla_med.ledger.nouns import Document, DocumentState, JobState, Kind, Outcome
+from mla_med.ledger.owners import owner
+from mla_med.ledger.rows import backoff_s
 from mla_med.ledger.seal import SiteKey, read_secret
+from mla_med.ledger.tables import jobs, outbox
 
 SECRET = bytes(range(32))
 DELIVERED, TRANSIENT = Outcome(Kind.DELIVERED), Outcome(Kind.TRANSIENT, "CONNECT")
@@ -264,6 +267,111 @@ def test_a_destination_that_fails_is_spared_and_probed_with_one_document(ledger,
     assert len(ledger.lease("main", "a", 9)) == 8  # those that waited for their backoff too
 
 
+DENIED = Outcome(Kind.DENIED, "CREDENTIALS_REFUSED")
+
+
+def test_a_destination_that_does_not_let_us_in_is_spared_at_once_and_parks_nothing(ledger, clock):
+    ids = [commit(ledger, number).id for number in range(5)]
+    ledger.record([(lease, DENIED) for lease in ledger.lease("main", "a", 3)])
+    assert ledger.denied("main") == "CREDENTIALS_REFUSED"
+    assert ledger.lease("main", "a", 9) == ()
+    for wait_s in (30, 60, 120, 240, 480, 900, 900, DEADLINE_S, DEADLINE_S):  # a long weekend
+        clock.now += min(wait_s, MAX_BACKOFF_S) - 1
+        assert ledger.lease("main", "a", 9) == ()
+        clock.now += wait_s
+        (probe,) = ledger.lease("main", "a", 9)
+        ledger.record([(probe, DENIED)])
+    assert {ledger.job(job_id).state for job_id in ids} == {JobState.DRAFTED}
+    clock.now += MAX_BACKOFF_S
+    ledger.record([(lease, DELIVERED) for lease in ledger.lease("main", "a", 9)])
+    assert ledger.denied("main") == ""
+    leases = ledger.lease("main", "a", 9)  # those whose 72 hours were over meanwhile too
+    assert len(leases) == 4
+    ledger.record([(lease, TRANSIENT) for lease in leases])
+    assert {ledger.job(job_id).state for job_id in ids} == {JobState.DRAFTED, JobState.DELIVERED}
+
+
+def test_who_mended_the_password_need_not_wait_for_the_next_probe(ledger, clock):
+    commit(ledger)
+    for _ in range(5):
+        clock.now = max(clock.now, ledger.next_due_s("main"))
+        ledger.record([(lease, DENIED) for lease in ledger.lease("main", "a")])
+    assert ledger.lease("main", "a") == ()
+    assert ledger.ask_again() == ("main",)
+    assert len(ledger.lease("main", "a")) == 1
+
+
+def test_one_document_that_is_denied_while_others_are_stored_spares_nobody(ledger):
+    commit(ledger, 1), commit(ledger, 2)
+    first, second = ledger.lease("main", "a", 2)
+    ledger.record([(first, DELIVERED), (second, Outcome(Kind.DENIED, "ACCESS_DENIED"))])
+    assert (ledger.denied("main"), ledger.is_open("main")) == ("", False)
+
+
+def damage(ledger: Ledger, document_id: str, **values) -> None:
+    """As a bad disk does: behind the ledger's back."""
+    with ledger._engine.begin() as c:
+        c.execute(outbox.update().where(outbox.c.id == document_id).values(**values))
+
+
+DAMAGES = {
+    "bytes changed": {"sealed": bytes(range(200))},
+    "bytes cut off": {"sealed": b"short"},
+    "bytes gone": {"sealed": None},
+    "another digest": {"digest": "0" * 64},
+}
+
+
+@pytest.mark.parametrize("values", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_bytes_are_parked_unsent_and_stop_nobody(ledger, clock, values):
+    bad = commit(ledger, 1)
+    clock.now += 1
+    good = commit(ledger, 2)
+    (entry,) = ledger.documents(bad.id)
+    damage(ledger, entry.id, **values)
+    (lease,) = ledger.lease("main", "a", 1)  # the first in line is the damaged one
+    assert lease.job_id == good.id
+    ledger.record([(lease, DELIVERED)])
+    assert ledger.lease("main", "a", 9) == ()
+    parked = ledger.job(bad.id)
+    assert (parked.state, parked.reason) == (JobState.PARKED, "BYTES_DAMAGED")
+    (entry,) = ledger.documents(bad.id)
+    assert (entry.state, entry.attempts) == ("PARKED", 0)
+    ledger.retry(bad.id)
+    assert ledger.lease("main", "a", 9) == ()  # whoever asks for it again: it is never sent
+    assert ledger.job(bad.id).reason == "BYTES_DAMAGED"
+    with pytest.raises(LedgerError, match=r"erased|not the committed ones"):
+        ledger.content(entry.id)
+    assert ledger.discard(bad.id, "DAMAGED").state is JobState.DISCARDED
+    again = ledger.commit("1.2.840.1", ["v1"], [Document("SR", "1.2.9", b"drafted again")], ["main"])
+    assert [lease.job_id for lease in ledger.lease("main", "a", 9)] == [again.id]
+
+
+def test_damage_to_what_was_delivered_stops_neither_purge_nor_revision(ledger, clock):
+    job = ledger.commit("1.2.840.1", ["v1"], [document(1), document(2)], ["main"])
+    ledger.record([(lease, DELIVERED) for lease in ledger.lease("main", "a", 2)])
+    damage(ledger, ledger.documents(job.id)[0].id, sealed=b"?" * 40)
+    later = ledger.see("1.2.840.1", 28)
+    assert len(ledger.predecessors(later.id)) == 1
+    clock.now += 31 * 86_400
+    assert ledger.purge() == 2
+    assert ledger.purge() == 0
+    assert len(ledger.predecessors(later.id)) == 1
+
+
+def test_one_damaged_row_of_a_study_is_not_taken_for_a_wrong_key(url, clock):
+    ledger = Ledger.open(url, SECRET, clock)
+    commit(ledger, 1)
+    clock.now += 1
+    newest = commit(ledger, 2)
+    with ledger._engine.begin() as c:
+        c.execute(jobs.update().where(jobs.c.id == newest.id).values(sealed=b"?" * 40))
+    ledger.close()
+    again = Ledger.open(url, SECRET, clock)
+    assert len(again.lease("main", "a", 9)) == 2
+    again.close()
+
+
 def test_another_destination_is_not_spared(ledger):
     ledger.commit("1.2.3", ["v1"], [document()], ["main", "archive"])
     for _ in range(BREAKER_THRESHOLD):
@@ -291,6 +399,70 @@ def test_more_images_make_a_revision_that_knows_its_predecessor(ledger, clock):
     later = ledger.see("1.2.3", 28)
     assert (later.revises, later.reason) == (first.id, "MORE_IMAGES")
     assert ledger.predecessors(later.id) == ("1.2.1",)
+
+
+def revision(ledger: Ledger, clock: Clock, images: int = 28):
+    """The READY job of a study of which more images came."""
+    clock.now += 60
+    job = ledger.see("1.2.3", images)
+    ledger.ready(job.id, images)
+    return job
+
+
+def first_draft(ledger: Ledger):
+    job = ledger.see("1.2.3", 14)
+    ledger.ready(job.id, 14)
+    documents = [Document("SR", "1.2.1", b"half", "class series"), document(2)]
+    return ledger.commit("1.2.3", ["14"], documents, ["main"], job.id)
+
+
+def test_a_draft_that_was_not_sent_is_superseded_by_its_revision(ledger, clock):
+    first = first_draft(ledger)
+    for lease in ledger.lease("main", "a", 2):
+        ledger.record([(lease, TRANSIENT)])  # nothing was sent: there was no connection
+    later = revision(ledger, clock)
+    assert (ledger.predecessors(later.id), ledger.generation(later.id)) == ((), 1)
+    ledger.commit("1.2.3", ["28"], [document(3)], ["main"], later.id, supersede=True, predecessors=())
+    assert (ledger.job(first.id).state, ledger.job(first.id).reason) == (JobState.SUPERSEDED, "REVISED")
+    clock.now += MAX_BACKOFF_S
+    assert [lease.uid for lease in ledger.lease("main", "a", 9)] == ["1.2.3"]
+
+
+@pytest.mark.parametrize("outcome", [Outcome(Kind.UNKNOWN, "TIMEOUT"), Outcome(Kind.DENIED, "READ_X"), None])
+def test_a_draft_that_may_have_been_sent_is_named_by_its_revision_and_goes_on(ledger, clock, outcome):
+    first = first_draft(ledger)
+    leases = ledger.lease("main", "a", 2)
+    if outcome:  # else the worker was killed
+        ledger.record([(lease, outcome) for lease in leases])
+    later = revision(ledger, clock)
+    found = ledger.predecessor_documents(later.id)
+    assert {document.uid for document in found} == {"1.2.1", "1.2.2"}
+    assert {(d.content, d.place) for d in found if d.uid == "1.2.1"} == {(b"", "class series")}
+    assert ledger.generation(later.id) == 2
+    uids = [document.uid for document in found]
+    ledger.commit("1.2.3", ["28"], [document(3)], ["main"], later.id, supersede=True, predecessors=uids)
+    assert ledger.job(first.id).state is JobState.DRAFTED
+    clock.now += LEASE_S + MAX_BACKOFF_S
+    assert ledger.lease("main", "a", 1)[0].uid in uids
+
+
+def test_a_revision_that_does_not_name_what_went_out_meanwhile_is_drafted_again(ledger, clock):
+    first = first_draft(ledger)
+    later = revision(ledger, clock)
+    before = ledger.predecessors(later.id)
+    ledger.record([(lease, DELIVERED) for lease in ledger.lease("main", "a", 2)])
+    work = ("1.2.3", ["28"], [document(3)], ["main"], later.id)
+    with pytest.raises(LedgerError) as caught:
+        ledger.commit(*work, supersede=True, predecessors=before)
+    assert caught.value.code == "PREDECESSORS_CHANGED"
+    assert (ledger.job(first.id).state, ledger.job(later.id).state) == (JobState.DELIVERED, JobState.READY)
+    ledger.commit(*work, supersede=True, predecessors=ledger.predecessors(later.id))
+
+
+def test_a_document_that_joins_supersedes_nothing(ledger):
+    first = ledger.commit("1.2.3", ["SR"], [document(1)], ["main"])
+    ledger.commit("1.2.3", ["SR", "DOC"], [document(1), document(2)], ["main"])
+    assert ledger.job(first.id).state is JobState.DRAFTED
 
 
 def test_a_ready_study_that_grows_is_superseded_and_its_draft_refused(ledger, clock):
@@ -344,6 +516,24 @@ def test_the_tables_are_what_the_migrations_make(ledger):
 
     with ledger._engine.connect() as c:
         assert compare_metadata(MigrationContext.configure(c), metadata) == []
+
+
+def test_a_ledger_of_the_first_form_is_brought_to_the_newest(tmp_path):
+    from alembic import command
+    from alembic.config import Config
+
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    commit(Ledger.open(url, SECRET))
+    config = Config()
+    config.set_main_option("script_location", str(Path(ledger_module.__file__).parent / "migrations"))
+    with sa.create_engine(url).begin() as c:
+        c.exec_driver_sql("ALTER TABLE breakers DROP COLUMN reason")
+        c.exec_driver_sql("INSERT INTO breakers VALUES ('main', 3, 0, 30)")
+        config.attributes["connection"] = c
+        command.stamp(config, "0001")
+    ledger = Ledger.open(url, SECRET)
+    assert (ledger.denied("main"), ledger.is_open("main")) == ("", True)
+    assert len(ledger.lease("main", "a")) == 1
 
 
 def test_nothing_that_identifies_is_in_the_clear(tmp_path):
@@ -433,3 +623,14 @@ def test_a_server_that_does_not_answer_is_one_line(tmp_path):
     assert caught.value.code == "LEDGER_UNREACHABLE"
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_lease_of_a_process_that_is_gone_is_free_at_once_and_that_of_another_host_by_time(ledger):
+    commit(ledger, content=b"a nodule")
+    host, pid, _, thread = owner().split(" ")
+    assert ledger.lease("main", f"{host} {pid} 1 {thread}")  # our pid, of a process that was before us
+    assert not ledger.lease("main", owner())
+    assert ledger.free_dead("main") == 1
+    assert ledger.lease("main", "elsewhere 1 1 0")
+    assert ledger.free_dead("main") == 0
+    assert not ledger.lease("main", owner())

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import drafts
 import pytest
-from fake_pacs import http_pacs
+from fake_pacs import http_pacs, tls_front
 from ledgers import default_kind, new_ledger_url
 from orthanc import orthanc
 from pydicom import dcmread
@@ -63,8 +63,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def ledger(tmp_path, clock):
-    made = Ledger.open(new_ledger_url(default_kind(), tmp_path), SECRET, clock)
+def ledger_url(tmp_path) -> str:
+    return new_ledger_url(default_kind(), tmp_path)
+
+
+@pytest.fixture
+def ledger(ledger_url, clock):
+    made = Ledger.open(ledger_url, SECRET, clock)
     yield made
     made.close()
 
@@ -462,8 +467,10 @@ class Pki:
         return str(self.folder / name)
 
 
-def test_s8_tls_is_accepted_with_the_right_certificates_and_refused_six_other_ways(network, pki, tmp_path):
-    def serve(name: str) -> dict:
+def test_s8_tls_is_accepted_with_the_right_certificates_and_refused_six_other_ways(
+    network, pki, tmp_path, ledger
+):
+    def with_tls(name: str) -> dict:
         return {
             "DicomTlsEnabled": True,
             "DicomTlsCertificate": pki.path(f"{name}.pem"),
@@ -472,13 +479,19 @@ def test_s8_tls_is_accepted_with_the_right_certificates_and_refused_six_other_wa
             "DicomTlsRemoteCertificateRequired": True,
         }
 
-    def result(server, ca="authority", client="client", tls=True) -> str:
+    def before(server, name: str):
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=pki.path("authority.pem"))
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(pki.path(f"{name}.both"))
+        return tls_front(server.http_port, context)
+
+    def peer(url: str, port: int, ca="authority", client="client", tls=True):
         settings = site(
             tmp_path,
-            "",
-            protocol="dimse",
+            url if tls else url.replace("https", "http"),
+            protocol="dicomweb" if url else "dimse",
             host="127.0.0.1",
-            port=server.dicom_port,
+            port=port,
             called_ae_title="ORTHANC",
             tls=tls,
             timeout_s=3.0,
@@ -486,68 +499,61 @@ def test_s8_tls_is_accepted_with_the_right_certificates_and_refused_six_other_wa
             cert_file=pki.path(f"{client}.pem") if client else "",
             key_pem_file=pki.path(f"{client}.key") if client else "",
         )
+        return make_peer(settings, Credentials())
+
+    def result(*args, **more) -> str:
         try:
-            make_peer(settings, Credentials()).echo()
+            peer(*args, **more).echo()
         except PacsError:
             return "refused"
         return "accepted"
 
-    with orthanc(**serve("server")) as server:
-        found = {
-            "right certificates": result(server),
-            "no client certificate": result(server, client=""),
-            "client of another authority": result(server, client="client-of-other"),
-            "server of another authority": result(server, ca="other-authority"),
-            "plain text": result(server, tls=False),
-        }
-    with orthanc(**serve("server-elsewhere")) as server:
-        found["server of another host"] = result(server)
-    with orthanc(**serve("server-expired")) as server:
-        found["expired server certificate"] = result(server)
-    print(f"S8: DIMSE {found}")
-    assert found.pop("right certificates") == "accepted"
-    assert set(found.values()) == {"refused"}
-    assert len(found) == 6
+    found: dict[str, dict[str, str]] = {"HTTPS": {}, "DIMSE": {}}
+    with orthanc(**with_tls("server")) as server, before(server, "server") as front:
+        for number, (name, results) in enumerate(found.items()):
+            place = (f"{front}/dicom-web" if name == "HTTPS" else "", server.dicom_port)
+            results |= {
+                "right certificates": result(*place),
+                "no client certificate": result(*place, client=""),
+                "client of another authority": result(*place, client="client-of-other"),
+                "server of another authority": result(*place, ca="other-authority"),
+                "plain text": result(*place, tls=False),
+            }
+            commit_documents(ledger, [drafts.sr(number)], name, validate="off")
+            assert deliver_due(ledger, peer(*place), name, workers=1) == {Kind.DELIVERED: 1}
+        assert len(server.get("/instances")) == 2
+    for name in ("server-elsewhere", "server-expired"):
+        with orthanc(**with_tls(name)) as server, before(server, name) as front:
+            found["HTTPS"][name] = result(f"{front}/dicom-web", 0)
+            found["DIMSE"][name] = result("", server.dicom_port)
+    for name, results in found.items():
+        print(f"S8: {name} {results}")
+        assert results.pop("right certificates") == "accepted"
+        assert set(results.values()) == {"refused"}
+        assert len(results) == 6
 
 
-def test_s8_https_is_accepted_with_the_right_certificates_alone(network, pki, tmp_path):
-    def result(url, ca="authority", client="client") -> str:
-        settings = site(
-            tmp_path,
-            url,
-            timeout_s=3.0,
-            ca_file=pki.path(f"{ca}.pem"),
-            cert_file=pki.path(f"{client}.pem") if client else "",
-            key_pem_file=pki.path(f"{client}.key") if client else "",
-        )
-        try:
-            make_peer(settings, Credentials()).echo()
-        except PacsError:
-            return "refused"
-        return "accepted"
+def test_s8_a_password_over_https_needs_no_client_certificate(network, pki, tmp_path):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pki.path("server.both"))
+    with orthanc(user=("mla", "right")) as server, tls_front(server.http_port, context) as url:
 
-    def serve(name: str):
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=pki.path("authority.pem"))
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_cert_chain(pki.path(f"{name}.pem"), pki.path(f"{name}.key"))
-        return http_pacs(lambda *_: (200, b"[]"), context)
+        def echo(ca: str, credentials: Credentials) -> str:
+            settings = site(tmp_path, f"{url}/dicom-web", timeout_s=3.0, ca_file=pki.path(f"{ca}.pem"))
+            try:
+                make_peer(settings, credentials).echo()
+            except PacsError as error:
+                return error.code
+            return "accepted"
 
-    with serve("server") as url:
-        found = {
-            "right certificates": result(url),
-            "no client certificate": result(url, client=""),
-            "client of another authority": result(url, client="client-of-other"),
-            "server of another authority": result(url, ca="other-authority"),
-            "plain text": result(url.replace("https", "http")),
-        }
-    with serve("server-elsewhere") as url:
-        found["server of another host"] = result(url)
-    with serve("server-expired") as url:
-        found["expired server certificate"] = result(url)
-    print(f"S8: HTTPS {found}")
-    assert found.pop("right certificates") == "accepted"
-    assert set(found.values()) == {"refused"}
-    assert len(found) == 6
+        right = Credentials("mla", "right")
+        found = [echo("authority", right), echo("other-authority", right), echo("authority", Credentials())]
+        settings = site(tmp_path, server.dicomweb_url)
+        (step,) = check_pacs(make_peer(settings, Credentials("mla", "expired")))
+    print(f"S8: HTTPS with a password: right {found[0]}, other authority {found[1]}, no password {found[2]}")
+    assert found == ["accepted", "TLS", "CREDENTIALS_REFUSED"]
+    assert (step.name, step.passed, step.code) == ("connect", False, "CREDENTIALS_REFUSED")
+    assert "credentials_file" in step.words
 
 
 def test_s8_an_ae_title_that_is_not_on_the_list_is_refused(network, tmp_path):
@@ -613,10 +619,10 @@ def verb(app: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     )
 
 
-def test_the_verbs_from_a_study_in_the_pacs_to_a_draft_beside_it(server, tmp_path):
+def test_the_verbs_from_a_study_in_the_pacs_to_a_draft_beside_it(server, tmp_path, ledger_url):
     upload(server, 1, range(1, SLICES + 1), StudyDate=datetime.now(UTC).strftime("%Y%m%d"))
     (tmp_path / "mla-med.toml").write_text(
-        f'[pacs]\nname = "main"\ndicomweb_url = "{server.dicomweb_url}"\nledger_url = "sqlite:///ledger.db"\n'
+        f'[pacs]\nname = "main"\ndicomweb_url = "{server.dicomweb_url}"\nledger_url = "{ledger_url}"\n'
         'key_file = "site.key"\ninbox = "inbox"\nsettle_s = 0.0\nmax_used = 1.0\nmin_free_bytes = 0\n'
     )
     pulled = verb("pacs", "pull", cwd=tmp_path)
@@ -641,10 +647,10 @@ def test_the_verbs_from_a_study_in_the_pacs_to_a_draft_beside_it(server, tmp_pat
     assert drafts.study_uid(1) not in everything
 
 
-def test_a_person_can_retry_and_discard_what_is_parked(network, tmp_path):
+def test_a_person_can_retry_and_discard_what_is_parked(network, tmp_path, ledger_url):
     with http_pacs(lambda *_: (400, b"")) as url:
         (tmp_path / "mla-med.toml").write_text(
-            f'[pacs]\ndicomweb_url = "{url}"\nledger_url = "sqlite:///ledger.db"\nkey_file = "site.key"\n'
+            f'[pacs]\ndicomweb_url = "{url}"\nledger_url = "{ledger_url}"\nkey_file = "site.key"\n'
         )
         (tmp_path / "draft.dcm").write_bytes(drafts.sr(1))
         done = verb("pacs", "deliver", "draft.dcm", cwd=tmp_path)

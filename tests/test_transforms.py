@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from mla_med.imaging.transforms import (
     SlabAveraged,
     body_mask,
     image_transform,
+    mean_of_blocks,
     place_transform,
     window_channels,
 )
@@ -101,3 +104,13 @@ def test_settings_survive_json():
     import json
 
     assert Preprocessing.from_dict(json.loads(json.dumps(SMALL.to_dict()))) == SMALL
+
+
+def test_means_of_blocks_do_not_depend_on_the_order_in_memory():
+    """MONAI's order of axes and that of the files differ; pooling is done in the latter."""
+    image = torch.rand(1, 13, 10, 9)
+    wanted = torch.nn.functional.avg_pool3d(image[None], (4, 3, 2))[0]
+    for stored in itertools.permutations((1, 2, 3)):
+        back = [stored.index(axis) + 1 for axis in (1, 2, 3)]
+        same = image.permute(0, *stored).contiguous().permute(0, *back)
+        torch.testing.assert_close(mean_of_blocks(same, [4, 3, 2]), wanted)

@@ -1,8 +1,9 @@
 """A document's bytes -> what is wrong with it: what no validator checks, then what dciodvfy says.
 
-Validators see one file. That it names the patient and study of the images, that its evidence is of that
-study and holds every image it refers to, that a device stands as its observer, that it is unverified and
-preliminary and says what the draft says, can only be seen with draft and images beside it.
+Validators see one file. That it names the patient and study of the images and says what the draft says
+can only be seen with draft and images beside it, when it is written. That its evidence is of its study and
+holds every image it refers to, that a device stands as its observer, that it is unverified and preliminary,
+is seen then, and again from its bytes alone before they are sent.
 
     python -m mla_med.documents.check draft.dcm --source IMAGE [--draft draft.json]
 """
@@ -48,6 +49,7 @@ VALUES = {
     "SCOORD3D": "GraphicData",
 }
 """Type of a content item -> where its value stands."""
+VALIDATOR_S = 60.0
 ROW_ITEMS = ("121065", "121071", "121073")
 """Of PS3.16 CID 7002, what we write below them."""
 
@@ -65,12 +67,17 @@ def cross_check(content: bytes, draft: Draft | None, header: Dataset) -> tuple[R
     """`header`: of an image of the study, COPIED at least. `draft`: what the document has to say, and which
     images were read for it; None: that is not checked. Words hold no value of a patient."""
     document = dcmread(io.BytesIO(content), force=True)
-    problems = [
-        *_file_problems(content, document),
-        *_patient_problems(document, header),
-        *_flag_problems(document),
-    ]
-    if document.get("SOPClassUID") in WITH_CONTENT:
+    return (*_patient_problems(document, header), *_own_problems(content, document, draft))
+
+
+def check_alone(content: bytes, document: Dataset) -> tuple[Reason, ...]:
+    """What can be seen of a document with nothing beside it. `document`: `content`, as it was read."""
+    return (*_belonging_problems(document), *_own_problems(content, document, None))
+
+
+def _own_problems(content: bytes, document: Dataset, draft: Draft | None) -> tuple[Reason, ...]:
+    problems = [*_file_problems(content, document), *_flag_problems(document)]
+    if document.get("SOPClassUID") in WITH_CONTENT or "ContentSequence" in document:
         problems += _evidence_problems(document, draft)
         problems += [*_observer_problems(document), *_item_problems(document)]
     if document.get("SOPClassUID") == BASIC_TEXT_SR:
@@ -102,12 +109,20 @@ def _patient_problems(document: Dataset, header: Dataset) -> Iterator[Reason]:
             yield Reason(code, f"{keyword} is not that of the images.")
 
 
+def _belonging_problems(document: Dataset) -> Iterator[Reason]:
+    if not document.get("PatientID") and not document.get("PatientName"):
+        # beside its images it may do without; in a PACS it would be anybody's
+        yield Reason("NO_PATIENT", "It names no patient.")
+
+
 def _flag_problems(document: Dataset) -> Iterator[Reason]:
     """Preliminary for ever, and by nobody's verification."""
     kind = document.get("SOPClassUID")
-    if kind in (*SR_CLASSES, ENCAPSULATED_PDF) and document.get("VerificationFlag") != "UNVERIFIED":
+    flagged = kind in (*SR_CLASSES, ENCAPSULATED_PDF) or "VerificationFlag" in document
+    if flagged and document.get("VerificationFlag") != "UNVERIFIED":
         yield Reason("NOT_UNVERIFIED", "VerificationFlag is not UNVERIFIED.")
-    if kind in SR_CLASSES and document.get("PreliminaryFlag") != "PRELIMINARY":
+    report = kind in SR_CLASSES or "CompletionFlag" in document
+    if report and document.get("PreliminaryFlag") != "PRELIMINARY":
         yield Reason("NOT_PRELIMINARY", "PreliminaryFlag is not PRELIMINARY.")
     if any(element.tag == 0x0040A073 for element in document):
         yield Reason("VERIFIER_NAMED", "Somebody stands as its verifying observer.")
@@ -232,9 +247,16 @@ def validator_errors(content: bytes) -> tuple[str, ...]:
     with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
         file.write(content)
         file.flush()
-        done = subprocess.run(
-            ["dciodvfy", "-new", file.name], capture_output=True, text=True, errors="replace"
-        )
+        try:
+            done = subprocess.run(
+                ["dciodvfy", "-new", file.name],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=VALIDATOR_S,
+            )
+        except subprocess.TimeoutExpired:
+            return (f"dciodvfy did not end in {VALIDATOR_S:g} s.",)
     lines = (done.stdout + done.stderr).splitlines()
     if not lines:
         return ("dciodvfy said nothing.",)

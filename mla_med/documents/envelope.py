@@ -102,12 +102,13 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """What a reviewer's changed draft is: still preliminary, by somebody with a name, of an earlier one."""
+    """A draft that takes the place of an earlier one, still preliminary: changed by a reviewer with a name,
+    or drafted anew when more images had come."""
 
-    reviewer: str
-    """Family^Given, as DICOM writes names (PS3.5 6.2.1)."""
-    made_utc: str
-    """ISO 8601 with seconds."""
+    reviewer: str | None
+    """Family^Given, as DICOM writes names (PS3.5 6.2.1); None: nobody, it was drafted anew."""
+    made_utc: str | None
+    """ISO 8601 with seconds; None: when it was drafted."""
     predecessors: tuple[Reference, ...]
     """The documents that this revision takes the place of; at least one."""
     number: int = 2
@@ -116,6 +117,8 @@ class Revision:
     def __post_init__(self):
         assert self.predecessors
         assert self.number >= 2
+        if self.reviewer is None:
+            return
         if not self.reviewer.strip("^ ") or FORBIDDEN.search(self.reviewer):
             raise OutputError(
                 "A revision needs the name of its reviewer, as Family^Given; give one.",
@@ -126,6 +129,9 @@ class Revision:
         """Of the predecessors those that are the same kind of document; where none is, all of them."""
         same = tuple(one for one in self.predecessors if one.sop_class_uid == sop_class_uid)
         return same or self.predecessors
+
+
+DRAFTED_ANEW = "Drafted anew from all images of the study"
 
 
 def reference_of(document: Dataset) -> Reference:
@@ -238,7 +244,8 @@ def moment(draft: Draft, header: Dataset, revision: Revision | None) -> Dataset:
 
 
 def made_at(draft: Draft, header: Dataset, revision: Revision | None) -> datetime:
-    created = datetime.fromisoformat(revision.made_utc if revision else draft.provenance.created_utc)
+    changed = revision.made_utc if revision else None
+    created = datetime.fromisoformat(changed or draft.provenance.created_utc)
     return created.replace(tzinfo=created.tzinfo or UTC).astimezone(source_zone(header))
 
 
@@ -322,7 +329,7 @@ def _authors(provenance: Provenance, header: Dataset, revision: Revision | None)
     device.ManufacturerModelName = provenance.model_name
     device.InstitutionName = ""
     device.InstitutionCodeSequence = []
-    if revision is None:
+    if revision is None or revision.reviewer is None:
         return [device]
     person = Dataset()
     person.ObserverType = "PSN"
@@ -384,7 +391,7 @@ def observers(provenance: Provenance, revision: Revision | None) -> ObservationC
         serial_number=provenance.weights_sha256[:HASH_DIGITS],
     )
     person = None
-    if revision is not None:
+    if revision is not None and revision.reviewer is not None:
         person = ObserverContext(PERSON, PersonObserverIdentifyingAttributes(revision.reviewer))
     return ObservationContext(
         observer_person_context=person, observer_device_context=ObserverContext(DEVICE, device)

@@ -87,7 +87,7 @@ def draft_to_fhir(
     bundle = _Bundle(draft, header, sr_uid, revision)
     bundle.add("Device", _device(draft))
     bundle.add("ImagingStudy", bundle.study())
-    if revision is not None:
+    if revision is not None and revision.reviewer is not None:
         bundle.add("Practitioner", {"name": [_human_name(revision.reviewer)]})
     findings = draft.report.findings if draft.report else ()
     for n, finding in enumerate(findings, start=1):
@@ -111,6 +111,7 @@ class _Bundle:
     def __init__(self, draft: Draft, header: Dataset, sr_uid: str, revision: Revision | None):
         self.draft, self.header, self.sr_uid, self.revision = draft, header, sr_uid, revision
         self.entries: list[dict[str, Any]] = []
+        self.reviewer = revision.reviewer if revision else None
         self.issued = made_at(draft, header, revision).isoformat(timespec="seconds")
         self.subject = {
             "type": "Patient",
@@ -185,8 +186,8 @@ class _Bundle:
     def report(self, pdf: bytes | None) -> dict[str, Any]:
         report = self.draft.report
         findings = report.findings if report else ()
-        reviewer = self.revision.reviewer if self.revision else ""
-        forms = [("text/plain; charset=utf-8", utf8(draft_to_text(self.draft, reviewer), "the FHIR report"))]
+        text = draft_to_text(self.draft, self.reviewer or "")
+        forms = [("text/plain; charset=utf-8", utf8(text, "the FHIR report"))]
         if pdf is not None:
             forms.append(("application/pdf", pdf))
         return {
@@ -210,7 +211,7 @@ class _Bundle:
         }
 
     def _performer(self) -> list[dict[str, str]]:
-        return [self.to("Practitioner")] if self.revision else []
+        return [self.to("Practitioner")] if self.reviewer else []
 
     def _replaced(self) -> list[dict[str, Any]]:
         return [
@@ -226,7 +227,7 @@ class _Bundle:
 
     def provenance(self) -> dict[str, Any]:
         agents = [_agent("assembler", "Assembler", self.to("Device"))]
-        if self.revision is not None:
+        if self.reviewer:
             agents.append(_agent("author", "Author", self.to("Practitioner")))
         return {
             "target": [self.to("DiagnosticReport")],

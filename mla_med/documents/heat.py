@@ -143,7 +143,7 @@ def _finished(
         document.Modality = header.get("Modality")  # of what it was derived from
         document.Laterality = ""  # type 2C of such a series, and no region of ours is one of a pair
     document.CodingSchemeIdentificationSequence = [private_scheme()]
-    if revision is not None:
+    if revision is not None and revision.reviewer is not None:
         document.ContentCreatorName = revision.reviewer
     # the clock of this machine, or chance, would make two files of one draft
     for keyword in ("InstanceCreationDate", "InstanceCreationTime"):

@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset
 
 from mla_med.documents import codes
 from mla_med.documents.envelope import (
+    DRAFTED_ANEW,
     MANUFACTURER,
     Revision,
     device_uid,
@@ -130,9 +131,10 @@ def _filler(draft: Draft) -> str:
 
 def _note(revision: Revision) -> Segment:
     replaced = ", ".join(one.sop_instance_uid for one in revision.of_class(BASIC_TEXT_SR.sop_class_uid))
-    by = revision.reviewer.replace("^", " ")
-    words = f"Changed by {by}, who has not verified it; takes the place of {replaced}."
-    return ["NTE", "1", "", escaped(words)]
+    changed = DRAFTED_ANEW
+    if revision.reviewer is not None:
+        changed = f"Changed by {revision.reviewer.replace('^', ' ')}, who has not verified it"
+    return ["NTE", "1", "", escaped(f"{changed}; takes the place of {replaced}.")]
 
 
 def _observations(draft: Draft, sr_uid: str, made: str, revision: Revision | None) -> list[Segment]:
@@ -140,7 +142,7 @@ def _observations(draft: Draft, sr_uid: str, made: str, revision: Revision | Non
     rows += [("FT", concept, "", escaped(text), "") for concept, text in _lines(draft, sr_uid)]
     for n, finding in enumerate(draft.report.findings if draft.report else (), start=1):
         rows += _finding_rows(finding, n, draft)
-    person = _person(revision.reviewer) if revision else ""
+    person = _person(revision.reviewer) if revision and revision.reviewer else ""
     return [
         [
             *("OBX", str(n), kind, _coded(concept), sub, value, unit, "", "", "", "", PRELIMINARY),

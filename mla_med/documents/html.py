@@ -325,7 +325,8 @@ def _drawing(
     edge_px: int,
 ) -> tuple[str, int, int, tuple[float, float, float, float]]:
     """PNG, its width and height, and the box in it."""
-    plane = np.take(canonical.voxels, int(point[AXES[view]]), axis=AXES[view])[::-1, ::-1].T
+    # a view: numpy's take would first copy the whole volume, two seconds of it for 300 slices
+    plane = np.moveaxis(canonical.voxels, AXES[view], 0)[int(point[AXES[view]])][::-1, ::-1].T
     low, high = range_
     grey = np.clip((np.nan_to_num(plane, nan=low) - low) / max(high - low, 1e-6), 0, 1)
     width, height = _size_px(view, canonical, edge_px)

@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from mla_med.documents.envelope import (
+    DRAFTED_ANEW,
     Kind,
     Revision,
     cited,
@@ -76,7 +77,8 @@ def _content(draft: Draft, uids: list[str], revision: Revision | None) -> Datase
 def _description(draft: Draft, revision: Revision | None) -> str:
     lines = [NOTICE + "."]
     if revision is not None:
-        lines.append(f"Revised by {revision.reviewer.replace('^', ' ')}.")
+        by = revision.reviewer
+        lines.append(f"{DRAFTED_ANEW}." if by is None else f"Revised by {by.replace('^', ' ')}.")
     if draft.report is None:
         lines += ["No draft.", *(f"{r.code}: {r.words}" for r in draft.gate.reasons)]
     else:

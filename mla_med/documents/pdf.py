@@ -21,6 +21,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import EncapsulatedPDFStorage
 
 from mla_med.documents.envelope import (
+    DRAFTED_ANEW,
     MANUFACTURER,
     Kind,
     Revision,
@@ -155,7 +156,9 @@ def _origin(draft: Draft, header: Dataset, revision: Revision | None) -> str:
     if revision is None:
         return written
     replaced = ", ".join(one.sop_instance_uid for one in revision.of_class(EncapsulatedPDFStorage))
-    changed = f"Changed by {_shown(revision.reviewer)}, who has not verified it"
+    changed = DRAFTED_ANEW
+    if revision.reviewer is not None:
+        changed = f"Changed by {_shown(revision.reviewer)}, who has not verified it"
     return f"{written} {changed}; takes the place of {replaced}."
 
 

@@ -70,7 +70,7 @@ class Material:
 
     @property
     def reviewer(self) -> str:
-        return self.revision.reviewer if self.revision else ""
+        return (self.revision.reviewer if self.revision else None) or ""
 
     @cached_property
     def sr(self) -> Dataset:

@@ -92,9 +92,19 @@ class SlabAveraged(MapTransform):
             factors = [max(1, int(self.spacing_mm / s + 1e-3)) for s in image.pixdim.tolist()]
             factors = [min(f, n) for f, n in zip(factors, image.shape[1:], strict=True)]
             if max(factors) > 1:
-                pooled = avg_pool3d(image.as_tensor()[None], factors, factors)[0]
-                data[key] = MetaTensor(pooled, affine=image.affine @ _pooled_affine(factors))
+                data[key] = MetaTensor(
+                    mean_of_blocks(image.as_tensor(), factors), affine=image.affine @ _pooled_affine(factors)
+                )
         return data
+
+
+def mean_of_blocks(image_1IJK: Tensor, factors: list[int]) -> Tensor:
+    """Each block of `factors` voxels as its mean; what is left over at the end of an axis is dropped. In the
+    order of memory: pooling across it takes thirty times as long."""
+    order = sorted(range(3), key=lambda axis: -image_1IJK.stride(axis + 1))
+    as_stored = image_1IJK.permute(0, *(axis + 1 for axis in order))
+    pooled = avg_pool3d(as_stored[None], [factors[axis] for axis in order])[0]
+    return pooled.permute(0, *(order.index(axis) + 1 for axis in range(3)))
 
 
 def place_transform(settings: Preprocessing) -> Compose:

@@ -7,20 +7,18 @@ by leases with fencing tokens: who lost its lease cannot record. Knows no DICOM 
 
 from __future__ import annotations
 
-import os
-import random
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, RowMapping, select
 
-from mla_med.errors import ConfigError, LedgerError
+from mla_med.errors import LedgerError
+from mla_med.ledger.database import as_ledger_error, make_engine, migrate
 from mla_med.ledger.nouns import (
     Document,
     DocumentState,
@@ -32,11 +30,29 @@ from mla_med.ledger.nouns import (
     OutboxEntry,
     Outcome,
 )
+from mla_med.ledger.owners import is_dead
+from mla_med.ledger.rows import (
+    FIRST_BACKOFF_S,
+    MAX_BACKOFF_S,
+    breaker_of,
+    change_after,
+    event_row,
+    expect_state,
+    jobs_before,
+    lock_study,
+    may_be_there,
+    newest_job,
+    one_row,
+    set_row,
+    state_of,
+    to_entry,
+    to_job,
+    to_lease,
+    waiting_for,
+)
 from mla_med.ledger.seal import SiteKey
 from mla_med.ledger.tables import breakers, events, jobs, outbox
 
-FIRST_BACKOFF_S = 30.0
-MAX_BACKOFF_S = 15 * 60.0
 DEADLINE_S = 72 * 3600.0
 """A weekend with a PACS that is down; after it a person has to look."""
 LEASE_S = 300.0
@@ -47,8 +63,9 @@ KEEP_DELIVERED_S = 30 * 86_400.0
 """Bytes of a delivered document; the row and its events stay."""
 
 OPEN = (JobState.DISCOVERED, JobState.WAITING)
-_NEWEST_FORM = "0001"
-_MIGRATION_LOCK = 0x6D6C61  # any number that nobody else takes for an advisory lock
+DAMAGED = "BYTES_DAMAGED"
+"""Of a document whose bytes are not the committed ones any more."""
+_KEY_WITNESSES = 20
 
 
 class Ledger:
@@ -56,19 +73,30 @@ class Ledger:
         self._engine = engine
         self._key = key
         self.clock = clock
-        with _as_ledger_error():
-            _migrate(engine)
-        if newest := self.list_jobs(limit=1):
-            # a key that was lost and made anew would find no study again, and everything would go out twice
-            self.study_uid(newest[0].id)
+        with as_ledger_error():
+            migrate(engine)
+        self._check_key()
 
     @classmethod
     def open(cls, url: str, secret: bytes, clock: Callable[[], float] = time.time) -> Ledger:
         """`url`: sqlite:///PATH or postgresql+psycopg://...; made, and brought to its newest form."""
-        return cls(_engine(url), SiteKey(secret), clock)
+        return cls(make_engine(url), SiteKey(secret), clock)
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _check_key(self) -> None:
+        """A key that was lost and made anew would find no study again, and everything would go out twice.
+        One row that does not open is damaged; where none does, it is the key."""
+        wrong: LedgerError | None = None
+        for job in self.list_jobs(limit=_KEY_WITNESSES):
+            try:
+                self.study_uid(job.id)
+                return
+            except LedgerError as error:
+                wrong = error
+        if wrong is not None:
+            raise wrong
 
     # In: studies
 
@@ -77,13 +105,13 @@ class Ledger:
         revision where there are more than the newest one was made from."""
         now, study_hash = self.clock(), self._key.hash("study", study_uid)
         with self._write() as c:
-            _lock_study(c, study_hash)
-            row = _newest_job(c, study_hash)
+            lock_study(c, study_hash)
+            row = newest_job(c, study_hash)
             if row is None:
                 return self._new_job(c, study_uid, instances=instances, counted_at=now)
             if row["state"] in OPEN:
                 if instances != row["instances"]:
-                    _set(c, jobs, row["id"], instances=instances, counted_at=now, updated_at=now)
+                    set_row(c, jobs, row["id"], instances=instances, counted_at=now, updated_at=now)
                     self._log(c, row["id"], "COUNTED", row["state"])
             elif instances > max(row["instances"], row["own_instances"]):
                 if row["state"] == JobState.READY:
@@ -91,7 +119,7 @@ class Ledger:
                 return self._new_job(
                     c, study_uid, instances=instances, counted_at=now, revises=row["id"], reason="MORE_IMAGES"
                 )
-            return _job(_one(c, jobs, row["id"]))
+            return to_job(one_row(c, jobs, row["id"]))
 
     def hold(self, job_id: str, reason: str, own_instances: int) -> None:
         """Not complete: asked again at the next pull."""
@@ -106,36 +134,45 @@ class Ledger:
 
     def _judge(self, job_id: str, state: JobState, reason: str, own_instances: int) -> None:
         with self._write() as c:
-            row = _one(c, jobs, job_id)
-            _expect(row, *OPEN)
-            _set(c, jobs, job_id, own_instances=own_instances)
+            row = one_row(c, jobs, job_id)
+            expect_state(row, *OPEN)
+            set_row(c, jobs, job_id, own_instances=own_instances)
             self._move_job(c, job_id, state, reason)
 
     def study_uid(self, job_id: str) -> str:
         with self._read() as c:
-            row = _one(c, jobs, job_id)
+            row = one_row(c, jobs, job_id)
         return self._key.unseal(row["sealed"], job_id).decode()
 
     def newest_job(self, study_uid: str) -> Job | None:
         with self._read() as c:
-            row = _newest_job(c, self._key.hash("study", study_uid))
-        return None if row is None else _job(row)
+            row = newest_job(c, self._key.hash("study", study_uid))
+        return None if row is None else to_job(row)
 
     def predecessors(self, job_id: str) -> tuple[str, ...]:
-        """UIDs of the delivered documents of the newest job that this one revises; for the link of a
-        revision (PS3.3 C.17.2, Predecessor Documents Sequence)."""
+        """UIDs of `predecessor_documents`."""
+        return tuple(document.uid for document in self.predecessor_documents(job_id))
+
+    def predecessor_documents(self, job_id: str) -> tuple[Document, ...]:
+        """Of the newest job that this one revises and of which something is at a destination, or may be; for
+        the link of a revision (PS3.3 C.17.2, Predecessor Documents Sequence). Without their bytes."""
         with self._read() as c:
-            row = _one(c, jobs, job_id)
-            while row["revises"]:
-                row = _one(c, jobs, row["revises"])
-                found = select(outbox).where(
-                    outbox.c.job_id == row["id"],
-                    outbox.c.state == DocumentState.DELIVERED,
-                    outbox.c.sealed.is_not(None),
-                )
-                if rows := c.execute(found.order_by(outbox.c.created_at)).mappings().all():
-                    return tuple(dict.fromkeys(self._unseal(r)[0] for r in rows))
-        return ()
+            return next((found for found in self._sent_before(c, job_id) if found), ())
+
+    def generation(self, job_id: str) -> int:
+        """1 for the first draft of a study that may have got out, 2 for its first revision."""
+        with self._read() as c:
+            return 1 + sum(map(bool, self._sent_before(c, job_id)))
+
+    def _sent_before(self, c: Connection, job_id: str) -> Iterator[tuple[Document, ...]]:
+        """Of each job before this one, the newest first, what may be at a destination."""
+        for earlier in jobs_before(c, job_id):
+            found = {}
+            query = select(outbox).where(outbox.c.job_id == earlier, outbox.c.sealed.is_not(None))
+            for row in c.execute(query.order_by(outbox.c.created_at, outbox.c.id)).mappings().all():
+                if may_be_there(c, row) and (document := self._open(row)):
+                    found[document.uid] = Document(document.kind, document.uid, b"", document.place)
+            yield tuple(found.values())
 
     # Between: documents
 
@@ -146,40 +183,72 @@ class Ledger:
         documents: Sequence[Document],
         destinations: Sequence[str],
         job_id: str | None = None,
+        *,
+        supersede: bool = False,
+        predecessors: Collection[str] | None = None,
     ) -> Job:
         """The job whose documents these are, with their bytes on the disk when this returns.
 
         `work`: what was drafted by what (instance UIDs, weights, version). The same work committed again is
         the job of the first time with the bytes of the first time: a model that words its draft anew after
-        a kill changes nothing that may have been sent. `job_id`: of the READY job that was drafted."""
+        a kill changes nothing that may have been sent. `job_id`: of the READY job that was drafted.
+
+        `supersede`: these take the place of what was committed for the study before; what of it was certainly
+        not sent never is. `predecessors`: as `predecessors(job_id)` said when these were made; LedgerError if
+        it says otherwise by now, as these would not name what went out meanwhile."""
         assert documents, "a job without documents would count as delivered"
         job_key = self._key.hash("work", "\0".join((study_uid, *work)))
         now, study_hash = self.clock(), self._key.hash("study", study_uid)
         with self._write() as c:
-            _lock_study(c, study_hash)
+            lock_study(c, study_hash)
             found = c.execute(select(jobs).where(jobs.c.job_key == job_key)).mappings().first()
             if found is not None:
-                newest = _newest_job(c, study_hash)
+                newest = newest_job(c, study_hash)
                 if newest is not None and newest["state"] == JobState.READY:
                     self._move_job(c, newest["id"], JobState.SUPERSEDED, "SAME_WORK")
-                return _job(found)
+                return to_job(found)
             fresh, owner = self._not_yet_committed(c, documents, destinations)
             if not fresh:
-                return _job(_one(c, jobs, owner))
+                return to_job(one_row(c, jobs, owner))
             job_id = job_id or self._ready_job(c, study_uid, study_hash)
-            row = _one(c, jobs, job_id)
-            _expect(row, JobState.READY)
+            row = one_row(c, jobs, job_id)
+            expect_state(row, JobState.READY)
             if row["study_hash"] != study_hash:
                 raise LedgerError(f"Job {job_id} is of another study.", code="JOB_OF_OTHER_STUDY")
+            if supersede:
+                self._supersede_unsent(c, job_id)
+            if predecessors is not None:
+                sent = next((found for found in self._sent_before(c, job_id) if found), ())
+                if {document.uid for document in sent} != set(predecessors):
+                    raise LedgerError(
+                        f"Of the study of job {job_id} something was sent while it was drafted, which its "
+                        "documents do not name; draft it again.",
+                        code="PREDECESSORS_CHANGED",
+                    )
             for document, destination in fresh:
                 self._put(c, job_id, document, destination, now)
-            _set(c, jobs, job_id, job_key=job_key)
+            set_row(c, jobs, job_id, job_key=job_key)
             self._move_job(c, job_id, JobState.DRAFTED)
-            return _job(_one(c, jobs, job_id))
+            return to_job(one_row(c, jobs, job_id))
+
+    def _supersede_unsent(self, c: Connection, job_id: str) -> None:
+        """Of the jobs before this one: what waits and is certainly not at its destination stays here, and
+        its bytes are erased. What may be there is left to be delivered: half a delivery helps nobody."""
+        now = self.clock()
+        for earlier in jobs_before(c, job_id):
+            waiting = sa.and_(outbox.c.job_id == earlier, outbox.c.state == DocumentState.PENDING)
+            rows = c.execute(select(outbox).where(waiting).with_for_update()).mappings().all()
+            unsent = [row["id"] for row in rows if not may_be_there(c, row)]
+            for document_id in unsent:
+                gone = {"state": DocumentState.SUPERSEDED, "reason": "REVISED", "sealed": None}
+                set_row(c, outbox, document_id, **gone, updated_at=now)
+                self._log(c, earlier, "SUPERSEDED", DocumentState.SUPERSEDED, "REVISED", document_id)
+            if unsent:
+                self._follow(c, [earlier])
 
     def _ready_job(self, c: Connection, study_uid: str, study_hash: str) -> str:
         """The newest job of the study, where it waits to be drafted; else a new one."""
-        newest = _newest_job(c, study_hash)
+        newest = newest_job(c, study_hash)
         if newest is not None and newest["state"] == JobState.READY:
             return newest["id"]
         if newest is not None and newest["state"] in (*OPEN, JobState.QUARANTINED):
@@ -247,6 +316,23 @@ class Ledger:
 
     # Out: deliveries
 
+    def free_dead(self, destination: str) -> int:
+        """Ends the leases of processes of this host that are gone, which their successor need not wait for;
+        -> how many."""
+        now = self.clock()
+        with self._write() as c:
+            rows = c.execute(
+                sa.select(outbox.c.id, outbox.c.owner).where(
+                    outbox.c.destination == destination,
+                    outbox.c.state == DocumentState.SENDING,
+                    outbox.c.leased_until > now,
+                )
+            ).all()
+            dead = [row.id for row in rows if is_dead(row.owner)]
+            if dead:
+                c.execute(outbox.update().where(outbox.c.id.in_(dead)).values(leased_until=now))
+            return len(dead)
+
     def lease(
         self, destination: str, owner: str, limit: int = 1, lease_s: float = LEASE_S
     ) -> tuple[Lease, ...]:
@@ -255,7 +341,7 @@ class Ledger:
         now = self.clock()
         with self._write() as c:
             self._park_overdue(c, destination, now)
-            breaker = _breaker(c, destination)
+            breaker = breaker_of(c, destination)
             if breaker["open_until"] > now:
                 return ()
             if breaker["period_s"]:
@@ -264,25 +350,29 @@ class Ledger:
                 sa.and_(outbox.c.state == DocumentState.PENDING, outbox.c.next_at <= now),
                 sa.and_(outbox.c.state == DocumentState.SENDING, outbox.c.leased_until <= now),
             )
-            rows = (
-                c.execute(
-                    select(outbox)
-                    .where(outbox.c.destination == destination, due)
-                    .order_by(outbox.c.next_at, outbox.c.created_at)
-                    .limit(limit)
-                    .with_for_update(skip_locked=True)
-                )
-                .mappings()
-                .all()
+            query = (
+                select(outbox)
+                .where(outbox.c.destination == destination, due)
+                .order_by(outbox.c.next_at, outbox.c.created_at)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
             )
-            if not rows:
+            leases: list[Lease] = []
+            while not leases and (rows := c.execute(query).mappings().all()):
+                for row in rows:
+                    if document := self._open(row):
+                        leases.append(to_lease(row, document, now + lease_s))
+                    else:
+                        # not sent any more, and in nobody's way
+                        self._park(c, row["id"], row["job_id"], DAMAGED, now)
+            if not leases:
                 return ()
             if breaker["period_s"]:
                 # the probe is out: no other worker sends one before it has answered
                 self._set_breaker(c, destination, open_until=now + lease_s)
             c.execute(
                 outbox.update()
-                .where(outbox.c.id.in_([row["id"] for row in rows]))
+                .where(outbox.c.id.in_([lease.document_id for lease in leases]))
                 .values(
                     state=DocumentState.SENDING,
                     owner=owner,
@@ -292,33 +382,16 @@ class Ledger:
                     updated_at=now,
                 )
             )
-            leases = tuple(self._to_lease(row, now + lease_s) for row in rows)
             self._log_all(
                 c,
                 [
-                    _event(
+                    event_row(
                         now, lease.job_id, "LEASED", DocumentState.SENDING, "", lease.document_id, lease.fence
                     )
                     for lease in leases
                 ],
             )
-            return leases
-
-    def _to_lease(self, row: RowMapping, until: float) -> Lease:
-        uid, content = self._unseal(row)
-        if self._key.hash("content", content) != row["digest"]:
-            raise LedgerError(f"The bytes of document {row['id']} are not the committed ones.")
-        return Lease(
-            row["id"],
-            row["job_id"],
-            row["destination"],
-            row["kind"],
-            uid,
-            content,
-            row["attempts"] + 1,
-            row["fence"] + 1,
-            until,
-        )
+            return tuple(leases)
 
     def record(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> tuple[bool, ...]:
         """What came of leased documents of one destination; False for each whose lease was lost."""
@@ -327,7 +400,7 @@ class Ledger:
         (destination,) = {lease.destination for lease, _ in outcomes}
         now = self.clock()
         with self._write() as c:
-            _breaker(c, destination)  # locked first, as by `lease`: two that wait for each other would fail
+            breaker_of(c, destination)  # locked first, as by `lease`: two that wait for each other would fail
             ids = [lease.document_id for lease, _ in outcomes]
             query = select(
                 outbox.c.id, outbox.c.fence, outbox.c.state, outbox.c.next_at, outbox.c.deadline_at
@@ -337,11 +410,11 @@ class Ledger:
             for lease, outcome in outcomes:
                 row = rows[lease.document_id]
                 holds = row.fence == lease.fence and row.state == DocumentState.SENDING
-                change = _change(row, lease, outcome, now)
+                change = change_after(row, lease, outcome, now)
                 kept.append(holds)
                 changes += [change] if holds else []
                 happened.append(
-                    _event(
+                    event_row(
                         now,
                         lease.job_id,
                         outcome.kind.upper() if holds else "STALE_REFUSED",
@@ -355,7 +428,7 @@ class Ledger:
                 c.execute(outbox.update().where(outbox.c.id == sa.bindparam("document")), changes)
             self._log_all(c, happened)
             self._follow(c, {lease.job_id for (lease, _), held in zip(outcomes, kept, strict=True) if held})
-            self._judge_destination(c, destination, [outcome.kind for _, outcome in outcomes])
+            self._judge_destination(c, destination, [outcome for _, outcome in outcomes])
         return tuple(kept)
 
     def _follow(self, c: Connection, job_ids: Collection[str]) -> None:
@@ -364,25 +437,27 @@ class Ledger:
         query = select(outbox.c.job_id, outbox.c.state, outbox.c.reason)
         for job_id, state, reason in c.execute(query.where(outbox.c.job_id.in_(job_ids))):
             found[job_id].append((state, reason))
-        moves = {job_id: _state_of(documents) for job_id, documents in found.items()}
+        moves = {job_id: state_of(documents) for job_id, documents in found.items()}
         before = dict(c.execute(select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(job_ids))).tuples().all())
         self._move_jobs(c, {j: move for j, move in moves.items() if move[0] != before[j]})
 
-    def _judge_destination(self, c: Connection, destination: str, kinds: Sequence[Kind]) -> None:
+    def _judge_destination(self, c: Connection, destination: str, outcomes: Sequence[Outcome]) -> None:
         """One answer that is not about the destination's health closes the breaker, and what waited for it is
-        due at once; failures in a row open it, for twice as long each time."""
-        breaker, now = _breaker(c, destination), self.clock()
-        if any(kind in (Kind.DELIVERED, Kind.PERMANENT) for kind in kinds):
+        due at once; failures in a row open it, for twice as long each time, and not to be let in at once."""
+        breaker, now = breaker_of(c, destination), self.clock()
+        if any(outcome.kind in (Kind.DELIVERED, Kind.PERMANENT) for outcome in outcomes):
             if breaker["failures"]:
-                self._set_breaker(c, destination, failures=0, open_until=0.0, period_s=0.0)
+                self._set_breaker(c, destination, failures=0, open_until=0.0, period_s=0.0, reason="")
             if breaker["period_s"]:
-                waiting = sa.and_(
-                    outbox.c.destination == destination, outbox.c.state == DocumentState.PENDING
-                )
-                c.execute(outbox.update().where(waiting, outbox.c.next_at > now).values(next_at=now))
+                self._make_due(c, destination, now)
+            if breaker["reason"]:
+                # the time for which nobody was let in is not theirs
+                late = sa.and_(waiting_for(destination), outbox.c.deadline_at < now + DEADLINE_S)
+                c.execute(outbox.update().where(late).values(deadline_at=now + DEADLINE_S))
             return
+        denied = next((outcome.reason for outcome in outcomes if outcome.kind is Kind.DENIED), "")
         failures, period_s = breaker["failures"] + 1, 0.0
-        if failures >= BREAKER_THRESHOLD:
+        if denied or failures >= BREAKER_THRESHOLD:
             period_s = min(MAX_BACKOFF_S, 2 * breaker["period_s"] or FIRST_BACKOFF_S)
         self._set_breaker(
             c,
@@ -390,22 +465,29 @@ class Ledger:
             failures=failures,
             period_s=period_s,
             open_until=now + period_s if period_s else 0.0,
+            reason=denied,
         )
+
+    def _make_due(self, c: Connection, destination: str, now: float) -> None:
+        later = sa.and_(waiting_for(destination), outbox.c.next_at > now)
+        c.execute(outbox.update().where(later).values(next_at=now))
 
     def _park_overdue(self, c: Connection, destination: str, now: float) -> None:
         """What was tried until its deadline, or could not be tried as the destination was down. What was
-        never tried, as nothing ran here, still gets its try."""
-        overdue = sa.and_(
-            outbox.c.destination == destination,
-            outbox.c.state == DocumentState.PENDING,
-            outbox.c.deadline_at <= now,
-        )
-        if not _breaker(c, destination)["period_s"]:
+        never tried, as nothing ran here, still gets its try; while we are not let in, nothing is overdue."""
+        breaker = breaker_of(c, destination)
+        if breaker["reason"]:
+            return
+        overdue = sa.and_(waiting_for(destination), outbox.c.deadline_at <= now)
+        if not breaker["period_s"]:
             overdue = sa.and_(overdue, outbox.c.attempts > 0)
         for row in c.execute(select(outbox.c.id, outbox.c.job_id).where(overdue)).all():
-            _set(c, outbox, row.id, state=DocumentState.PARKED, reason="DEADLINE", updated_at=now)
-            self._log(c, row.job_id, "PARKED", DocumentState.PARKED, "DEADLINE", row.id)
-            self._follow(c, [row.job_id])
+            self._park(c, row.id, row.job_id, "DEADLINE", now)
+
+    def _park(self, c: Connection, document_id: str, job_id: str, reason: str, now: float) -> None:
+        set_row(c, outbox, document_id, state=DocumentState.PARKED, reason=reason, owner="", updated_at=now)
+        self._log(c, job_id, "PARKED", DocumentState.PARKED, reason, document_id)
+        self._follow(c, [job_id])
 
     # A person's part
 
@@ -413,13 +495,13 @@ class Ledger:
         """Parked documents are due again, with a new deadline; a quarantined study is asked for again."""
         now = self.clock()
         with self._write() as c:
-            row = _one(c, jobs, job_id)
-            _expect(row, JobState.PARKED, JobState.QUARANTINED)
+            row = one_row(c, jobs, job_id)
+            expect_state(row, JobState.PARKED, JobState.QUARANTINED)
             if row["state"] == JobState.QUARANTINED:
                 self._move_job(c, job_id, JobState.DISCOVERED, "RETRIED")
             parked = sa.and_(outbox.c.job_id == job_id, outbox.c.state == DocumentState.PARKED)
             for (document_id,) in c.execute(select(outbox.c.id).where(parked)).all():
-                _set(
+                set_row(
                     c,
                     outbox,
                     document_id,
@@ -432,14 +514,26 @@ class Ledger:
                 self._log(c, job_id, "RETRIED", DocumentState.PENDING, document_id=document_id)
             if row["state"] == JobState.PARKED:
                 self._follow(c, [job_id])
-            return _job(_one(c, jobs, job_id))
+            return to_job(one_row(c, jobs, job_id))
+
+    def ask_again(self) -> tuple[str, ...]:
+        """Destinations that were being spared, or did not let us in: each is asked at the next delivery, with
+        one document."""
+        now = self.clock()
+        with self._write() as c:
+            query = select(breakers.c.destination).where(breakers.c.period_s > 0)
+            names = tuple(c.execute(query.order_by(breakers.c.destination)).scalars().all())
+            for destination in names:
+                self._set_breaker(c, destination, open_until=now)
+                self._make_due(c, destination, now)
+        return names
 
     def discard(self, job_id: str, reason: str) -> Job:
         """A person decided that it is not delivered: bytes are erased, the row and its events stay."""
         now = self.clock()
         with self._write() as c:
-            _expect(
-                _one(c, jobs, job_id),
+            expect_state(
+                one_row(c, jobs, job_id),
                 *(JobState.PARKED, JobState.QUARANTINED, JobState.WAITING, JobState.DISCOVERED),
                 *(JobState.READY, JobState.DRAFTED),
             )
@@ -449,13 +543,16 @@ class Ledger:
                     f"A document of job {job_id} is being sent; try again in a moment.", code="BEING_SENT"
                 )
             rest = sa.and_(outbox.c.job_id == job_id, outbox.c.state != DocumentState.DELIVERED)
+            if c.execute(select(outbox.c.id).where(rest, outbox.c.reason == DAMAGED)).first():
+                # nobody decided against this work: it was lost here, and may be done again
+                set_row(c, jobs, job_id, job_key=None)
             c.execute(
                 outbox.update()
                 .where(rest)
                 .values(state=DocumentState.DISCARDED, reason=reason, sealed=None, updated_at=now)
             )
             self._move_job(c, job_id, JobState.DISCARDED, reason)
-            return _job(_one(c, jobs, job_id))
+            return to_job(one_row(c, jobs, job_id))
 
     def purge(self) -> int:
         """Erases the bytes of what was delivered long ago, not its UID, which a revision refers to."""
@@ -467,8 +564,10 @@ class Ledger:
         with self._write() as c:
             rows = c.execute(select(outbox).where(old)).mappings().all()
             for row in rows:
-                erased = Document(row["kind"], self._unseal(row)[0], b"")
-                _set(c, outbox, row["id"], sealed=self._seal(erased, row["id"]), size_bytes=0)
+                whole = self._open(row)
+                erased = Document(row["kind"], whole.uid, b"", whole.place) if whole else None
+                sealed = self._seal(erased, row["id"]) if erased else None
+                set_row(c, outbox, row["id"], sealed=sealed, size_bytes=0)
         return len(rows)
 
     # To look at
@@ -478,7 +577,7 @@ class Ledger:
         query = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id).limit(limit)
         with self._read() as c:
             rows = c.execute(query.where(jobs.c.state == state) if state else query).mappings().all()
-        return tuple(map(_job, rows))
+        return tuple(map(to_job, rows))
 
     def job(self, job_id: str) -> Job:
         """By its id, or by the beginning of it that no other has."""
@@ -490,21 +589,26 @@ class Ledger:
             raise LedgerError(
                 f"{found} an id that begins so. See: mla-med ledger list.", code="JOB_NOT_FOUND"
             )
-        return _job(rows[0])
+        return to_job(rows[0])
 
     def documents(self, job_id: str) -> tuple[OutboxEntry, ...]:
         query = select(outbox).where(outbox.c.job_id == job_id).order_by(outbox.c.created_at, outbox.c.id)
         with self._read() as c:
             rows = c.execute(query).mappings().all()
-        return tuple(map(_entry, rows))
+        return tuple(map(to_entry, rows))
 
     def content(self, document_id: str) -> bytes:
         """The committed bytes of a document."""
         with self._read() as c:
-            row = _one(c, outbox, document_id)
+            row = one_row(c, outbox, document_id)
         if row["sealed"] is None or not row["size_bytes"]:
             raise LedgerError(f"The bytes of document {document_id} were erased.", code="CONTENT_ERASED")
-        return self._unseal(row)[1]
+        if (document := self._open(row)) is None:
+            raise LedgerError(
+                f"The bytes of document {document_id} are not the committed ones: the database was damaged.",
+                code=DAMAGED,
+            )
+        return document.content
 
     def history(self, job_id: str) -> tuple[Event, ...]:
         query = select(events).where(events.c.job_id == job_id).order_by(events.c.id)
@@ -561,6 +665,12 @@ class Ledger:
             found = select(breakers.c.period_s).where(breakers.c.destination == destination)
             return bool(c.execute(found).scalar())
 
+    def denied(self, destination: str) -> str:
+        """The reason code while a destination does not let us in; else empty."""
+        with self._read() as c:
+            found = select(breakers.c.reason).where(breakers.c.destination == destination)
+            return c.execute(found).scalar() or ""
+
     # Within
 
     def _new_job(
@@ -590,7 +700,7 @@ class Ledger:
             )
         )
         self._log(c, job_id, "DISCOVERED", JobState.DISCOVERED, reason)
-        return _job(_one(c, jobs, job_id))
+        return to_job(one_row(c, jobs, job_id))
 
     def _move_job(self, c: Connection, job_id: str, state: JobState, reason: str = "") -> None:
         self._move_jobs(c, {job_id: (state, reason)})
@@ -603,7 +713,7 @@ class Ledger:
                 for job_id, (state, reason) in sorted(moves.items())
             ]
             c.execute(jobs.update().where(jobs.c.id == sa.bindparam("job")), values)
-        self._log_all(c, [_event(now, job_id, "JOB", *move) for job_id, move in moves.items()])
+        self._log_all(c, [event_row(now, job_id, "JOB", *move) for job_id, move in moves.items()])
 
     def _log(
         self,
@@ -614,36 +724,39 @@ class Ledger:
         reason: str = "",
         document_id: str | None = None,
     ) -> None:
-        self._log_all(c, [_event(self.clock(), job_id, event, state, reason, document_id)])
+        self._log_all(c, [event_row(self.clock(), job_id, event, state, reason, document_id)])
 
     def _log_all(self, c: Connection, happened: Sequence[dict[str, Any]]) -> None:
         if happened:
             c.execute(events.insert(), happened)
 
-    def _set_breaker(self, c: Connection, destination: str, **values: float) -> None:
+    def _set_breaker(self, c: Connection, destination: str, **values: float | str) -> None:
         c.execute(breakers.update().where(breakers.c.destination == destination).values(values))
 
     def _seal(self, document: Document, document_id: str) -> bytes:
-        return self._key.seal(document.uid.encode() + b"\0" + document.content, document_id)
+        names = f"{document.uid} {document.place}".strip().encode()
+        return self._key.seal(names + b"\0" + document.content, document_id)
 
-    def _unseal(self, row: RowMapping) -> tuple[str, bytes]:
-        uid, _, content = self._key.unseal(row["sealed"], row["id"]).partition(b"\0")
-        return uid.decode(), content
+    def _open(self, row: RowMapping) -> Document | None:
+        """None where they are not the committed bytes any more."""
+        try:
+            names, _, content = self._key.unseal(row["sealed"] or b"", row["id"]).partition(b"\0")
+        except LedgerError:  # that the key is right was seen when the ledger was opened
+            return None
+        if row["size_bytes"] and self._key.hash("content", content) != row["digest"]:
+            return None
+        uid, _, place = names.decode().partition(" ")
+        return Document(row["kind"], uid, content, place)
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
-        with _as_ledger_error(), self._engine.begin() as connection:
+        with as_ledger_error(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with _as_ledger_error(), self._engine.connect() as connection:
+        with as_ledger_error(), self._engine.connect() as connection:
             yield connection.execution_options(reads=True)
-
-
-def backoff_s(attempt: int) -> float:
-    """After so many tries: doubled each time up to a cap, and spread, so that not all come at once."""
-    return min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(attempt - 1, 10)) * random.uniform(0.75, 1.0)
 
 
 def _uid_used(document: Document) -> LedgerError:
@@ -651,203 +764,4 @@ def _uid_used(document: Document) -> LedgerError:
         f"The UID of a {document.kind} names a document that was committed before with other content. "
         "A changed document needs a UID of its own, and a link to the one before.",
         code="UID_USED",
-    )
-
-
-def _change(row: Any, lease: Lease, outcome: Outcome, now: float) -> dict[str, Any]:
-    """Of a document's row, after a try."""
-    state, next_at = DocumentState.PENDING, now + backoff_s(lease.attempt)
-    if outcome.kind is Kind.DELIVERED:
-        state, next_at = DocumentState.DELIVERED, row.next_at
-    elif outcome.kind is Kind.PERMANENT or now >= row.deadline_at:
-        state, next_at = DocumentState.PARKED, row.next_at
-    return {
-        "document": lease.document_id,
-        "state": state,
-        "reason": outcome.reason,
-        "next_at": next_at,
-        "owner": "",
-        "updated_at": now,
-    }
-
-
-def _state_of(documents: Sequence[tuple[str, str]]) -> tuple[JobState, str]:
-    """A job's, by the states and reasons of its documents."""
-    states = {state for state, _ in documents}
-    if DocumentState.PARKED in states:
-        return JobState.PARKED, next(r for state, r in documents if state == DocumentState.PARKED)
-    if states <= {DocumentState.DELIVERED, DocumentState.DISCARDED}:
-        return (JobState.DELIVERED if DocumentState.DELIVERED in states else JobState.DISCARDED), ""
-    return JobState.DRAFTED, ""
-
-
-def _event(
-    at: float,
-    job_id: str,
-    event: str,
-    state: str,
-    reason: str = "",
-    document_id: str | None = None,
-    fence: int = 0,
-) -> dict[str, Any]:
-    return {
-        "at": at,
-        "job_id": job_id,
-        "document_id": document_id,
-        "event": event,
-        "state": state,
-        "reason": reason,
-        "fence": fence,
-    }
-
-
-def _engine(url: str) -> Engine:
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        raise ConfigError(
-            "The ledger's address is no database URL; give sqlite:////path/ledger.db or "
-            "postgresql+psycopg://host/database."
-        ) from None
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise ConfigError(f"A ledger lives in sqlite or postgresql, not in {parsed.get_backend_name()}.")
-    if parsed.get_backend_name() == "postgresql":
-        # hide_parameters: an error's text would show what was written
-        return sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True)
-    _make_private(Path(parsed.database or ""))
-    engine = sa.create_engine(parsed, hide_parameters=True, connect_args={"timeout": 30})
-    sa.event.listen(engine, "connect", _on_connect)
-    sa.event.listen(engine, "begin", _on_begin)
-    return engine
-
-
-def _make_private(path: Path) -> None:
-    """SQLite gives its side files the mode of the database."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    except OSError as error:
-        raise LedgerError(f"Cannot open the ledger {path}: {error.strerror}.") from error
-
-
-def _on_connect(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # transactions begin where SQLAlchemy says, DDL included
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _on_begin(connection: Connection) -> None:
-    # A transaction that first reads and then writes would fail where another wrote in between.
-    reads = connection.get_execution_options().get("reads")
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-
-def _migrate(engine: Engine) -> None:
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-        if _form(connection) == _NEWEST_FORM:
-            return
-        from alembic import command
-        from alembic.config import Config
-
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-
-
-def _form(connection: Connection) -> str:
-    if not sa.inspect(connection).has_table("alembic_version"):
-        return ""
-    return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar() or ""
-
-
-@contextmanager
-def _as_ledger_error() -> Iterator[None]:
-    try:
-        yield
-    except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
-        words = str(error.orig).splitlines()[0] if error.orig and str(error.orig) else "no answer"
-        code = "LEDGER_FULL" if "full" in words or "No space" in words else "LEDGER_UNREACHABLE"
-        raise LedgerError(
-            f"The ledger could not be read or written ({words}); nothing was changed. "
-            "Is there space on its disk, and is its server up?",
-            code=code,
-        ) from None
-
-
-def _newest_job(c: Connection, study_hash: str) -> RowMapping | None:
-    query = select(jobs).where(jobs.c.study_hash == study_hash).order_by(jobs.c.created_at.desc())
-    return c.execute(query.limit(1)).mappings().first()
-
-
-def _lock_study(c: Connection, study_hash: str) -> None:
-    """On PostgreSQL, two commits of one study come one after the other; SQLite has one writer anyway."""
-    if c.dialect.name == "postgresql":
-        c.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": int(study_hash[:15], 16)})
-
-
-def _one(c: Connection, table: sa.Table, row_id: str) -> RowMapping:
-    row = c.execute(select(table).where(table.c.id == row_id)).mappings().first()
-    if row is None:
-        raise LedgerError(f"The ledger has no {table.name} row {row_id}.", code="JOB_NOT_FOUND")
-    return row
-
-
-def _set(c: Connection, table: sa.Table, row_id: str, **values: Any) -> None:
-    c.execute(table.update().where(table.c.id == row_id).values(values))
-
-
-def _expect(row: RowMapping, *states: JobState) -> None:
-    if row["state"] not in states:
-        raise LedgerError(
-            f"Job {row['id']} is {row['state']}; this is for {', '.join(states)}.", code="STATE_WRONG"
-        )
-
-
-def _breaker(c: Connection, destination: str) -> RowMapping:
-    query = select(breakers).where(breakers.c.destination == destination)
-    row = c.execute(query.with_for_update()).mappings().first()
-    if row is None:
-        # two workers may come first at the same moment
-        insert: Any
-        if c.dialect.name == "postgresql":
-            from sqlalchemy.dialects.postgresql import insert
-        else:
-            from sqlalchemy.dialects.sqlite import insert
-        values = {"destination": destination, "failures": 0, "open_until": 0.0, "period_s": 0.0}
-        c.execute(insert(breakers).values(values).on_conflict_do_nothing())
-        row = c.execute(query.with_for_update()).mappings().one()
-    return row
-
-
-def _job(row: RowMapping) -> Job:
-    return Job(
-        row["id"],
-        JobState(row["state"]),
-        row["reason"],
-        row["instances"],
-        row["counted_at"],
-        row["own_instances"],
-        row["revises"],
-        row["created_at"],
-        row["updated_at"],
-    )
-
-
-def _entry(row: RowMapping) -> OutboxEntry:
-    return OutboxEntry(
-        row["id"],
-        row["job_id"],
-        row["destination"],
-        row["kind"],
-        DocumentState(row["state"]),
-        row["reason"],
-        row["attempts"],
-        row["next_at"],
-        row["deadline_at"],
-        row["size_bytes"],
-        row["created_at"],
-        row["updated_at"],
     )

@@ -22,7 +22,7 @@ class JobState(StrEnum):
     QUARANTINED = "QUARANTINED"
     """The study must not be drafted."""
     SUPERSEDED = "SUPERSEDED"
-    """More images came before it was drafted."""
+    """Another one took its place before anything of it was sent."""
     DISCARDED = "DISCARDED"
     """A person decided."""
 
@@ -33,6 +33,7 @@ class DocumentState(StrEnum):
     DELIVERED = "DELIVERED"
     PARKED = "PARKED"
     DISCARDED = "DISCARDED"
+    SUPERSEDED = "SUPERSEDED"
 
 
 class Kind(StrEnum):
@@ -46,6 +47,8 @@ class Kind(StrEnum):
     """No answer, or one that proves nothing: it may be stored. Looked for before it is sent again."""
     PERMANENT = "permanent"
     """Will not be stored however often it is sent."""
+    DENIED = "denied"
+    """The destination does not let us in: that says nothing of the document, and a person has to mend it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class Document:
     uid: str
     """By which its destination knows it."""
     content: bytes
+    place: str = ""
+    """What else a reference to it needs, in the words of who commits it; kept as long as the UID."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class SiteKey:
     def unseal(self, sealed: bytes, about: str) -> bytes:
         try:
             return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], about.encode())
-        except InvalidTag:
+        except (InvalidTag, ValueError):  # ValueError: too short to be anything that was sealed
             raise LedgerError(
                 f"Row {about} does not open with this site key. Is it the key that the ledger was made with?",
                 code="KEY_WRONG",

@@ -90,4 +90,5 @@ breakers = Table(
     Column("failures", Integer, nullable=False, default=0),
     Column("open_until", Double, nullable=False, default=0.0),
     Column("period_s", Double, nullable=False, default=0.0),  # 0: closed
+    Column("reason", String(64), nullable=False, default="", server_default=""),  # why it does not let us in
 )

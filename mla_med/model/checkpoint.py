@@ -44,37 +44,55 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
                 "leave --checkpoint out to use the packaged one.",
                 code="CHECKPOINT_MISSING",
             )
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
     try:
         about = json.loads((folder / "checkpoint.json").read_text())
         calibration = Calibration.from_dict(json.loads((folder / "calibration.json").read_text()))
         scope = _read_scope(about["scope"])
         name, version = str(about["name"]), str(about["version"])
-        model, loaded = MLAModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
-        raise CheckpointError(
-            f"The checkpoint at {folder} is damaged ({type(error).__name__}). Copy or train it again.",
-            code="CHECKPOINT_DAMAGED",
-        ) from error
-    # transformers fills what the file lacks with random numbers
-    if any(loaded[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
-        raise CheckpointError(
-            f"The weights at {folder} are of another model than its config.json. Copy or train it again.",
-            code="CHECKPOINT_DAMAGED",
-        )
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise _damaged(folder, error) from error
+    model = read_model(folder)
     if not set(model.config.finding_keys) <= set(SCHEMAS.get(scope.examination, ())):
         raise CheckpointError(
             f"The checkpoint at {folder} knows other findings than this version of mla_med. "
             "Use the version it was trained with, or train it again.",
             code="CHECKPOINT_SCHEMA",
         )
-    return Checkpoint(model.eval(), calibration, scope, name, version, checkpoint_digest(folder))
+    return Checkpoint(model, calibration, scope, name, version, checkpoint_digest(folder))
+
+
+def read_model(folder: Path) -> MLAModel:
+    """The network of a checkpoint, or of what a stage of `mla-med adapt` left, in single precision and eval
+    mode. CheckpointError where it is missing, damaged or of another shape."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"No model at {folder}: config.json is missing. Give a checkpoint, or the model/ of a stage.",
+            code="CHECKPOINT_MISSING",
+        )
+    logging.disable_progress_bar()
+    try:
+        model, loaded = MLAModel.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        raise _damaged(folder, error) from error
+    # transformers fills what the file lacks with random numbers
+    if any(loaded[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+        raise CheckpointError(
+            f"The weights at {folder} are of another model than its config.json. Copy or train it again.",
+            code="CHECKPOINT_DAMAGED",
+        )
+    return model.eval()
+
+
+def _damaged(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint at {folder} is damaged ({type(error).__name__}). Copy or train it again.",
+        code="CHECKPOINT_DAMAGED",
+    )
 
 
 def _read_scope(values: dict[str, Any]) -> Scope:

@@ -56,6 +56,8 @@ def check_pacs(peer: Peer) -> Iterator[Step]:
         ("read the draft back", lambda: _equal(peer, [phantom.draft])),
         ("store it again", lambda: _once(peer, phantom)),
     )
+    if peer.commits:
+        steps = (*steps, ("commit the draft", lambda: _committed(peer, phantom)))
     stored = False
     for name, step in steps:
         try:
@@ -111,6 +113,17 @@ def _once(peer: Peer, phantom: _Phantom) -> str:
     if number != 1:
         raise PacsError(f"The same document stored twice is there {number} times.", code="DUPLICATE")
     return "still one"
+
+
+def _committed(peer: Peer, phantom: _Phantom) -> str:
+    (outcome,) = peer.confirm([phantom.draft])
+    if outcome.kind is not Kind.DELIVERED:
+        raise PacsError(
+            "The PACS does not commit to what it stores, or reports on an association of its own, which "
+            "nobody here takes: nothing would count as delivered. Set commitment to false.",
+            code=outcome.reason,
+        )
+    return "committed"
 
 
 def _removed(peer: Peer, phantom: _Phantom) -> Step:

@@ -6,8 +6,6 @@ back equal: so the effect is exactly once. What may have been sent before is loo
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 from collections import Counter
@@ -18,14 +16,16 @@ from mla_med.errors import PacsError
 from mla_med.ledger.failpoints import reach
 from mla_med.ledger.ledger import LEASE_S, Ledger
 from mla_med.ledger.nouns import Document, DocumentState, Job, Kind, Lease, Outcome
+from mla_med.ledger.owners import owner
 from mla_med.logs import log
 from mla_med.pacs.letter import (
     Letter,
     complaints,
     difference,
     kind_of,
+    place_of,
+    predecessors_of,
     read_letter,
-    validator_errors,
     work_of,
 )
 from mla_med.pacs.peer import Answer, Peer
@@ -41,9 +41,11 @@ def commit_documents(
     *,
     job_id: str | None = None,
     validate: str = "warn",
+    predecessors: Sequence[str] | None = None,
 ) -> Job:
     """Final bytes of one study's documents into the outbox, once and for all. PacsError with the reason if
-    one of them must not leave; then none does."""
+    one of them must not leave; then none does. A revision takes the place of what was not sent yet.
+    `predecessors`: see Ledger.commit; None: whatever the documents themselves name."""
     letters = [read_letter(content) for content in contents]
     if len({letter.study_uid for letter in letters}) != 1:
         raise PacsError("The documents are of several studies; commit each study's.", code="SEVERAL_STUDIES")
@@ -52,7 +54,7 @@ def commit_documents(
             raise PacsError(
                 f"A document must not be sent: {', '.join(found)}. Draft the study again.", code=found[0]
             )
-        errors = validator_errors(content) if validate != "off" else None
+        errors = _validator_errors(content) if validate != "off" else None
         if errors:
             log("document_invalid", level="warning", count=errors)
         if validate == "require" and errors != 0:
@@ -63,13 +65,23 @@ def commit_documents(
                 code="DOCUMENT_INVALID",
             )
     study_uid, work = work_of(contents[0])
-    documents = [Document(kind_of(letter.content), letter.uid, letter.content) for letter in letters]
+    documents = [Document(kind_of(one.content), one.uid, one.content, place_of(one)) for one in letters]
     work = (*work, "|", *sorted(document.kind for document in documents))
+    revises = predecessors is not None or any(map(predecessors_of, contents))
     reach("draft")
-    job = ledger.commit(study_uid, work, documents, [destination], job_id)
+    job = ledger.commit(
+        study_uid, work, documents, [destination], job_id, supersede=revises, predecessors=predecessors
+    )
     log("committed", job=job.id, state=job.state, count=len(documents))
     reach("persist")
     return job
+
+
+def _validator_errors(content: bytes) -> int | None:
+    """How many dciodvfy prints; None where it is not installed. Its words name values: they go nowhere."""
+    from mla_med.documents.check import has_validator, validator_errors
+
+    return len(validator_errors(content)) if has_validator() else None
 
 
 def deliver_due(
@@ -85,10 +97,11 @@ def deliver_due(
     """Everything that is due now. `observe`: an outcome and how long it took."""
     tally: Tally = Counter()
     lock = threading.Lock()
+    denied = ledger.denied(destination)
+    ledger.free_dead(destination)
 
     def work(number: int) -> None:
-        owner = f"{socket.gethostname()[:32]}-{os.getpid()}-{number}"
-        while leases := ledger.lease(destination, owner, batch, lease_s):
+        while leases := ledger.lease(destination, owner(number), batch, lease_s):
             start = time.monotonic()
             outcomes = deliver(leases, peer)
             recorded = ledger.record(outcomes)
@@ -105,6 +118,8 @@ def deliver_due(
         with ThreadPoolExecutor(workers, thread_name_prefix="deliver") as pool:
             for done in [pool.submit(work, number) for number in range(workers)]:
                 done.result()
+    if (now := ledger.denied(destination)) and now != denied:
+        log("denied", level="error", destination=destination, code=now)  # once, however long it lasts
     if parked := ledger.depths().get((destination, DocumentState.PARKED)):
         log("parked", level="error", destination=destination, count=parked)  # the alarm, until somebody acts
     return tally

@@ -95,6 +95,10 @@ class DimsePeer:
         self._web = WebPeer(settings, credentials or Credentials()) if settings.dicomweb_url else None
         self._beside = WebPeer(settings, Credentials(), settings.beside_url) if settings.move_to else None
 
+    @property
+    def commits(self) -> bool:
+        return self._settings.commitment
+
     # Out
 
     def store(self, letters: Sequence[Letter]) -> list[Outcome]:

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
-import subprocess
-import tempfile
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -52,8 +48,6 @@ _EVIDENCE = (
     "PertinentOtherEvidenceSequence",
     "IdenticalDocumentsSequence",
 )
-_DEVICE_UID = "121012"
-_VALIDATOR_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +95,33 @@ def work_of(content: bytes) -> tuple[str, tuple[str, ...]]:
         for instance in dataset.get("SourceInstanceSequence") or ()
         if "ReferencedSOPInstanceUID" in instance
     ]
-    before = [
-        str(instance.ReferencedSOPInstanceUID)
-        for study in dataset.get("PredecessorDocumentsSequence") or ()
-        for series in study.get("ReferencedSeriesSequence") or ()
-        for instance in series.get("ReferencedSOPSequence") or ()
-    ]
     maker = [
         str(dataset.get(k, ""))
         for k in ("Manufacturer", "ManufacturerModelName", "SoftwareVersions", "DeviceSerialNumber")
     ]
-    return str(dataset.StudyInstanceUID), (*sorted(set(images)), "|", *maker, "|", *sorted(set(before)))
+    return str(dataset.StudyInstanceUID), (*sorted(set(images)), "|", *maker, "|", *predecessors_of(content))
+
+
+def predecessors_of(content: bytes) -> tuple[str, ...]:
+    """UIDs of the documents that it says it takes the place of."""
+    named = {
+        str(instance.ReferencedSOPInstanceUID)
+        for study in _whole(content).get("PredecessorDocumentsSequence") or ()
+        for series in study.get("ReferencedSeriesSequence") or ()
+        for instance in series.get("ReferencedSOPSequence") or ()
+    }
+    return tuple(sorted(named))
+
+
+def place_of(letter: Letter) -> str:
+    """What a reference to it needs beside its UID; see `read_place`."""
+    return f"{letter.sop_class_uid} {letter.series_uid}"
+
+
+def read_place(place: str) -> tuple[str, str]:
+    """-> its SOP Class UID, its Series Instance UID."""
+    sop_class_uid, series_uid = place.split()
+    return sop_class_uid, series_uid
 
 
 def kind_of(content: bytes) -> str:
@@ -123,88 +133,10 @@ def kind_of(content: bytes) -> str:
 
 
 def complaints(content: bytes) -> tuple[str, ...]:
-    """Reason codes why these bytes must not be sent; none if they may. What no validator checks."""
-    dataset = _whole(content)
-    found = list(_flag_complaints(dataset))
-    if content[:128] != bytes(128):
-        found.append("PREAMBLE_NOT_EMPTY")  # CVE-2019-11687: another format may hide there
-    if _undecodable(dataset):
-        found.append("TEXT_LOST")
-    if "ContentSequence" in dataset:
-        found += _content_complaints(dataset)
-    return tuple(found)
+    """Reason codes why these bytes must not be sent; none if they may."""
+    from mla_med.documents.check import check_alone  # brings highdicom, which only a commit needs
 
-
-def _flag_complaints(dataset: Dataset) -> Iterator[str]:
-    if (
-        dataset.get("VerificationFlag", "UNVERIFIED") != "UNVERIFIED"
-        or "VerifyingObserverSequence" in dataset
-    ):
-        yield "NOT_UNVERIFIED"
-    if "CompletionFlag" in dataset and dataset.get("PreliminaryFlag") != "PRELIMINARY":
-        yield "NOT_PRELIMINARY"
-    if str(dataset.get("SpecificCharacterSet", "")) != "ISO_IR 192":
-        yield "NOT_UTF8"
-    if not dataset.get("PatientID") and not dataset.get("PatientName"):
-        yield "NO_PATIENT"
-
-
-def _undecodable(dataset: Dataset) -> bool:
-    return any("\ufffd" in str(e.value or "") for e in dataset.iterall() if e.VR in _TEXT)
-
-
-_TEXT = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")
-
-
-def _content_complaints(dataset: Dataset) -> Iterator[str]:
-    items = list(_items(dataset))
-    evidence: dict[str, set[str]] = {}
-    for keyword in _EVIDENCE:
-        for study in dataset.get(keyword) or ():
-            uids = evidence.setdefault(str(study.get("StudyInstanceUID", "")), set())
-            for series in study.get("ReferencedSeriesSequence") or ():
-                for instance in series.get("ReferencedSOPSequence") or ():
-                    uids.add(str(instance.get("ReferencedSOPInstanceUID", "")))
-    current = dataset.get("CurrentRequestedProcedureEvidenceSequence") or ()
-    if any(study.get("StudyInstanceUID") != dataset.StudyInstanceUID for study in current):
-        yield "EVIDENCE_OF_OTHER_STUDY"
-    cited = {
-        str(r.get("ReferencedSOPInstanceUID", ""))
-        for item in items
-        for r in item.get("ReferencedSOPSequence") or ()
-    }
-    if cited - set().union(*evidence.values()):
-        yield "CITED_NOT_IN_EVIDENCE"
-    names = {
-        str(name.get("CodeValue", "")) for item in items for name in item.get("ConceptNameCodeSequence") or ()
-    }
-    if "CompletionFlag" in dataset and _DEVICE_UID not in names:
-        yield "NO_DEVICE_OBSERVER"
-
-
-def _items(item: Dataset, depth: int = 0) -> Iterator[Dataset]:
-    if depth < 50:
-        for child in item.get("ContentSequence") or ():
-            yield child
-            yield from _items(child, depth + 1)
-
-
-def validator_errors(content: bytes) -> int | None:
-    """How many errors dciodvfy prints; None where it is not installed. Its words name values: they go
-    nowhere."""
-    program = shutil.which("dciodvfy")
-    if program is None:
-        return None
-    with tempfile.NamedTemporaryFile(prefix="mla_med-", suffix=".dcm") as file:
-        file.write(content)
-        file.flush()
-        try:
-            done = subprocess.run(
-                [program, file.name], capture_output=True, text=True, errors="replace", timeout=_VALIDATOR_S
-            )
-        except subprocess.TimeoutExpired:
-            return 1
-    return sum(line.startswith("Error") for line in (done.stdout + done.stderr).splitlines())
+    return tuple(dict.fromkeys(problem.code for problem in check_alone(content, _whole(content))))
 
 
 # Is it the same?

@@ -72,3 +72,8 @@ class _LedgerCollector(Collector):
         )
         spared.add_metric([self._destination], float(self._ledger.is_open(self._destination)))
         yield spared
+        denied = GaugeMetricFamily(
+            "mla_med_destination_denied", "1 while it does not let us in.", labels=["destination"]
+        )
+        denied.add_metric([self._destination], float(bool(self._ledger.denied(self._destination))))
+        yield denied

@@ -25,6 +25,10 @@ Answer = bytes | Outcome | None
 
 
 class Peer(Protocol):
+    @property
+    def commits(self) -> bool:
+        """Does `confirm` ask for anything?"""
+
     def store(self, letters: Sequence[Letter]) -> list[Outcome]:
         """What the PACS says of each. DELIVERED means that it says so, not that it is so."""
 

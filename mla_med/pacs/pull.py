@@ -7,10 +7,12 @@ a header says becomes a file name, and every file gets an empty preamble (CVE-20
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +25,7 @@ from mla_med.ledger.ledger import OPEN, Ledger
 from mla_med.ledger.nouns import Job, JobState
 from mla_med.logs import log
 from mla_med.pacs.complete import Verdict, judge, look
-from mla_med.pacs.peer import Peer, images
+from mla_med.pacs.peer import Peer, SeriesCount, images
 from mla_med.pacs.settings import PacsSettings
 
 Call = Callable[..., Any]
@@ -69,6 +71,17 @@ def pull_study(
     job = ledger.see(study_uid, counted)
     if job.state not in OPEN or ledger.clock() - job.counted_at_s < settings.settle_s:
         return None
+    with _alone(settings, job) as alone:
+        # another process is at it, or has just been
+        if not alone or ledger.job(job.id).state not in OPEN:
+            return None
+        return _fetch(ledger, peer, settings, job, series, call)
+
+
+def _fetch(
+    ledger: Ledger, peer: Peer, settings: PacsSettings, job: Job, series: list[SeriesCount], call: Call
+) -> Pulled:
+    study_uid, counted = ledger.study_uid(job.id), sum(one.instances for one in series)
     with _partial(settings, job) as partial:
         for one in series:
             peer.retrieve(study_uid, one.series_uid, partial.write)
@@ -93,7 +106,8 @@ def take_dropped(
         if folder.name.startswith("."):
             continue  # being written: a whole study is renamed into place
         try:
-            pulled = _take(ledger, folder, settings, call)
+            with _alone(settings, None) as alone:
+                pulled = _take(ledger, folder, settings, call) if alone else None
         except StudyError as error:
             log("drop_failed", level="warning", code=error.code)
             continue
@@ -152,6 +166,28 @@ def check_room(settings: PacsSettings) -> None:
 def folder_of(settings: PacsSettings, job_id: str) -> Path:
     """Where a complete study lies."""
     return Path(settings.inbox) / job_id
+
+
+@contextmanager
+def _alone(settings: PacsSettings, job: Job | None) -> Iterator[bool]:
+    """Whether nobody else, in any process of this machine, fetches the same now: two would write into one
+    folder. The lock of a process that was killed is gone with it."""
+    path = _partial(settings, job).folder.with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # or it is that of one who has ended since
+            alone = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+        except OSError:
+            alone = False
+        if not alone:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
 
 
 class _Partial:

@@ -1,4 +1,4 @@
-"""A peer's answer -> stored, later, perhaps, or never.
+"""A peer's answer -> stored, later, perhaps, never, or not let in.
 
 DIMSE statuses: PS3.7 annex C, PS3.4 B.2.3; failure reasons of STOW: PS3.18 10.5.3 and PS3.3 C.14.1.1.
 Which of them are worth a retry was measured and decided by hand. A success is not a proof of storage.
@@ -15,6 +15,9 @@ TRANSIENT = frozenset((0x0110, 0x0213))
 """Processing failure, resource limitation; and 0xA7xx, out of resources."""
 SUCCESS = Outcome(Kind.DELIVERED)
 """As far as the peer says; not delivered before it was read back."""
+DENIED = {401: "CREDENTIALS_REFUSED", 403: "ACCESS_DENIED"}
+"""Who we are is not known, or may not do this (RFC 9110 15.5.2 and 15.5.4): every document would be
+answered so, and none of them is at fault."""
 UNPROVEN = Outcome(Kind.UNKNOWN, "NOT_REFERENCED")
 """A success that names nothing as stored."""
 
@@ -33,6 +36,8 @@ def of_dimse(status: int | None) -> Outcome:
 
 def of_http(status: int) -> Outcome:
     """Of a whole request, where no answer for each instance came with it."""
+    if status in DENIED:
+        return Outcome(Kind.DENIED, DENIED[status])
     reason = f"HTTP_{status}"
     if status in (408, 425, 429) or status >= 500:
         return Outcome(Kind.TRANSIENT, reason)

@@ -23,7 +23,7 @@ from mla_med.ledger.nouns import Kind, Outcome
 from mla_med.pacs.letter import Letter, check_uid
 from mla_med.pacs.peer import Answer, SeriesCount
 from mla_med.pacs.settings import Credentials, PacsSettings
-from mla_med.pacs.status import SUCCESS, UNPROVEN, of_dimse, of_http
+from mla_med.pacs.status import DENIED, SUCCESS, UNPROVEN, of_dimse, of_http
 
 _DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _JSON = "application/dicom+json"
@@ -36,6 +36,8 @@ _STUDY, _SERIES, _MODALITY, _COUNT = "0020000D", "0020000E", "00080060", "002012
 
 
 class WebPeer:
+    commits = False
+
     def __init__(self, settings: PacsSettings, credentials: Credentials, url: str = ""):
         self._url = (url or settings.dicomweb_url).rstrip("/")
         if credentials != Credentials() and not _is_private(self._url):
@@ -53,8 +55,8 @@ class WebPeer:
         answers = self._post(letters)
         if isinstance(answers, dict):
             return [answers.get(letter.uid, UNPROVEN) for letter in letters]
-        if answers.kind is Kind.PERMANENT and len(letters) > 1:
-            # one that the PACS cannot take must not park its neighbours
+        if len(letters) > 1 and (answers.kind is Kind.PERMANENT or answers.reason == DENIED[403]):
+            # one that the PACS cannot take, or not from us, must not keep its neighbours from it
             return [outcome for letter in letters for outcome in self.store([letter])]
         return [answers] * len(letters)
 
@@ -93,7 +95,8 @@ class WebPeer:
         if response.status_code != 200:
             outcome = of_http(response.status_code)
             # that it cannot be read says nothing of whether it is stored
-            return Outcome(Kind.UNKNOWN, f"READ_{outcome.reason}")
+            kind = outcome.kind if outcome.kind is Kind.DENIED else Kind.UNKNOWN
+            return Outcome(kind, f"READ_{outcome.reason}")
         try:
             return next(self._parts(response), None)
         except PacsError as error:
@@ -138,10 +141,7 @@ class WebPeer:
         with _as_pacs_error():
             response = self._get(place, _DICOM, stream=True)
             if response.status_code != 200:
-                raise PacsError(
-                    f"The PACS does not hand over a series ({response.status_code}).",
-                    code=f"HTTP_{response.status_code}",
-                )
+                raise _unanswered("The PACS does not hand over a series", response.status_code)
             for part in self._parts(response, stream=True):
                 write(bytes(part))
 
@@ -166,11 +166,7 @@ class WebPeer:
             if response.status_code == 204:
                 return []
             if response.status_code != 200:
-                raise PacsError(
-                    f"The PACS does not answer a query ({response.status_code}). Check dicomweb_url and the "
-                    "credentials.",
-                    code=f"HTTP_{response.status_code}",
-                )
+                raise _unanswered("The PACS does not answer a query", response.status_code)
             return json.loads(response.content)
 
     def _get(
@@ -246,6 +242,16 @@ def _sequence(item: dict[str, Any], tag: str) -> list[dict[str, Any]]:
 def _text(item: dict[str, Any], tag: str) -> str:
     values = item.get(tag, {}).get("Value", [])
     return str(values[0]) if values else ""
+
+
+def _unanswered(what: str, status: int) -> PacsError:
+    hint = "Check dicomweb_url."
+    if status in DENIED:
+        hint = (
+            "It does not know our user and password or token, or does not let them do this: mend "
+            "credentials_file or MLA_MED_PACS_*, or their rights there."
+        )
+    return PacsError(f"{what} ({status}). {hint}", code=DENIED.get(status, f"HTTP_{status}"))
 
 
 @contextmanager

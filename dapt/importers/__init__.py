@@ -1,0 +1,1 @@
+"""What researchers have -> Pairs: a file for each form, named in `kinds.py`."""

@@ -1,0 +1,160 @@
+"""The night shift as a flow: one task a study, in this machine's workers or on a Dask cluster."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import Task, flow, pause_flow_run, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import FlowPauseTimeout
+from prefect.logging import get_run_logger
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from flows import stopping, wordless
+
+if TYPE_CHECKING:
+    from mla_med.night.loop import Site, Submit
+    from mla_med.night.run import Account
+    from mla_med.night.work import Drafted
+
+NIGHT_S = 14 * 3600.0
+ROWS = 500
+"""Of the table of a night; its CSV has them all."""
+
+
+@flow(
+    name="nightly",
+    persist_result=False,
+    retries=2,
+    retry_delay_seconds=600,
+    timeout_seconds=NIGHT_S,
+)
+def nightly_flow(
+    settings_file: Path = Path("mla-med.toml"), hold: bool | None = None, ask_h: float = 0.0
+) -> dict[str, int]:
+    """Find the day's studies, pull, draft, deliver, account for them. -> State of jobs -> how many.
+
+    `hold`: drafts wait for a person, other than the settings say. `ask_h`: with it, the run then pauses for
+    so long, and Resume on Prefect's page releases what it holds; else `mla-med night release` does.
+
+    A run that failed is retried, and goes on where it was."""
+    logger = get_run_logger()
+    with wordless():
+        from mla_med.night.loop import open_site
+
+        with stopping() as stop, open_site(settings_file) as site:
+            if hold is not None:
+                site = replace(site, night=replace(site.night, hold=hold))
+            account = _night(settings_file, site, stop)
+    counts = account.audit.counts
+    logger.info("night %s: %s", account.audit.night.id, counts or "nothing to do")
+    _show(account)
+    if counts.get("HELD") and ask_h:
+        _ask(settings_file, ask_h)
+    return counts
+
+
+def _night(settings_file: Path, site: Site, stop) -> Account:
+    from mla_med.night.run import night_with
+
+    logger = get_run_logger()
+
+    def done(drafted: Drafted) -> None:
+        logger.info("%s %s %s", drafted.job_id, drafted.state, " ".join(drafted.codes))
+
+    with _workers(settings_file, site) as (submit, slots):
+        return night_with(site, submit, slots, stop=stop, done=done)
+
+
+@contextmanager
+def _workers(settings_file: Path, site: Site) -> Iterator[tuple[Submit, int]]:
+    """How a job id becomes a task run, and how many there are at once."""
+    hold, night = site.night.hold, site.night
+    runner: TaskRunner[Any]
+    if night.dask:
+        from prefect_dask import DaskTaskRunner
+
+        with DaskTaskRunner(address=night.dask) as runner:
+            slots = sum(runner.client.nthreads().values())
+            fixed = {"settings_file": settings_file.resolve(), "hold": hold}
+            yield lambda job_id: runner.submit(draft_task, {"job_id": job_id} | fixed), slots
+        return
+    from mla_med.night.pool import Pool
+
+    with Pool(settings_file, night.workers, night.ahead, hold) as pool:
+        # The task waits for a process of the pool: what libraries say there never comes near Prefect.
+        draft = _as_task(pool.draft)
+        with ThreadPoolTaskRunner(max_workers=pool.slots) as runner:
+            yield lambda job_id: runner.submit(draft, {"job_id": job_id}), pool.slots
+
+
+def _as_task(draft: Callable[..., Drafted]) -> Task[..., Drafted]:
+    """One study. Tries and the time limit are the night's business, which knows who failed why, and whose
+    workers can be killed: Prefect cannot interrupt a thread."""
+    return task(
+        draft,
+        name="draft",
+        persist_result=False,
+        cache_policy=NO_CACHE,
+        tags=["draft"],
+    )
+
+
+def _draft(settings_file: Path, job_id: str, hold: bool) -> Drafted:
+    """On a worker of a cluster."""
+    with wordless():
+        from mla_med.night.work import draft_job
+
+        return draft_job(settings_file, job_id, hold)
+
+
+draft_task = _as_task(_draft)
+
+
+def _show(account: Account) -> None:
+    """On Prefect's page: states and codes, the newest first."""
+    rows = [
+        {"job": row.job_id, "state": row.state, "reason": row.reason, "draft": row.draft, "tries": row.tries}
+        for row in account.audit.rows
+    ]
+    night = account.audit.night
+    create_table_artifact(
+        key="night",
+        table=rows[-ROWS:] or [{"job": "", "state": "nothing to do"}],
+        description=f"Night {night.id}: {account.audit.counts}. The account: {account.folder}",
+    )
+    people = [f"- `{row.job_id}` {row.state} {row.reason}" for row in account.audit.for_people[:ROWS]]
+    create_markdown_artifact(
+        key="for-a-person",
+        markdown="\n".join(["`mla-med ledger show JOB` says what happened.", "", *people])
+        if people
+        else "Nothing needs a person.",
+    )
+
+
+def _ask(settings_file: Path, ask_h: float) -> None:
+    logger = get_run_logger()
+    try:
+        pause_flow_run(timeout=int(3600 * ask_h))
+    except FlowPauseTimeout:
+        logger.warning("nobody resumed; the drafts are held: mla-med night release")
+        return
+    with wordless():
+        from mla_med.night.loop import open_site
+        from mla_med.night.run import release_all
+        from mla_med.pacs.deliver import deliver_due
+
+        with open_site(settings_file) as site:
+            released = release_all(site)
+            deliver_due(site.book, site.peer, site.pacs.name, batch=site.pacs.batch)
+    logger.info("%d drafts released", len(released))
+
+
+if __name__ == "__main__":
+    nightly_flow(Path(sys.argv[1]))

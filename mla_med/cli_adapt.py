@@ -1,0 +1,187 @@
+"""`mla-med adapt`: a site's archive and some labels -> a model adapted to the site, with receipts.
+
+    mla-med adapt site.toml
+    accelerate launch -m mla_med.cli_adapt site.toml     several processes
+
+`dapt` trains and `evaluation` knows statistics, and neither knows the other: they meet here.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mla_med.errors import ConfigError, MlaMedError
+
+if TYPE_CHECKING:
+    from dapt.adapt import Sums
+
+adapting = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+out = Console(highlight=False, soft_wrap=True, markup=False)
+PROTOCOLS = {"zh": "zh"}
+"""Of BLEU, by language; the others are cut into words as COCO does."""
+EVERY_S = 5.0
+"""A line of progress at most so often."""
+QUICK_OUT = Path("out/adapt-quick")
+
+
+@adapting.command()
+def adapt(
+    site: Annotated[
+        Path | None,
+        typer.Argument(help="A TOML file; docs/site.toml shows what it holds.", show_default=False),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tiny model on phantoms of two sites, in two minutes; no file.")
+    ] = False,
+    control: Annotated[
+        bool,
+        typer.Option("--control", help="Also the same steps without pre-training on the site, side by side."),
+    ] = False,
+    seeds: Annotated[str, typer.Option(help="Instead of those in the file, as 0,1,2.")] = "",
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Instead of the folder in the file.", show_default=False)
+    ] = None,
+) -> None:
+    """Adapt a model to a site: every stage of the file in its order, a receipt after each. A stage that is
+    done is skipped, one that was killed goes on where it was."""
+    from dapt.adapt import adapt as run
+    from dapt.adapt import quick_plan
+    from dapt.site import read_site
+
+    began = time.perf_counter()
+    chosen = _seeds(seeds)
+    if quick:
+        if site is not None:
+            raise ConfigError("--quick makes its own plan; leave the file out.")
+        plan = quick_plan(to or QUICK_OUT, control, chosen or (0,))
+    elif site is None:
+        raise ConfigError("Which site? mla-med adapt site.toml, or --quick to see how it goes.")
+    else:
+        plan = read_site(site)
+        plan = replace(
+            plan,
+            out=str(to or plan.out),
+            control=plan.control or control,
+            seeds=chosen or plan.seeds,
+        )
+    folder = run(plan, Teller(), EvaluationReferee())
+    out.print(f"{folder / 'receipts.html'} after {(time.perf_counter() - began) / 60:.1f} minutes")
+
+
+class Teller:
+    """Rows of a training -> lines of a terminal."""
+
+    def __init__(self) -> None:
+        self.last = 0.0
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        if line := self._line(row):
+            out.print(line)
+
+    def _line(self, row: dict[str, Any]) -> str:
+        where = f"{row.get('arm', '')} {row['stage']}, seed {row['seed']}".strip()
+        if "receipt" in row:
+            return f"{where}: {_short(row['receipt'])}"
+        if "skipped" in row:
+            return f"{where}: done before"
+        if "resumed" in row:
+            return f"{where}: goes on from step {row['step']} of {row['steps']}"
+        if "added" in row:
+            return f"{where}: {row['added']} tokens added"
+        now = time.perf_counter()
+        if now - self.last < EVERY_S and row["step"] < row["steps"]:
+            return ""
+        self.last = now
+        numbers = {k: v for k, v in row.items() if isinstance(v, float) and k not in _UNSAID}
+        if "validation loss" in numbers:  # its parts are on the page
+            numbers = {"validation loss": numbers["validation loss"]}
+        said = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        left = row["seconds"] / row["step"] * (row["steps"] - row["step"])
+        return f"{where}: step {row['step']}/{row['steps']}, {said}; {left:.0f} s left"
+
+
+_UNSAID = {"seconds", "tokens_per_s", "lr", "validation_s", "gradient"}
+
+
+def _short(receipt: dict[str, Any]) -> str:
+    """The numbers of the site that one looks at first."""
+    site = receipt["measured"]["site"]
+    parts = []
+    if "text" in site["perplexity"]:
+        parts.append(f"perplexity {site['perplexity']['text']:.1f}")
+    if retrieval := site.get("retrieval"):
+        hit, chance = retrieval["image to report R@5"], retrieval["chance R@5"]
+        parts.append(f"R@5 {hit:.2f} (chance {chance:.2f})")
+    if rank := site.get("rank"):
+        parts.append(f"effective rank {rank['effective_rank']:.1f} of {rank['of']}")
+    if "findings" in site:
+        parts.append(f"macro F1 {site['findings']['macro F1']:.3f}")
+    return "receipt: " + (", ".join(parts) or "nothing to measure on")
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReferee:
+    """BLEU-4 and intervals by `evaluation`."""
+
+    def texts(self, references: Sequence[str], drafts: Sequence[str], language: str) -> dict[str, Sums]:
+        from dapt.adapt import Sums
+        from evaluation.text import text_scores
+
+        score = text_scores(references, drafts, PROTOCOLS.get(language, "coco"), only=("BLEU-4",))["BLEU-4"]
+        return {"BLEU-4": Sums(score.sums.each_RT, score.sums.value_of, True, score.signature)}
+
+    def compare(
+        self, chain: Sequence[Sums], control: Sequence[Sums], patients: Sequence[str]
+    ) -> dict[str, Any]:
+        """Means over the seeds; every resample of patients is the same for all of them."""
+        from evaluation.statistics import draw_resamples, estimate
+
+        resamples = draw_resamples(patients, "patient")
+        ours, theirs = _mean_of(chain), _mean_of(control)
+        statistics = {
+            "adapted": ours,
+            "control": theirs,
+            "difference": lambda counts_BR: ours(counts_BR) - theirs(counts_BR),
+        }
+        row: dict[str, Any] = {"resamples": resamples.signature}
+        for name, statistic in statistics.items():
+            measured = estimate(statistic, resamples)
+            row[name], row[f"{name}_ci95"] = measured.value, list(measured.ci95)
+        return row
+
+
+def _mean_of(arm: Sequence[Sums]) -> Callable[[Any], Any]:
+    """The statistic of a score over the seeds."""
+
+    def statistic(counts_BR: Any) -> Any:
+        return sum(sums.value_of(counts_BR @ sums.each_RT) for sums in arm) / len(arm)
+
+    return statistic
+
+
+def _seeds(words: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in words.split(",") if word.strip())
+    except ValueError as error:
+        raise ConfigError(f"--seeds are whole numbers with commas, as 0,1,2, not '{words}'.") from error
+
+
+def main() -> None:
+    """For `accelerate launch`: an error that a user can cause is one line and exit code 1."""
+    try:
+        adapting()
+    except MlaMedError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""A URL -> an engine whose tables have the newest form; and what a database says -> a LedgerError.
+
+SQLite with a write-ahead log that is synced at every commit, PostgreSQL as its server is set up. Knows
+nothing of jobs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from mla_med.errors import ConfigError, LedgerError
+
+_NEWEST_FORM = "0002"
+_MIGRATION_LOCK = 0x6D6C61  # any number that nobody else takes for an advisory lock
+
+
+def make_engine(url: str) -> Engine:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise ConfigError(
+            "The ledger's address is no database URL; give sqlite:////path/ledger.db or "
+            "postgresql+psycopg://host/database."
+        ) from None
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise ConfigError(f"A ledger lives in sqlite or postgresql, not in {parsed.get_backend_name()}.")
+    if parsed.get_backend_name() == "postgresql":
+        # hide_parameters: an error's text would show what was written
+        return sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True)
+    _make_private(Path(parsed.database or ""))
+    engine = sa.create_engine(parsed, hide_parameters=True, connect_args={"timeout": 30})
+    sa.event.listen(engine, "connect", _on_connect)
+    sa.event.listen(engine, "begin", _on_begin)
+    return engine
+
+
+def _make_private(path: Path) -> None:
+    """SQLite gives its side files the mode of the database."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise LedgerError(f"Cannot open the ledger {path}: {error.strerror}.") from error
+
+
+def _on_connect(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # transactions begin where SQLAlchemy says, DDL included
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _on_begin(connection: Connection) -> None:
+    # A transaction that first reads and then writes would fail where another wrote in between.
+    reads = connection.get_execution_options().get("reads")
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def migrate(engine: Engine) -> None:
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+        if _form(connection) == _NEWEST_FORM:
+            return
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _form(connection: Connection) -> str:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return ""
+    return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar() or ""
+
+
+@contextmanager
+def as_ledger_error() -> Iterator[None]:
+    try:
+        yield
+    except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+        words = str(error.orig).splitlines()[0] if error.orig and str(error.orig) else "no answer"
+        code = "LEDGER_FULL" if "full" in words or "No space" in words else "LEDGER_UNREACHABLE"
+        raise LedgerError(
+            f"The ledger could not be read or written ({words}); nothing was changed. "
+            "Is there space on its disk, and is its server up?",
+            code=code,
+        ) from None

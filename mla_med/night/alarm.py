@@ -1,0 +1,67 @@
+"""What needs a person -> a POST to the site's webhook, tried again until it is taken.
+
+JSON with counts and job ids; a chat, a pager or an e-mail gateway makes of it what it likes. Knows the
+night's account and nothing of patients. Its address may hold a secret and is never logged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from mla_med.logs import log
+from mla_med.night.audit import Audit
+
+TRIES = 5
+FIRST_WAIT_S = 1.0
+TIMEOUT_S = 10.0
+MAX_JOBS = 50
+"""Named in one message; the audit report has them all."""
+
+
+def alarm_of(audit: Audit) -> dict[str, Any] | None:
+    """None where nothing needs a person."""
+    rows, night = audit.for_people, audit.night
+    unable = night.drafts.get("unable", 0)
+    if not rows and not unable and not (night.codes and night.waiting):
+        return None
+    kinds = ", ".join(f"{count} {state}" for state, count in audit.counts.items())
+    words = f"{len(rows)} studies need a person" if rows else "The night could not do its work"
+    return {
+        "text": f"mla_med, {audit.destination}: {words}. {kinds}. {' '.join(night.codes)}".strip(),
+        "night": night.id,
+        "destination": audit.destination,
+        "counts": audit.counts,
+        "codes": list(night.codes),
+        "undelivered": night.waiting,
+        "jobs": [{"job": r.job_id, "state": r.state, "reason": r.reason} for r in rows[:MAX_JOBS]],
+    }
+
+
+def send_alarm(
+    url: str, message: dict[str, Any], sleep: Callable[[float], None] = time.sleep, tries: int = TRIES
+) -> bool:
+    """False where nobody took it; that is logged, and ends nothing."""
+    if urlsplit(url).scheme not in ("http", "https"):
+        log("alarm_failed", level="error", code="URL_INVALID")
+        return False
+    for attempt in range(1, tries + 1):
+        try:
+            status = requests.post(url, json=message, timeout=TIMEOUT_S, allow_redirects=False).status_code
+        except requests.RequestException as error:
+            code = type(error).__name__
+        else:
+            if 200 <= status < 300:
+                log("alarm_sent", attempt=attempt)
+                return True
+            code = f"HTTP_{status}"
+            if 400 <= status < 500 and status not in (408, 425, 429):
+                break  # it will say so again
+        if attempt < tries:
+            sleep(FIRST_WAIT_S * 2.0 ** (attempt - 1))
+    log("alarm_failed", level="error", code=code, attempt=attempt)
+    return False

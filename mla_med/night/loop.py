@@ -1,0 +1,380 @@
+"""The day's studies in a PACS -> drafts delivered into it: the night, as one loop.
+
+Three things go on at once: the next studies are pulled (a few ahead of the workers, no more), `slots` of
+them are drafted, and what is committed is delivered. Each step is recorded in the ledger before the next,
+so a night can be killed, cancelled or started twice at any moment: the next one goes on where it was.
+
+Knows neither Prefect nor Dask: who runs it says how a job id is handed to a worker.
+"""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from mla_med.errors import LedgerError, OutputError, PacsError
+from mla_med.ledger.ledger import Ledger
+from mla_med.ledger.nouns import JobState, Outcome
+from mla_med.logs import log
+from mla_med.night.claims import Claims
+from mla_med.night.settings import NightSettings, read_night
+from mla_med.night.work import Drafted
+from mla_med.pacs.deliver import deliver_due
+from mla_med.pacs.peer import Peer
+from mla_med.pacs.pull import folder_of, pull_due
+from mla_med.pacs.run import make_peer, open_ledger
+from mla_med.pacs.settings import PacsSettings, read_credentials, read_settings
+
+PREFETCH = 2
+"""Studies that lie ready beyond what the workers have: as many as a slow PACS may be late by."""
+PASSES = 4
+"""Over the PACS's list, while a study is not counted twice: the first counts, the second takes, and what
+grew meanwhile has two more. Later than that it is for the next night."""
+FIRST_WAIT_S, MAX_WAIT_S = 30.0, 900.0
+"""Of a PACS that does not answer queries, doubled each time; as the ledger does for deliveries."""
+TRIES = 3
+"""Of a study whose worker died or whose reader was too slow, in one night."""
+_TICK_S = 0.5
+
+
+class Handed(Protocol):
+    """A study that was handed to a worker."""
+
+    def add_done_callback(self, call: Callable[[Any], None], /) -> Any: ...
+    def result(self) -> Drafted: ...
+
+
+Submit = Callable[[str], Handed]
+Call = Callable[..., Any]
+Tell = Callable[[str, str, str], None]
+"""What happened: "pulled" with a job's id and its state, "delivered" with the number of documents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a night works with."""
+
+    pacs: PacsSettings
+    night: NightSettings
+    book: Ledger
+    peer: Peer
+    claims: Claims
+
+
+@dataclass(frozen=True, slots=True)
+class Night:
+    """How it went, in counts and codes."""
+
+    id: str
+    began_s: float
+    ended_s: float
+    drafts: dict[str, int]
+    """Drafted, refused, held, failed, ... -> studies of this night."""
+    deliveries: dict[str, int]
+    """Kind of outcome -> tries."""
+    waiting: int
+    """Documents that are not delivered yet."""
+    codes: tuple[str, ...] = ()
+    """What stood in its way: INTAKE_STOPPED, CONNECT, CHECKPOINT_INVALID."""
+    stopped: bool = False
+    """It was cancelled, or its window ended."""
+
+
+@contextmanager
+def open_site(settings_file: Path, clock: Callable[[], float] = time.time) -> Iterator[Site]:
+    pacs, night = read_settings(settings_file), read_night(settings_file)
+    book = open_ledger(pacs)
+    book.clock = clock
+    claims = Claims.open(pacs.ledger_url, clock)
+    try:
+        yield Site(pacs, night, book, make_peer(pacs, read_credentials(pacs)), claims)
+    finally:
+        claims.close()
+        book.close()
+
+
+def run_night(
+    site: Site,
+    submit: Submit,
+    slots: int,
+    *,
+    call: Call = lambda read, *args: read(*args),
+    stop: threading.Event | None = None,
+    tell: Tell = lambda what, job_id, state: None,
+    done: Callable[[Drafted], None] = lambda drafted: None,
+    observe: Callable[[Outcome, float], None] = lambda outcome, seconds: None,
+    pause: Callable[[float], None] | None = None,
+) -> Night:
+    """`call` runs the reader that looks whether a study is whole; `stop` ends the night after the studies
+    under work; `pause` waits, for tests with a clock of their own."""
+    return _Shift(site, submit, slots, call, stop or threading.Event(), tell, done, observe, pause).run()
+
+
+@contextmanager
+def by_threads(draft: Callable[[str], Drafted], slots: int) -> Iterator[Submit]:
+    """The simplest way to hand studies out: to a function that takes its time."""
+    with ThreadPoolExecutor(slots, thread_name_prefix="draft") as pool:
+        yield lambda job_id: pool.submit(draft, job_id)
+
+
+@dataclass
+class _Shift:
+    site: Site
+    submit: Submit
+    slots: int
+    call: Call
+    stop: threading.Event
+    tell: Tell
+    done: Callable[[Drafted], None]
+    observe: Callable[[Outcome, float], None]
+    pause: Callable[[float], None] | None
+
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    drafts: Counter[str] = field(default_factory=Counter)
+    deliveries: Counter[str] = field(default_factory=Counter)
+    codes: dict[str, None] = field(default_factory=dict)
+    tries: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self):
+        self.clock = self.site.book.clock
+        self.began_s = self.clock()
+        self.until_s = self.began_s + 3600 * self.site.night.window_h
+        self.news: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self.uncleared: list[str] = []
+        self.room = threading.Semaphore(self.slots + PREFETCH)
+        self.committed = threading.Event()
+        self.drafting_over = threading.Event()
+
+    def run(self) -> Night:
+        log("night_began", state=self.id)
+        with ThreadPoolExecutor(2, thread_name_prefix="night") as pool:
+            delivering = pool.submit(self._deliver)
+            pulling = pool.submit(self._pull)
+            for thread in (pulling, delivering):
+                thread.add_done_callback(lambda ended: self.news.put(("", ended)))
+            try:
+                self._draft(pulling)
+            except BaseException:
+                self.stop.set()  # whatever it was: the other two must not go on alone
+                raise
+            finally:
+                self.drafting_over.set()
+                self.committed.set()
+            pulling.result()
+            delivering.result()
+        self._sweep()
+        self.site.book.purge()
+        if denied := self.site.book.denied(self.site.pacs.name):
+            self._say(denied)  # a password that no longer holds: nothing is parked, and somebody must know
+        night = Night(
+            self.id,
+            self.began_s,
+            self.clock(),
+            dict(self.drafts),
+            dict(self.deliveries),
+            self._undelivered(),
+            tuple(self.codes),
+            self._over(),
+        )
+        log(
+            "night_ended",
+            state=self.id,
+            count=sum(self.drafts.values()),
+            seconds=night.ended_s - night.began_s,
+        )
+        return night
+
+    # In
+
+    def _pull(self) -> None:
+        wait_s, passes = FIRST_WAIT_S, 0
+        watched = _Watched(self.site.peer)
+        peer = cast(Peer, watched)
+        while not self._over():
+            watched.failures.clear()
+            try:
+                for pulled in pull_due(self.site.book, peer, self.site.pacs, self.call):
+                    self.tell("pulled", pulled.job.id, pulled.job.state)
+                    if pulled.folder is not None and not self._offer(pulled.job.id):
+                        return
+                if watched.failures:
+                    self.site.peer.echo()
+            except (PacsError, OutputError, LedgerError) as error:
+                self._say(error.code)
+                self._pause(wait_s)
+                wait_s = min(MAX_WAIT_S, 2 * wait_s)
+                continue
+            self._say(*watched.failures)
+            wait_s, passes = FIRST_WAIT_S, passes + 1
+            left = watched.failures or self.site.book.job_counts()[JobState.DISCOVERED]
+            if passes == PASSES or not left:
+                return
+            self._pause(max(_TICK_S, self.site.pacs.settle_s))
+
+    def _offer(self, job_id: str) -> bool:
+        """False if the night ended while there was no room."""
+        while not self.room.acquire(timeout=_TICK_S):
+            if self._over():
+                return False
+        self.news.put((job_id, None))
+        return True
+
+    # Between
+
+    def _draft(self, pulling: Future[None]) -> None:
+        ready, under_work, offered = deque(self._left_over()), set[str](), set[str]()
+        while True:
+            while ready and len(under_work) < self.slots and not self._over():
+                job_id = ready.popleft()
+                if job_id not in under_work:
+                    under_work.add(job_id)
+                    self._hand_out(job_id)
+            if not under_work and (self._over() or (not ready and pulling.done() and self.news.empty())):
+                return
+            try:
+                job_id, handed = self.news.get(timeout=_TICK_S)
+            except queue.Empty:
+                continue
+            if handed is None:
+                offered.add(job_id)
+                ready.append(job_id)
+            elif not job_id:
+                handed.result()  # a thread ended: for good, or with what nobody expected
+            else:
+                under_work.discard(job_id)
+                if not self._ended(handed.result()):
+                    ready.append(job_id)
+                elif job_id in offered:
+                    self.room.release()
+
+    def _left_over(self) -> list[str]:
+        """Of nights before, the oldest first."""
+        people = {s.job_id for s in self.site.claims.standing() if s.state in ("HELD", "FAILED")}
+        ready = self.site.book.list_jobs(JobState.READY, 10**6)
+        return [job.id for job in reversed(ready) if job.id not in people]
+
+    def _hand_out(self, job_id: str) -> None:
+        self.tries[job_id] += 1
+        self.submit(job_id).add_done_callback(lambda handed: self.news.put((job_id, handed)))
+
+    def _ended(self, drafted: Drafted) -> bool:
+        """False where another try is worth it."""
+        if drafted.state == "unable":
+            self._say(*drafted.codes)
+            self.stop.set()  # the next study would fare no better
+        elif drafted.state == "failed" and self.tries[drafted.job_id] < TRIES:
+            standing = {s.job_id for s in self.site.claims.standing("FAILED")}
+            if drafted.job_id not in standing and not self._over():
+                return False
+        self.drafts[drafted.state] += 1
+        self.done(drafted)
+        self.uncleared.append(drafted.job_id)
+        self.committed.set()
+        return True
+
+    # Out
+
+    def _deliver(self) -> None:
+        book, pacs = self.site.book, self.site.pacs
+        while True:
+            self.committed.clear()
+            last = self.drafting_over.is_set()
+            try:
+                pending = self._undelivered()
+                if pending:
+                    workers = min(pacs.workers, 1 + pending // pacs.batch)
+                    tally = deliver_due(
+                        book,
+                        self.site.peer,
+                        pacs.name,
+                        batch=pacs.batch,
+                        workers=workers,
+                        observe=self.observe,
+                    )
+                    self.deliveries.update(tally)
+                    if tally["delivered"]:
+                        self.tell("delivered", "", str(tally["delivered"]))
+                        self._clear_inbox()
+                due = book.next_due_s(pacs.name)
+            except (LedgerError, PacsError) as error:
+                self._say(error.code)
+                due = self.clock() + FIRST_WAIT_S
+            if last and (due is None or self._over()):
+                return
+            if due is None or (self._over() and not last):
+                self.committed.wait(_TICK_S)
+            elif due > self.clock():
+                self._pause(min(FIRST_WAIT_S, due - self.clock()))
+
+    def _undelivered(self) -> int:
+        depths = self.site.book.depths()
+        return sum(depths.get((self.site.pacs.name, state), 0) for state in ("PENDING", "SENDING"))
+
+    def _clear_inbox(self) -> None:
+        """Of their images, studies of this night that are over. Until then they are there: what is parked
+        may be drafted again."""
+        if self.site.night.keep_images:
+            return
+        over = (JobState.DELIVERED, JobState.SUPERSEDED, JobState.DISCARDED)
+        for job_id in list(self.uncleared):
+            try:
+                is_over = self.site.book.job(job_id).state in over
+            except LedgerError:
+                continue  # a folder of another ledger
+            if is_over:
+                shutil.rmtree(folder_of(self.site.pacs, job_id), ignore_errors=True)
+                self.uncleared.remove(job_id)
+
+    def _sweep(self) -> None:
+        """The same of nights that ended before their studies did."""
+        for folder in Path(self.site.pacs.inbox).glob(32 * "[0-9a-f]"):
+            if folder.name not in self.uncleared:
+                self.uncleared.append(folder.name)
+        self._clear_inbox()
+
+    # Both
+
+    def _over(self) -> bool:
+        return self.stop.is_set() or self.clock() >= self.until_s
+
+    def _say(self, *codes: str) -> None:
+        for code in codes:
+            log("night_hindered", level="warning", code=code)
+            self.codes[code] = None
+
+    def _pause(self, seconds: float) -> None:
+        if self.pause is not None:
+            self.pause(seconds)
+            return
+        self.stop.wait(seconds)
+
+
+class _Watched:
+    """A peer as `pull_due` asks it, which lets no study that fails stop the others: with what failed. Is it
+    the study's fault, or does nothing answer any more?"""
+
+    def __init__(self, peer: Peer):
+        self._peer = peer
+        self.failures: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        ask = getattr(self._peer, name)
+
+        def asked(*args: Any) -> Any:
+            try:
+                return ask(*args)
+            except PacsError as error:
+                self.failures.append(error.code)
+                raise
+
+        return asked

@@ -1,0 +1,92 @@
+"""A settings file -> a whole night: workers started, the loop run, the account written, the alarm sent."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mla_med.dicom.apart import ReaderProcess
+from mla_med.ledger.nouns import Job, JobState
+from mla_med.night.alarm import alarm_of, send_alarm
+from mla_med.night.audit import Audit, audit_night, write_audit
+from mla_med.night.loop import Site, Submit, Tell, by_threads, open_site, run_night
+from mla_med.night.metrics import NightMetrics
+from mla_med.night.pool import Pool
+from mla_med.night.work import Drafted, release
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    audit: Audit
+    folder: Path
+    """Of the audit report."""
+
+
+def whole_night(
+    settings_file: Path,
+    *,
+    hold: bool | None = None,
+    stop: threading.Event | None = None,
+    tell: Tell = lambda what, job_id, state: None,
+    done: Callable[[Drafted], None] = lambda drafted: None,
+    metrics: NightMetrics | None = None,
+) -> Account:
+    """With this machine's workers. `hold`: other than the settings say."""
+    with open_site(settings_file) as site:
+        if hold is not None:
+            site = replace(site, night=replace(site.night, hold=hold))
+        night = site.night
+        with (
+            Pool(settings_file, night.workers, night.ahead, night.hold) as pool,
+            by_threads(pool.draft, pool.slots) as submit,
+        ):
+            return night_with(site, submit, pool.slots, stop=stop, tell=tell, done=done, metrics=metrics)
+
+
+def night_with(
+    site: Site,
+    submit: Submit,
+    slots: int,
+    *,
+    stop: threading.Event | None = None,
+    tell: Tell = lambda what, job_id, state: None,
+    done: Callable[[Drafted], None] = lambda drafted: None,
+    metrics: NightMetrics | None = None,
+    pause: Callable[[float], None] | None = None,
+) -> Account:
+    """With whatever workers `submit` hands a job id to."""
+    metrics = metrics or NightMetrics(site.book, site.pacs.name)
+
+    def count(drafted: Drafted) -> None:
+        metrics.observe_draft(drafted)
+        done(drafted)
+
+    metrics.begin()
+    with ReaderProcess() as reader:
+        night = run_night(
+            site,
+            submit,
+            slots,
+            call=reader.call,
+            stop=stop,
+            tell=tell,
+            done=count,
+            observe=metrics.observe,
+            pause=pause,
+        )
+    metrics.end(night)
+    audit = audit_night(site, night)
+    folder = write_audit(audit, Path(site.night.records))
+    message = alarm_of(audit)
+    if message and site.night.webhook_url:
+        send_alarm(site.night.webhook_url, message)
+    return Account(audit, folder)
+
+
+def release_all(site: Site) -> list[Job]:
+    """Every held draft goes out, but of what grew meanwhile or was discarded."""
+    held = [one.job_id for one in site.claims.standing("HELD")]
+    ready = [job_id for job_id in held if site.book.job(job_id).state is JobState.READY]
+    return [release(site.book, site.claims, site.pacs, site.night, job_id) for job_id in ready]

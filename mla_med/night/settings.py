@@ -1,0 +1,103 @@
+"""The section [night] of a site's TOML file -> when the night is, what it drafts with, and who is told.
+
+    [night]
+    cron = "0 19 * * *"
+    timezone = "Europe/Berlin"
+    out = "/var/lib/mla_med/drafts"
+    records = "/var/lib/mla_med/nights"
+    workers = 2
+
+Every key has a default, and the section may be missing. A webhook's address may hold a secret, so it can
+come from MLA_MED_WEBHOOK_URL instead.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from mla_med.errors import ConfigError
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NightSettings:
+    cron: str = "0 19 * * *"
+    """When a night begins: minute, hour, day, month, weekday (POSIX crontab)."""
+    timezone: str = "UTC"
+    """Of `cron`: a name of the IANA database."""
+    drift_cron: str = ""
+    """When a QA phantom is sent through the PACS, such as "0 12 * * 0"; empty: never."""
+    window_h: float = 10.0
+    """How long a night lasts at most; what is not delivered by then is delivered by the next."""
+    out: str = "out/drafts"
+    """Drafts, a folder for each job."""
+    records: str = "out/nights"
+    """Audit reports, a folder for each night."""
+    checkpoint: str = ""
+    """A checkpoint folder; empty: the packaged one for each study."""
+    language: str = "en"
+    style: str = "prose"
+    formats: str = "sr,txt,html,json"
+    """As of `mla-med draft`."""
+    workers: int = 1
+    """Processes with a model in each."""
+    ahead: int = 1
+    """Studies that each worker reads while its model works on another; each holds a volume in memory."""
+    hold: bool = False
+    """Drafts wait for a person: `mla-med night release`."""
+    keep_images: bool = False
+    """Leave delivered studies in the inbox."""
+    dask: str = ""
+    """Address of a Dask scheduler whose workers draft, such as tcp://10.0.0.5:8786."""
+    webhook_url: str = ""
+    """Told by POST of JSON, counts and job ids alone, when something needs a person."""
+
+    def __post_init__(self):
+        for name in ("workers", "ahead", "window_h"):
+            if getattr(self, name) < (0 if name == "ahead" else 1):
+                raise ConfigError(f"[night] {name} is {getattr(self, name)}; that is too few.")
+        if "sr" not in [word.strip() for word in self.formats.split(",")]:
+            raise ConfigError("[night] formats needs sr, at least: only DICOM documents are delivered.")
+        try:
+            ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ConfigError(
+                f"[night] timezone is {self.timezone!r}; give a name such as Europe/Berlin."
+            ) from None
+
+
+def read_night(path: Path, environment: Mapping[str, str] = os.environ) -> NightSettings:
+    """The [night] section. An unknown key is an error that names the nearest."""
+    try:
+        section = tomllib.loads(path.read_text("utf-8")).get("night", {})
+    except OSError as error:
+        raise ConfigError(f"Cannot read the settings {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML in UTF-8: {error}.") from error
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: [night] is no section.")
+    known = {f.name: str(f.type) for f in fields(NightSettings)}
+    for key, value in section.items():
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            raise ConfigError(
+                f"{path}: [night] has no key {key!r}.{f' Did you mean {near[0]}?' if near else ''}"
+            )
+        fits = isinstance(value, _TYPES[known[key]]) and isinstance(value, bool) == (known[key] == "bool")
+        if not fits:
+            raise ConfigError(f"{path}: [night] {key} must be of type {known[key]}.")
+    if url := environment.get("MLA_MED_WEBHOOK_URL"):
+        section["webhook_url"] = url
+    return NightSettings(**section)

@@ -1,0 +1,295 @@
+"""A READY job's id -> its draft, committed to the outbox or held for a person. What every worker does, in a
+thread of this process, in a process of its own, or on another machine.
+
+A worker loads its model once and lets one study through it at a time; the next is read meanwhile, in a
+child process with limits. Says job ids, states and codes; identifiers stay in folders and sealed rows.
+"""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from mla_med.dicom.apart import ReaderProcess
+from mla_med.documents.envelope import Reference, Revision
+from mla_med.errors import CheckpointError, ConfigError, LedgerError, MlaMedError, OutputError, StudyError
+from mla_med.ledger.ledger import Ledger
+from mla_med.ledger.nouns import Document, Job, JobState
+from mla_med.ledger.owners import owner
+from mla_med.logs import log
+from mla_med.night.claims import Claim, Claims
+from mla_med.night.settings import NightSettings, read_night
+from mla_med.pacs.deliver import commit_documents
+from mla_med.pacs.letter import read_content, read_place
+from mla_med.pacs.pull import folder_of
+from mla_med.pacs.run import open_ledger
+from mla_med.pacs.settings import PacsSettings, read_settings
+
+PASSING = frozenset(("READER_TIMEOUT", "READER_OUT_OF_MEMORY", "READER_CRASHED", "OUTPUT_NOT_WRITTEN"))
+"""Failures that a second try may not meet; of the others the same study fails again."""
+
+_STATES = {
+    **dict.fromkeys(("LEDGER_FULL", "LEDGER_UNREACHABLE", "KEY_WRONG"), "unable"),
+    # another worker was faster, or more images came meanwhile: the job's state says what to do next
+    **dict.fromkeys(("STATE_WRONG", "STUDY_HELD"), "passed"),
+}
+"""What the ledger refuses -> what became of the draft; for every other code failed, and worth another try."""
+
+Made = tuple[bool, tuple[str, ...], Sequence[Path]]
+"""Was it drafted, and not refused; the reason codes of a refusal; the files."""
+Draw = Callable[[Path, Path, Callable[[], None], Revision | None], Made]
+"""A study's folder, where the files go, what to call between steps, and what it takes the place of -> what
+was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """What became of one job. Small, and nobody's: it may stand in a log or in Prefect."""
+
+    job_id: str
+    state: str
+    """drafted, refused, held, failed; passed: somebody else's, or not READY any more; unable: the worker
+    cannot draft anything, which is no study's fault."""
+    codes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+class Worker:
+    """Of one process; called by several threads."""
+
+    def __init__(self, pacs: PacsSettings, night: NightSettings, book: Ledger, claims: Claims, draw: Draw):
+        self.pacs = pacs
+        self.night = night
+        self.book = book
+        self.claims = claims
+        self.draw = draw
+        self.owner = owner()
+
+    def draft(self, job_id: str, hold: bool) -> Drafted:
+        """`hold`: committed by a person, not by us."""
+        start = time.monotonic()
+        if self.book.job(job_id).state is not JobState.READY:
+            return Drafted(job_id, "passed")
+        claim = self.claims.take(job_id, self.owner)
+        if claim is None:
+            return Drafted(job_id, "passed")
+        try:
+            state, codes = self._draft(job_id, claim, hold)
+        except LedgerError as error:
+            state, codes = _STATES.get(error.code, "failed"), (error.code,)
+            self.claims.end(claim, code=error.code)
+            log("draft_refused", level="warning", job=job_id, code=error.code)
+        except (ConfigError, CheckpointError) as error:
+            state, codes = "unable", (error.code,)
+            self.claims.free(job_id)
+            log("worker_unable", level="error", job=job_id, code=error.code)
+        except MlaMedError as error:
+            state, codes = "failed", (error.code,)
+            self.claims.end(claim, "" if error.code in PASSING else "FAILED", error.code)
+            log("draft_failed", level="error", job=job_id, code=error.code)
+        seconds = round(time.monotonic() - start, 3)
+        log("drafted", job=job_id, state=state, code=codes[0] if codes else "", seconds=seconds)
+        return Drafted(job_id, state, codes, seconds)
+
+    def _draft(self, job_id: str, claim: Claim, hold: bool) -> tuple[str, tuple[str, ...]]:
+        """The claim is asked for again between the steps: who lost it throws its draft away. What another
+        worker committed meanwhile is not READY any more, and the ledger refuses it."""
+        out = Path(self.night.out)
+        making = out / f".making-{job_id}-{claim.fence}"
+
+        def keep() -> None:
+            if not self.claims.keep(claim):
+                raise LedgerError(f"Another worker drafts job {job_id}.", code="STATE_WRONG")
+
+        try:
+            out.mkdir(parents=True, exist_ok=True, mode=0o700)
+            earlier = self.book.predecessor_documents(job_id)
+            revision = revision_of(earlier, self.book.generation(job_id))
+            accepted, codes, files = self.draw(folder_of(self.pacs, job_id), making, keep, revision)
+            contents = [read_content(file) for file in files if file.suffix == ".dcm"]
+            if not contents:
+                raise StudyError("A draft has no DICOM document.", code="NO_DOCUMENT")
+            keep()
+            shutil.rmtree(out / job_id, ignore_errors=True)  # of a worker that was killed before it committed
+            making.rename(out / job_id)
+        except OSError as error:
+            raise OutputError(f"A draft could not be written to {out}: {error.strerror}.") from error
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+        outcome = "DRAFTED" if accepted else " ".join(codes)
+        if hold:
+            self.claims.end(claim, "HELD", outcome)
+            return "held", codes
+        commit(self.book, self.pacs, job_id, contents, [document.uid for document in earlier])
+        self.claims.end(claim, "", outcome)
+        return "drafted" if accepted else "refused", codes
+
+
+def commit(
+    book: Ledger,
+    pacs: PacsSettings,
+    job_id: str,
+    contents: Sequence[bytes],
+    predecessors: Sequence[str] | None = None,
+) -> Job:
+    """`predecessors`: None where the documents themselves say whom they follow."""
+    return commit_documents(
+        book,
+        contents,
+        pacs.name,
+        job_id=job_id,
+        validate=pacs.check_with_dciodvfy,
+        predecessors=predecessors,
+    )
+
+
+def revision_of(earlier: Sequence[Document], number: int) -> Revision | None:
+    """What a draft says of the one before it, which may be in the PACS; None where there is none."""
+    places = [(document.uid, *read_place(document.place)) for document in earlier if document.place]
+    references = tuple(Reference(sop_class, uid, series) for uid, sop_class, series in places)
+    return Revision(None, None, references, number) if references else None
+
+
+def release(book: Ledger, claims: Claims, pacs: PacsSettings, night: NightSettings, job_id: str) -> Job:
+    """A person let a held draft go out, as it lies in its folder."""
+    if job_id not in {held.job_id for held in claims.standing("HELD")}:
+        raise LedgerError(f"Job {job_id} is not held. See: mla-med night held.", code="STATE_WRONG")
+    folder = Path(night.out) / job_id
+    contents = [read_content(file) for file in sorted(folder.glob("*.dcm"))]
+    if not contents:
+        raise ConfigError(
+            f"No document of job {job_id} lies in {night.out}; mla-med night retry drafts anew."
+        )
+    job = commit(book, pacs, job_id, contents)
+    claims.free(job_id)
+    return job
+
+
+def draft_job(settings_file: Path, job_id: str, hold: bool) -> Drafted:
+    """By this process's worker, made at the first call."""
+    return worker_of(settings_file).draft(job_id, hold)
+
+
+@cache
+def _worker(settings_file: Path) -> Worker:
+    pacs, night = read_settings(settings_file), read_night(settings_file)
+    book = open_ledger(pacs)
+    return Worker(pacs, night, book, Claims.open(pacs.ledger_url, book.clock), Drawer(night))
+
+
+_MAKING = threading.Lock()
+
+
+def worker_of(settings_file: Path) -> Worker:
+    with _MAKING:  # a cache alone would make two, of two threads that come first
+        return _worker(settings_file)
+
+
+class Drawer:
+    """Draws with the model: loaded once, used by one thread at a time."""
+
+    def __init__(self, night: NightSettings):
+        self.night = night
+        self._model_free = threading.Lock()
+        self._loading = threading.Lock()
+        self._readers: queue.LifoQueue[ReaderProcess] = queue.LifoQueue()
+
+    def __call__(self, folder: Path, out: Path, keep: Callable[[], None], revision: Revision | None) -> Made:
+        from mla_med.dicom.study import read_studies
+        from mla_med.drafting import draft_one
+
+        with self._reader() as reader:
+            ahead = Ahead(reader.call)
+            studies = ahead(read_studies, folder)
+            keep()
+            checkpoint = self._load(studies)
+            ahead.read(studies, checkpoint.scope.examination)
+            with self._model_free:
+                options = replace(self._options, revision=revision)
+                draft, files = draft_one(
+                    studies, out, checkpoint, progress=lambda step: keep(), call=ahead, options=options
+                )
+        codes = () if draft.report else tuple(reason.code for reason in draft.gate.reasons)
+        return draft.report is not None, codes, files
+
+    def _load(self, studies: Sequence[Any]):
+        from mla_med.dicom.study import only_study
+        from mla_med.drafting import packaged_for
+
+        with self._loading:
+            return self._given or packaged_for(only_study(studies))
+
+    @cached_property
+    def _given(self):
+        """The site's own model; None: the packaged one for each study."""
+        from mla_med.model.checkpoint import load_checkpoint
+
+        return load_checkpoint(Path(self.night.checkpoint)) if self.night.checkpoint else None
+
+    @cached_property
+    def _options(self):
+        from mla_med.documents.write import parse_formats
+        from mla_med.drafting import Options
+        from mla_med.report.style import load_style
+
+        style = load_style(self.night.style, self.night.language)
+        return Options(style=style, formats=parse_formats(self.night.formats))
+
+    @contextmanager
+    def _reader(self) -> Iterator[ReaderProcess]:
+        """A child of this thread's own: it keeps what it knows of a study between calls."""
+        try:
+            reader = self._readers.get_nowait()
+        except queue.Empty:
+            reader = ReaderProcess()
+        try:
+            yield reader
+        finally:
+            self._readers.put(reader)
+
+    def close(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                self._readers.get_nowait().close()
+
+
+class Ahead:
+    """A reader that answers at once what it was asked before: so the next study is read while the model
+    works on another, though drafting reads as it goes."""
+
+    def __init__(self, call: Callable[..., Any]):
+        self._call = call
+        self._known: list[tuple[Callable[..., Any], tuple[Any, ...], Any]] = []
+
+    def read(self, studies: Sequence[Any], examination: str) -> None:
+        """What a draft of it will ask for. A failure is left for the draft to meet, and to judge."""
+        from mla_med.dicom.select import choose_series
+        from mla_med.dicom.study import only_study
+        from mla_med.dicom.volume import read_volume
+
+        with suppress(MlaMedError):
+            study = only_study(studies)
+            verdicts = self._remember(choose_series, study, examination)
+            for verdict in verdicts:
+                if verdict.chosen:
+                    self._remember(read_volume, verdict.series)
+
+    def _remember(self, read: Callable[..., Any], *args: Any) -> Any:
+        answer = self._call(read, *args)
+        self._known.append((read, args, answer))
+        return answer
+
+    def __call__(self, read: Callable[..., Any], *args: Any) -> Any:
+        for number, (known, given, answer) in enumerate(self._known):
+            if known is read and given == args:
+                del self._known[number]  # a volume is large, and asked for once
+                return answer
+        return self._call(read, *args)

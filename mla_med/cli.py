@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mla_med import cli_adapt, cli_night, cli_pacs
+from mla_med import cli_adapt, cli_night, cli_pacs, cli_review
 from mla_med.errors import ConfigError, MlaMedError, OutputError
 
 app = typer.Typer(
@@ -31,7 +31,10 @@ app.add_typer(cli_pacs.pacs, name="pacs")
 app.add_typer(cli_pacs.ledger, name="ledger")
 app.add_typer(cli_night.night, name="night")
 app.command()(cli_night.serve)
+app.add_typer(cli_review.review, name="review")
 app.command()(cli_adapt.adapt)
+app.command(context_settings=cli_adapt.PASSED_ON, add_help_option=False)(cli_adapt.corpus)
+app.command()(cli_adapt.annotate_next)
 out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 

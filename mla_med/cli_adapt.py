@@ -1,4 +1,5 @@
-"""`mla-med adapt`: a site's archive and some labels -> a model adapted to the site, with receipts.
+"""`mla-med adapt`: a site's archive and some labels -> a model adapted to the site, with receipts. Beside it
+what comes before: `mla-med corpus` makes a corpus, `mla-med annotate-next` says which studies to label next.
 
     mla-med adapt site.toml
     accelerate launch -m mla_med.cli_adapt site.toml     several processes
@@ -76,6 +77,48 @@ def adapt(
     out.print(f"{folder / 'receipts.html'} after {(time.perf_counter() - began) / 60:.1f} minutes")
 
 
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def corpus(context: typer.Context) -> None:
+    """Make a corpus of studies and reports, to adapt to: CSV, CT-RATE, MedPix, DICOM with SR or HL7, ...
+    `mla-med corpus --help` shows the kinds."""
+    from dapt.corpus import main as gather
+
+    raise typer.Exit(gather(context.args, prog="mla-med corpus"))
+
+
+def annotate_next(
+    folder: Annotated[Path, typer.Argument(metavar="CORPUS", help="A corpus, as mla-med corpus makes one.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="A checkpoint, or the model/ of a stage of mla-med adapt.")
+    ],
+    n: Annotated[int, typer.Option("--n", min=1, help="So many studies.")] = 20,
+    split: Annotated[str, typer.Option(help="Of the corpus: train, validation, test or all.")] = "train",
+    done: Annotated[
+        Path | None,
+        typer.Option(help="A CSV whose column id names what is annotated beside what the corpus labels."),
+    ] = None,
+    to: Annotated[Path, typer.Option("--out", help="The CSV that is written.")] = Path("annotate_next.csv"),
+) -> None:
+    """Choose the studies to annotate next: where the model is unsure, and unlike those that are labelled."""
+    from dapt.annotate import choose_next, read_done, to_csv
+    from mla_med.corpus import read_examples, read_settings
+    from mla_med.files import write_text
+    from mla_med.model.checkpoint import read_model
+
+    settings, examples = read_settings(folder), read_examples(folder, split)
+    annotated = read_done(done) if done else frozenset()
+    labelled = [e for e in examples if e.labels != "none" or e.id in annotated]
+    ids = {e.id for e in labelled}
+    candidates = [e for e in examples if e.id not in ids]
+    choices = choose_next(read_model(checkpoint), candidates, labelled, n, settings)
+    write_text(to, to_csv(choices))
+    for choice in choices:
+        out.print(f"{choice.order:3} {choice.id}  {choice.reason}")
+    out.print(f"{to}: {len(choices)} of {len(candidates)} without labels, beside {len(labelled)} with")
+
+
 class Teller:
     """Rows of a training -> lines of a terminal."""
 
@@ -94,6 +137,9 @@ class Teller:
             return f"{where}: done before"
         if "resumed" in row:
             return f"{where}: goes on from step {row['step']} of {row['steps']}"
+        if "why_not" in row:
+            there = f"{row['folder']}: mla-med draft --checkpoint takes it"
+            return f"seed {row['seed']}: " + (f"no checkpoint: {row['why_not']}" if row["why_not"] else there)
         if "added" in row:
             return f"{where}: {row['added']} tokens added"
         now = time.perf_counter()

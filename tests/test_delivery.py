@@ -699,6 +699,7 @@ def test_p1_no_identifier_in_any_log_row_or_file_name(server, tmp_path, ledger_u
 import os, sys, threading, warnings
 sys.path.insert(0, {str(ROOT / "tests")!r})
 import drafts, highdicom, pydicom
+from datetime import date
 from mla_med.logs import start_logging
 start_logging(level="debug")
 from pathlib import Path
@@ -722,7 +723,7 @@ for number, each in enumerate((good, down, wrong, by_dimse, refused)):
     commit_documents(ledger, [drafts.sr(number, **patient)], str(number), validate="warn")
     deliver_due(ledger, each, str(number), workers=1)
     try:
-        each.find_studies("19000101", ["SR"]); each.count(drafts.study_uid(0)); each.echo()
+        each.find_studies(date(1900, 1, 1), ["SR"]); each.count(drafts.study_uid(0)); each.echo()
     except MlaMedError as error:
         print(error, error.code)
 changed = drafts.sr_dataset(0, "other", **patient)

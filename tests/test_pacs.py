@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import sys
 import warnings
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import drafts
@@ -237,8 +237,8 @@ def test_a_study_comes_by_c_find_and_c_get(server, ledger, clock, tmp_path):
     upload(server, 1, range(1, SLICES + 1))
     peer = make_peer(settings, Credentials())
     peer.echo()
-    assert peer.find_studies("20261101", ["CT"]) == [drafts.study_uid(1)]
-    assert peer.find_studies("20261102", ["CT"]) == []
+    assert peer.find_studies(date(2026, 11, 1), ["CT"]) == [drafts.study_uid(1)]
+    assert peer.find_studies(date(2026, 11, 2), ["CT"]) == []
     pulled = pull(ledger, peer, settings, clock, 1)
     assert pulled.job.state is JobState.READY
     assert look(pulled.folder).instances == SLICES
@@ -337,7 +337,7 @@ def test_s5_a_uid_that_is_none_goes_nowhere(network, tmp_path, ledger, uid):
 
     def answer(method, path, body):
         asked.append(path)
-        return 200, json.dumps([study] if "offset=0" in path else []).encode()
+        return 200, json.dumps([study] if "offset=" not in path else []).encode()
 
     with http_pacs(answer) as url:
         settings = site(tmp_path, url)

@@ -17,7 +17,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from mla_med.documents.text import NOTICE
 from mla_med.errors import ReportError
-from mla_med.types import Draft
+from mla_med.types import Draft, Report
 
 FORMAT = "mla_med.draft/1"
 
@@ -32,6 +32,15 @@ def draft_from_json(data: dict[str, Any]) -> Draft:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ReportError(f"This is not a draft in the format {FORMAT}; was it written by draft_to_json?")
     return _from_json(Draft, data.get("draft"), "draft")
+
+
+def report_to_json(report: Report) -> dict[str, Any]:
+    """Of a draft the part that a reviewer changes."""
+    return _to_json(report)
+
+
+def report_from_json(data: dict[str, Any]) -> Report:
+    return _from_json(Report, data, "report")
 
 
 def _to_json(value: Any) -> Any:

@@ -131,20 +131,21 @@ def _read(
     worker = Worker(site.pacs, site.night, site.book, site.claims, draw)
     told, seconds, jobs, pictures = [], [], [], []
     for study_uid, truth in truths.items():
-        pulled = pull_study(site.book, site.peer, site.pacs, study_uid, call)
-        if pulled is None or pulled.folder is None:
+        pull_study(site.book, site.peer, site.pacs, study_uid, call)
+        job = site.book.newest_job(study_uid)  # the first pull had it all, where nothing is waited for
+        if job is None or job.state is not JobState.READY:
             raise PacsError(
                 "The QA phantom does not come back whole from the PACS.",
-                code="NOT_FOUND" if pulled is None else pulled.job.reason,
+                code="NOT_FOUND" if job is None else job.reason or str(job.state),
             )
-        drafted = worker.draft(pulled.job.id, hold=False)
+        drafted = worker.draft(job.id, hold=False)
         if drafted.state not in ("drafted", "refused"):
             raise PacsError("The QA phantom could not be drafted.", code=" ".join(drafted.codes))
-        folder = Path(site.night.out) / pulled.job.id
+        folder = Path(site.night.out) / job.id
         told.append((truth, draft_from_json(json.loads((folder / "draft.json").read_text("utf-8")))))
         if (page := folder / "draft.html").exists():
             pictures += _PNG.findall(page.read_text("utf-8"))[:1]
-        jobs.append(pulled.job.id)
+        jobs.append(job.id)
         seconds.append(drafted.seconds)
     deliver_due(site.book, site.peer, site.pacs.name, batch=site.pacs.batch, workers=1)
     reports = [(truth, draft) for truth, draft in told if draft.report is not None]

@@ -48,7 +48,7 @@ def check_pacs(peer: Peer) -> Iterator[Step]:
     phantom = _Phantom()
     steps = (
         ("connect", lambda: _answers(peer)),
-        ("query", lambda: f"{len(peer.find_studies(phantom.today, ('CT',)))} studies of today"),
+        ("query", lambda: f"{len(peer.find_studies(phantom.made.date(), ('CT',)))} studies of today"),
         ("store images", lambda: _stored(peer, phantom.images)),
         ("count images", lambda: _counted(peer, phantom)),
         ("read images back", lambda: _equal(peer, phantom.images)),
@@ -141,8 +141,7 @@ class _Phantom:
     def __init__(self) -> None:
         self.study_uid = _new_uid()
         self._series_uid = _new_uid()
-        self._now = datetime.now(UTC)
-        self.today = self._now.strftime("%Y%m%d")
+        self.made = datetime.now(UTC)
         images = [self._image(k) for k in range(SLICES)]
         self.images = [read_letter(_bytes(image)) for image in images]
         with TemporaryDirectory(prefix="mla_med-") as folder:
@@ -159,7 +158,7 @@ class _Phantom:
         image.SOPInstanceUID = _new_uid()
         image.StudyInstanceUID, image.SeriesInstanceUID = self.study_uid, self._series_uid
         image.StudyDate = image.SeriesDate = image.ContentDate = DATE
-        image.StudyTime = image.SeriesTime = image.ContentTime = self._now.strftime("%H%M%S")
+        image.StudyTime = image.SeriesTime = image.ContentTime = self.made.strftime("%H%M%S")
         image.Modality, image.Manufacturer = "CT", "mla_med"
         image.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
         image.PatientName, image.PatientID = PATIENT, "MLA_MED_SELFTEST"
@@ -193,7 +192,7 @@ class _Phantom:
             verdicts=(SeriesVerdict(series, None, reason),),
             modal_weights={},
             provenance=Provenance(
-                "self-test", "1", "0" * 64, self.study_uid, (self._series_uid,), self._now.isoformat()
+                "self-test", "1", "0" * 64, self.study_uid, (self._series_uid,), self.made.isoformat()
             ),
         )
 

@@ -11,6 +11,8 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date
+from functools import partial
 
 import pynetdicom._config
 from pydicom.dataset import Dataset
@@ -49,6 +51,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from mla_med.errors import PacsError
 from mla_med.ledger.nouns import Kind, Outcome
+from mla_med.pacs.find import Found, Told, find_since
 from mla_med.pacs.letter import Letter, check_uid, parse
 from mla_med.pacs.peer import Answer, SeriesCount
 from mla_med.pacs.settings import Credentials, PacsSettings, tls_context
@@ -78,6 +81,8 @@ _FIND = StudyRootQueryRetrieveInformationModelFind
 _GET = StudyRootQueryRetrieveInformationModelGet
 _MOVE = StudyRootQueryRetrieveInformationModelMove
 _PENDING = (0xFF00, 0xFF01)
+_ENDED_EARLY = (0xA700, 0xFE00)
+"""Out of resources, and ended by a cancel that nobody sent: what came before is true (PS3.4 C.4.1.1.4)."""
 
 
 class _RefusedError(Exception):
@@ -225,14 +230,18 @@ class DimsePeer:
 
     # In
 
-    def find_studies(self, first_date: str, modalities: Sequence[str]) -> list[str]:
-        found: dict[str, None] = {}
+    def find_studies(self, first: date, modalities: Sequence[str]) -> list[str]:
+        found: Found = {}
         for modality in modalities:
-            query = _query(
-                "STUDY", StudyDate=f"{first_date}-", ModalitiesInStudy=modality, StudyInstanceUID=""
-            )
-            found |= dict.fromkeys(check_uid(str(item.StudyInstanceUID)) for item in self._find(query))
+            found |= find_since(first, date.today(), partial(self._studies, modality))
         return list(found)
+
+    def _studies(self, modality: str, when: dict[str, str]) -> Told:
+        answers, status = self._ask(_query("STUDY", **when, ModalitiesInStudy=modality, StudyInstanceUID=""))
+        if status not in (0x0000, *_ENDED_EARLY):
+            raise _unanswered(_code_of(status))
+        found: Found = {check_uid(str(item.StudyInstanceUID)): None for item in answers}
+        return Told(found, status in _ENDED_EARLY)
 
     def count(self, study_uid: str) -> list[SeriesCount]:
         query = _query(
@@ -271,7 +280,7 @@ class DimsePeer:
         except (ValueError, RuntimeError):
             raise _unanswered("GET_NOT_ACCEPTED") from None
         if code != 0x0000:
-            raise _unanswered("NO_STATUS" if code is None else f"DIMSE_{code:04X}")
+            raise _unanswered(_code_of(code))
 
     def _move(self, query: Dataset) -> None:
         try:
@@ -282,7 +291,7 @@ class DimsePeer:
         except (ValueError, RuntimeError):
             raise _unanswered("MOVE_NOT_ACCEPTED") from None
         if code != 0x0000:
-            raise _unanswered("NO_STATUS" if code is None else f"DIMSE_{code:04X}")
+            raise _unanswered(_code_of(code))
 
     def echo(self) -> None:
         try:
@@ -296,6 +305,14 @@ class DimsePeer:
     # Associations
 
     def _find(self, query: Dataset) -> list[Dataset]:
+        items, status = self._ask(query)
+        if status != 0x0000:
+            # half an answer looks like a small PACS
+            raise _unanswered(_code_of(status))
+        return items
+
+    def _ask(self, query: Dataset) -> tuple[list[Dataset], int | None]:
+        """-> what was told, and the last status; None where none came."""
         try:
             with self._associate([(_FIND, _PLAIN)]) as association:
                 answers = list(association.send_c_find(query, _FIND))
@@ -304,10 +321,8 @@ class DimsePeer:
         except (ValueError, RuntimeError):
             raise _unanswered("FIND_NOT_ACCEPTED") from None
         last = answers[-1][0] if answers else Dataset()
-        if last.get("Status") != 0x0000:
-            # half an answer looks like a small PACS
-            raise _unanswered(f"DIMSE_{last.Status:04X}" if "Status" in last else "NO_STATUS")
-        return [item for status, item in answers if status.Status in _PENDING and item is not None]
+        items = [item for status, item in answers if status.get("Status") in _PENDING and item is not None]
+        return items, last.get("Status")
 
     @contextmanager
     def _associate(
@@ -387,6 +402,10 @@ def _last_status(answers: Iterator[tuple[Dataset, Dataset | None]]) -> int | Non
     for status, _ in answers:
         code = status.get("Status")
     return code
+
+
+def _code_of(status: int | None) -> str:
+    return "NO_STATUS" if status is None else f"DIMSE_{status:04X}"
 
 
 def _unanswered(code: str) -> PacsError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Protocol
 
 from mla_med.ledger.nouns import Outcome
@@ -38,8 +39,8 @@ class Peer(Protocol):
     def confirm(self, letters: Sequence[Letter]) -> list[Outcome]:
         """What a site asks for beyond reading back, of what was read back equal."""
 
-    def find_studies(self, first_date: str, modalities: Sequence[str]) -> list[str]:
-        """UIDs of studies from this date (YYYYMMDD) on. PacsError if it cannot be asked."""
+    def find_studies(self, first: date, modalities: Sequence[str]) -> list[str]:
+        """UIDs of studies from this day on, all of them (find.py). PacsError if it cannot be asked."""
 
     def count(self, study_uid: str) -> list[SeriesCount]: ...
 

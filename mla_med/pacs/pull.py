@@ -46,7 +46,7 @@ def pull_due(
     in a child process with limits. One study that fails stops none."""
     check_room(settings)
     first = datetime.fromtimestamp(ledger.clock(), UTC) - timedelta(days=settings.days)
-    for study_uid in peer.find_studies(first.strftime("%Y%m%d"), settings.modalities):
+    for study_uid in peer.find_studies(first.date(), settings.modalities):
         try:
             pulled = pull_study(ledger, peer, settings, study_uid, call)
         except PacsError as error:

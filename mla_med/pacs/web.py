@@ -10,6 +10,8 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +22,7 @@ from urllib3.exceptions import NewConnectionError
 
 from mla_med.errors import ConfigError, PacsError
 from mla_med.ledger.nouns import Kind, Outcome
+from mla_med.pacs.find import MANY, Found, Told, find_since
 from mla_med.pacs.letter import Letter, check_uid
 from mla_med.pacs.peer import Answer, SeriesCount
 from mla_med.pacs.settings import Credentials, PacsSettings
@@ -27,7 +30,6 @@ from mla_med.pacs.status import DENIED, SUCCESS, UNPROVEN, of_dimse, of_http
 
 _DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _JSON = "application/dicom+json"
-_PAGE = 200
 
 # (0008,1199) ReferencedSOPSequence, (0008,1198) FailedSOPSequence, (0008,1155) ReferencedSOPInstanceUID,
 # (0008,1197) FailureReason: PS3.18 annex I.2
@@ -107,24 +109,24 @@ class WebPeer:
 
     # In
 
-    def find_studies(self, first_date: str, modalities: Sequence[str]) -> list[str]:
-        found: dict[str, None] = {}
+    def find_studies(self, first: date, modalities: Sequence[str]) -> list[str]:
+        found: Found = {}
         for modality in modalities:
-            for offset in range(0, 10**6, _PAGE):
-                page = self._query(
-                    "/studies",
-                    {
-                        "StudyDate": f"{first_date}-",
-                        "ModalitiesInStudy": modality,
-                        "limit": str(_PAGE),
-                        "offset": str(offset),
-                    },
-                )
-                new = dict.fromkeys(_text(item, _STUDY) for item in page)
-                if not new.keys() - found.keys():
-                    break  # the end, or a server that does not know offset
-                found |= new
-        return [check_uid(uid) for uid in found]
+            found |= find_since(first, date.today(), partial(self._studies, {"ModalitiesInStudy": modality}))
+        return list(found)
+
+    def _studies(self, match: dict[str, str], when: dict[str, str]) -> Told:
+        """By pages, where the server has them: the first without a limit, the next from where it ended."""
+        found: Found = {}
+        while True:
+            start = {"offset": str(len(found))} if found else {}
+            page = self._query("/studies", when | match | start)
+            uids = dict.fromkeys(check_uid(_text(item, _STUDY)) for item in page)
+            new = uids.keys() - found.keys()
+            found |= uids
+            # the end, or a server that does not know offset
+            if len(new) < MANY:
+                return Told(found)
 
     def count(self, study_uid: str) -> list[SeriesCount]:
         fields = {"includefield": _COUNT}

@@ -1,0 +1,166 @@
+"""An image of a study -> whose it is, for the moment in which a page shows it. Kept nowhere: not in a row,
+a log, a session, a cache or an address.
+
+What headers hold is hostile until shown otherwise: characters that are not seen or turn the direction of
+what follows (Unicode UAX 9: a name can be made to read as another one) are taken out, and length is bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+
+from mla_med.archive import open_file
+from mla_med.dicom.header import MALFORMED, quiet_pydicom
+from mla_med.pacs.letter import _PARSING  # the process's one lock for it
+
+LONGEST = 96
+"""Characters of one value; PS3.5 6.2 allows 64 a component group."""
+FILES_TRIED = 20
+_TAGS = [
+    *("SpecificCharacterSet", "StudyInstanceUID", "PatientName", "PatientID", "PatientBirthDate"),
+    *("PatientSex", "PatientAge", "AccessionNumber", "StudyDate", "StudyTime", "StudyDescription"),
+    *("Manufacturer", "ManufacturerModelName", "ReferringPhysicianName"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """As the images state it. Its repr says nothing: an error must not either."""
+
+    name: str = field(default="", repr=False)
+    patient_id: str = field(default="", repr=False)
+    birth_date: str = field(default="", repr=False)
+    sex: str = field(default="", repr=False)
+    accession: str = field(default="", repr=False)
+    study_date: str = field(default="", repr=False)
+    study: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What is counted of a study, and is nobody's."""
+
+    scanner: str = ""
+    subgroup: str = ""
+
+
+def read_patient(folder: Path, study_uid: str) -> Patient | None:
+    """Of the first image of that study in the folder; None where there is none."""
+    header = _header(folder, study_uid)
+    if header is None:
+        return None
+    return Patient(
+        name=person(str(header.get("PatientName") or "")),
+        patient_id=inert(header.get("PatientID")),
+        birth_date=_date(header.get("PatientBirthDate")),
+        sex=inert(header.get("PatientSex"))[:1],
+        accession=inert(header.get("AccessionNumber")),
+        study_date=_date(header.get("StudyDate")),
+        study=inert(header.get("StudyDescription")),
+    )
+
+
+def read_origin(folder: Path, study_uid: str) -> Origin:
+    header = _header(folder, study_uid)
+    if header is None:
+        return Origin()
+    maker = inert(header.get("Manufacturer"))
+    model = inert(header.get("ManufacturerModelName"))
+    scanner = model if model.casefold().startswith(maker.casefold()) else f"{maker} {model}"
+    return Origin(scanner.strip()[:64], _subgroup(header))
+
+
+def first_image(folder: Path, study_uid: str) -> Path | None:
+    """A file of that study, to lend a document its patient."""
+    return next((path for path, _ in _images(folder, study_uid)), None)
+
+
+def inert(value: object) -> str:
+    """A header's value as one line that can do nothing but be read."""
+    text = unicodedata.normalize("NFC", str(value if value is not None else ""))
+    kept = (c if unicodedata.category(c)[0] not in "CZ" else " " for c in text if not _is_unseen(c))
+    return " ".join("".join(kept).split())[:LONGEST]
+
+
+def person(name: str) -> str:
+    """Family^Given=ideographic=phonetic (PS3.5 6.2.1) -> "Family, Given (ideographic)"."""
+    groups = [inert(group.replace("^", "\x1f").replace("\x1f", "^")) for group in name.split("=")]
+    family, _, rest = groups[0].partition("^")
+    given = " ".join(rest.replace("^", " ").split())
+    alphabetic = ", ".join(filter(None, (family.strip(), given)))
+    ideographic = groups[1].replace("^", "") if len(groups) > 1 else ""
+    return f"{alphabetic} ({ideographic})" if alphabetic and ideographic else alphabetic or ideographic
+
+
+def _is_unseen(character: str) -> bool:
+    # Cf: marks of direction and width, Cc: control, Co, Cs: nothing that a font has
+    return unicodedata.category(character) in ("Cf", "Co", "Cs", "Cn") or character in "\u2028\u2029"
+
+
+def _date(value: object) -> str:
+    text = inert(value)
+    if len(text) == 8 and text.isdecimal():
+        return f"{text[:4]}-{text[4:6]}-{text[6:]}"
+    return text[:16]
+
+
+def _subgroup(header: Dataset) -> str:
+    sex = inert(header.get("PatientSex"))[:1].upper()
+    years = _years(header)
+    age = "" if years is None else "0-19" if years < 20 else "80+" if years >= 80 else _twenties(years)
+    return f"{sex if sex in 'FMO' else ''} {age}".strip()
+
+
+def _twenties(years: int) -> str:
+    return f"{years // 20 * 20}-{years // 20 * 20 + 19}"
+
+
+def _years(header: Dataset) -> int | None:
+    age = inert(header.get("PatientAge"))
+    if len(age) == 4 and age[:3].isdecimal():
+        return int(age[:3]) if age[3] == "Y" else 0
+    born, made = (inert(header.get(k)) for k in ("PatientBirthDate", "StudyDate"))
+    try:
+        first, second = (date(int(d[:4]), int(d[4:6]), int(d[6:8])) for d in (born, made))
+    except ValueError:
+        return None
+    return max(0, (second - first).days * 400 // 146_097)
+
+
+def _header(folder: Path, study_uid: str) -> Dataset | None:
+    return next((header for _, header in _images(folder, study_uid)), None)
+
+
+def _images(folder: Path, study_uid: str) -> Iterator[tuple[Path, Dataset]]:
+    """Of the first files there, those that are of that study: a name must never be another's."""
+    for number, path in enumerate(_files(folder)):
+        if number == FILES_TRIED:
+            return
+        try:
+            with _PARSING, quiet_pydicom(), open_file(path) as file:
+                header = dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
+                header.decode()
+        except (OSError, InvalidDicomError, *MALFORMED):
+            continue
+        if str(header.get("StudyInstanceUID")) == study_uid:
+            yield path, header
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    yield from (Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False))
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files(Path(entry.path))

@@ -1,0 +1,1 @@
+// In the place of what no page of ours reads.

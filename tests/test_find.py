@@ -1,0 +1,93 @@
+"""Finding studies in a PACS that tells only so many at once."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+
+import drafts
+import pytest
+from orthanc import orthanc
+
+from mla_med.errors import PacsError
+from mla_med.pacs.find import MANY, Told, find_since
+from mla_med.pacs.run import make_peer
+from mla_med.pacs.settings import Credentials, PacsSettings
+
+FIRST, TODAY = date(2026, 11, 1), date(2026, 11, 7)
+
+
+class Pacs:
+    """Answers by date and time, and stops at `most`: without a word, or it `says` so."""
+
+    def __init__(self, times: list[datetime], most: int, says: bool = False):
+        self.studies = {str(n): at for n, at in enumerate(times)}
+        self.most, self.says, self.asked = most, says, 0
+
+    def ask(self, keys: dict[str, str]) -> Told:
+        self.asked += 1
+        day = keys["StudyDate"].split("-") * (1 if "-" in keys["StudyDate"] else 2)
+        hours = keys.get("StudyTime", "000000-235959").split("-")
+        told = {
+            uid: None
+            for uid, at in self.studies.items()
+            if day[0] <= f"{at:%Y%m%d}" <= (day[1] or "9") and hours[0] <= f"{at:%H%M%S}" <= hours[1]
+        }
+        return Told(dict(list(told.items())[: self.most]), self.says and len(told) > self.most)
+
+
+def days(count: int, step: timedelta) -> list[datetime]:
+    return [datetime(2026, 11, 1) + n * step for n in range(count)]
+
+
+@pytest.mark.parametrize("most", [MANY, 100, 200, 10**6])
+@pytest.mark.parametrize(
+    "times",
+    [
+        days(1000, timedelta(minutes=10)),
+        [datetime(2026, 11, 7, 8) + n * timedelta(minutes=1, seconds=20) for n in range(500)],
+        [datetime(2026, 11, 9, 8)] * 3,  # of a clock that is ahead
+        [],
+    ],
+)
+def test_every_study_is_found_whatever_a_pacs_tells_at_once(times, most):
+    pacs = Pacs(times, most)
+    assert sorted(find_since(FIRST, TODAY, pacs.ask)) == sorted(pacs.studies)
+    assert pacs.asked <= 1 + len(times) // 3
+
+
+def test_what_was_not_kept_back_is_asked_for_three_times_at_most():
+    pacs = Pacs(days(1000, timedelta(minutes=10)), 10**6)
+    find_since(FIRST, TODAY, pacs.ask)
+    assert pacs.asked == 3
+
+
+def test_a_pacs_that_says_that_it_tells_few_is_asked_for_shorter_times():
+    pacs = Pacs(days(100, timedelta(hours=1)), most=3, says=True)
+    assert sorted(find_since(FIRST, TODAY, pacs.ask)) == sorted(pacs.studies)
+
+
+def test_more_studies_in_an_hour_than_a_pacs_tells_are_an_error():
+    pacs = Pacs(days(100, timedelta(seconds=10)), most=99, says=True)
+    with pytest.raises(PacsError) as caught:
+        find_since(FIRST, TODAY, pacs.ask)
+    assert caught.value.code == "ENDED_EARLY"
+
+
+@pytest.mark.parametrize("protocol", ["dicomweb", "dimse"])
+def test_every_study_of_a_real_pacs_that_tells_sixty_at_once_is_found(protocol):
+    count = 150
+    with orthanc(LimitFindResults=60) as server:
+        for number in range(1, count + 1):
+            image = drafts.image(number, 1)
+            image.StudyDate = f"202611{1 + number % 3:02d}"
+            image.StudyTime = f"{number % 24:02d}3000"
+            server.upload(drafts.to_bytes(image))
+        settings = PacsSettings(
+            protocol=protocol,
+            dicomweb_url=server.dicomweb_url if protocol == "dicomweb" else "",
+            host="127.0.0.1",
+            port=server.dicom_port,
+            called_ae_title="ORTHANC",
+        )
+        found = make_peer(settings, Credentials()).find_studies(FIRST, ["CT"])
+    assert sorted(found) == sorted(drafts.study_uid(number) for number in range(1, count + 1))

@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-train test lint checkpoint clean system-packages
+.PHONY: help demo demo-train test lint checkpoint viewer clean system-packages
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,13 +39,16 @@ lint: $(VENV)/.has-dev ## ruff, the import floors, mypy
 checkpoint: $(VENV)/.has-all ## make the corpus and train the checkpoint anew (90 minutes): see runs/
 	$(PY) -m dapt $(ARGS)
 
+viewer: ## build the viewer of the review page anew (needs npm)
+	cd mla_med/review/viewer && npm ci --no-audit --no-fund && npm run build
+
 clean: ## remove caches and build output; .venv, out/ and runs/ stay
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 	find mla_med dapt evaluation flows tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # Programs that some tests call: without them those tests are skipped, and say so. On Debian, as root, what
 # is missing is installed; nothing that is installed is started.
-PROGRAMS := dciodvfy:dicom3tools Orthanc:orthanc storescu:dcmtk ip:iproute2 pg_ctlcluster:postgresql
+PROGRAMS := chromium:chromium dciodvfy:dicom3tools Orthanc:orthanc storescu:dcmtk ip:iproute2 pg_ctlcluster:postgresql
 FILES := /usr/share/orthanc/plugins/libOrthancDicomWeb.so:orthanc-dicomweb \
          /usr/share/fonts-droid-fallback/truetype/DroidSansFallback.ttf:fonts-droid-fallback
 system-packages:

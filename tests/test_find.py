@@ -73,6 +73,18 @@ def test_more_studies_in_an_hour_than_a_pacs_tells_are_an_error():
     assert caught.value.code == "ENDED_EARLY"
 
 
+def test_all_studies_of_one_hour_are_found_page_by_page_and_those_of_another_modality_are_not():
+    with orthanc() as server:
+        for number in range(1, 451):
+            image = drafts.image(number, 1)
+            image.Modality = "CT" if number <= 430 else "CR"
+            server.upload(drafts.to_bytes(image))
+        settings = PacsSettings(dicomweb_url=server.dicomweb_url)
+        peer = make_peer(settings, Credentials())
+        found = peer.find_studies(date(2020, 1, 1), ["CT"])
+    assert sorted(found) == sorted(drafts.study_uid(number) for number in range(1, 431))
+
+
 @pytest.mark.parametrize("protocol", ["dicomweb", "dimse"])
 def test_every_study_of_a_real_pacs_that_tells_sixty_at_once_is_found(protocol):
     count = 150

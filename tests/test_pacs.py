@@ -337,7 +337,7 @@ def test_s5_a_uid_that_is_none_goes_nowhere(network, tmp_path, ledger, uid):
 
     def answer(method, path, body):
         asked.append(path)
-        return 200, json.dumps([study] if "offset=" not in path else []).encode()
+        return 200, json.dumps([study] if "offset=0" in path else []).encode()
 
     with http_pacs(answer) as url:
         settings = site(tmp_path, url)

@@ -1,8 +1,8 @@
 """A day -> the studies since then, however few a PACS tells at once.
 
 A server may end its answer early: over DIMSE with a status that says so, over DICOMweb mostly without a
-word, and an offset is not known to all: Orthanc 1.10 answers one with an empty page. So what may be a full
-page is asked for again in halves of its time, down to an hour. What this cannot know: of a PACS that says
+word, and not all know an offset. So what may be a full page is asked for again in halves of its time, down
+to an hour. What this cannot know: of a PACS that says
 nothing and tells fewer than MANY at once, what it kept back.
 """
 
@@ -27,10 +27,12 @@ class Told:
     found: Found
     ended_early: bool = False
     """The PACS says that there are more."""
+    whole: bool = False
+    """It came in several pages, to the last."""
 
     @property
     def may_be_more(self) -> bool:
-        return self.ended_early or len(self.found) >= MANY
+        return self.ended_early or (not self.whole and len(self.found) >= MANY)
 
 
 Ask = Callable[[dict[str, str]], Told]

@@ -30,7 +30,8 @@ from mla_med.ledger.nouns import JobState
 from mla_med.night.loop import open_site
 
 ROOT = Path(__file__).parents[1]
-STUDIES = 20 if os.environ.get("MLA_MED_SLOW") else 2
+SLOW = bool(os.environ.get("MLA_MED_SLOW"))
+STUDIES = 20 if SLOW else 2
 PLANTED = {
     "PatientName": "Xanthippe^Quercy",
     "PatientID": "MRN-8843-117",
@@ -61,6 +62,7 @@ def clean_environment(home: Path, **more: str) -> dict[str, str]:
     return clean | {"PREFECT_HOME": str(home), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | more
 
 
+@pytest.mark.skipif(not SLOW, reason="Prefect starts a server of its own, which takes a minute: MLA_MED_SLOW=1")
 @pytest.mark.parametrize("flow", ["draft_study"])
 def test_a_study_is_drafted_by_a_flow_with_no_server_set_up(flow, phantom_series, tmp_path):
     code = (

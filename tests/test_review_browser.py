@@ -6,6 +6,7 @@ Debian's chromium driven by Playwright, in a network namespace that holds the lo
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import threading
 import time
@@ -46,9 +47,12 @@ from mla_med.types import (
     Volume,
 )
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the extra `test` has playwright")
+sync_api = pytest.importorskip("playwright.sync_api", reason="the extra dev has playwright")
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+pytestmark = [
+    pytest.mark.skipif(not os.environ.get("MLA_MED_SLOW"), reason="takes minutes: MLA_MED_SLOW=1"),
+    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
+]
 
 WITH_WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 WITHOUT_WEBGL = ("--disable-gpu", "--disable-3d-apis")

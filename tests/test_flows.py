@@ -62,7 +62,9 @@ def clean_environment(home: Path, **more: str) -> dict[str, str]:
     return clean | {"PREFECT_HOME": str(home), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | more
 
 
-@pytest.mark.skipif(not SLOW, reason="Prefect starts a server of its own, which takes a minute: MLA_MED_SLOW=1")
+@pytest.mark.skipif(
+    not SLOW, reason="Prefect starts a server of its own, which takes a minute: MLA_MED_SLOW=1"
+)
 @pytest.mark.parametrize("flow", ["draft_study"])
 def test_a_study_is_drafted_by_a_flow_with_no_server_set_up(flow, phantom_series, tmp_path):
     code = (

@@ -5,6 +5,7 @@
     OUT/seed-0/shared/1-s1-source/      stages on the source, those of chain and control
     OUT/seed-0/adapted/1-dapt-site/     the chain on the site
     OUT/seed-0/control/1-s3-site/       the same steps of s3 alone
+    OUT/seed-0/checkpoint/              the end of the chain, calibrated, for `mla-med draft`
     OUT/receipts.json  receipts.html    every receipt, and chain beside control
 
 A stage's folder holds log.jsonl, receipt.json, model/ and heads/ when it is done, and its state until then. A
@@ -31,6 +32,7 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from dapt.batches import Wanted, once
+from dapt.deliver import deliver_once
 from dapt.extend import extend
 from dapt.loop import BEST, LOG, STATE, Loop, LoopConfig, Taught, losses_over
 from dapt.objectives.objective import Objective, Together
@@ -50,7 +52,7 @@ from mla_med.model.mla import MLAModel
 from mla_med.report.schema import schema_of
 
 Tell = Callable[[dict[str, Any]], None]
-RECEIPT, MODEL, HEADS = "receipt.json", "model", "heads"
+RECEIPT, MODEL, HEADS, CHECKPOINT = "receipt.json", "model", "heads", "checkpoint"
 SIZES = {"tiny": tiny, "default": default, "small": small, "base": base}
 QUICK = 30
 """Phantoms of each site."""
@@ -110,7 +112,9 @@ def adapt(plan: SitePlan, tell: Tell | None = None, referee: Referee | None = No
     for seed in plan.seeds:
         begun = chain.run(seed, "shared", plan.shared, chain.start(seed))
         begun = chain.extend(seed, begun)
-        ends["adapted"].append(chain.run(seed, "adapted", plan.adapting, begun).folder)
+        adapted = chain.run(seed, "adapted", plan.adapting, begun)
+        ends["adapted"].append(adapted.folder)
+        chain.deliver(seed, adapted)
         if plan.control:
             ends["control"].append(chain.run(seed, "control", plan.controlling, begun).folder)
     if chain.is_main:
@@ -215,6 +219,16 @@ class _Chain:
                 (folder / name).unlink(missing_ok=True)
         self.wait()
         return link
+
+    def deliver(self, seed: int, link: Link) -> None:
+        """The end of the chain as a checkpoint, or why there is none."""
+        if self.is_main:
+            out = self.out / f"seed-{seed}" / CHECKPOINT
+            words = ", ".join(stage.name for stage, _ in link.learnt)
+            model = read_model(link.folder / MODEL)
+            why_not = deliver_once(model, self.shelves["site"], out, words, link.fingerprint)
+            self.tell({"stage": CHECKPOINT, "seed": seed, "folder": str(out), "why_not": why_not})
+        self.wait()
 
     def _once(self, link: Link, make: Callable[[], MLAModel], facts: dict[str, Any]) -> None:
         if not _is_done(link) and self.is_main:

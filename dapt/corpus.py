@@ -218,8 +218,8 @@ def gather_corpus(
     return build_corpus(imported, kind, source, out, config, progress)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m dapt.corpus") -> int:
+    options = _parser(prog).parse_args(arguments)
     from dapt.build import BuildConfig
     from dapt.corpus_page import to_table
     from dapt.importers.kinds import KINDS, Choices
@@ -253,13 +253,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     from dapt.importers.kinds import KINDS
     from dapt.importers.public import MEDPIX_TEXTS
 
     kinds = "\n".join(f"  {name:<10} {kind.words}" for name, kind in KINDS.items())
     parser = argparse.ArgumentParser(
-        prog="python -m dapt.corpus",
+        prog=prog,
         description="Studies and reports -> a corpus to train on. Killed, it goes on where it was.",
         epilog=f"kinds:\n{kinds}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -22,12 +22,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -177,7 +178,7 @@ class Loop:
             last = progress.step == config.steps
             if progress.step % config.log_every == 0 or last:
                 progress.seconds += time.perf_counter() - began
-                self._log(kept.taken() | {"lr": self._lr(step)})
+                self._log(self._over_processes(kept.taken()) | {"lr": self._lr(step)})
                 began = time.perf_counter()
             is_due = held_out is not None or validate is not None
             if is_due and (progress.step % config.validate_every == 0 or last):
@@ -226,6 +227,11 @@ class Loop:
                     if name:
                         sums[name] = sums.get(name, 0.0) + loss.detach() * (share * world)
                 self.accelerator.backward(torch.stack(terms).sum())
+        if world > 1:
+            for name, total in totals.items():
+                # what others alone have is 0 here, so that the mean over the processes is the loss
+                if total and name not in ("tokens", ""):
+                    sums.setdefault(name, torch.zeros((), device=self.accelerator.device))
         return sums, int(totals["tokens"]), int(totals[""])
 
     def _summed(self, counts: list[dict[str, float]], micros: list[Batch]) -> dict[str, float]:
@@ -238,6 +244,14 @@ class Loop:
         names = sorted(totals)  # the same in every process: an objective counts the same things of any batch
         values = torch.tensor([totals[name] for name in names], device=self.accelerator.device)
         return dict(zip(names, self.accelerator.reduce(values, "sum").tolist(), strict=True))
+
+    def _over_processes(self, row: dict[str, float]) -> dict[str, float]:
+        """The mean of what every process saw of its own share."""
+        if self.accelerator.num_processes == 1:
+            return row
+        rows = gather_object([row])
+        names = dict.fromkeys(name for one in rows for name in one)
+        return {name: fmean(one[name] for one in rows if name in one) for name in names}
 
     def _lr(self, step: int) -> float:
         """Linear warm-up, then a cosine."""

@@ -1,4 +1,4 @@
-"""Phantoms -> cohort -> corpus, as a flow."""
+"""Phantoms -> cohort -> corpus, and studies with their reports -> corpus, as flows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.logging import get_run_logger
+
+from flows import wordless
 
 
 @flow(name="prepare_corpus", persist_result=False, retries=1, timeout_seconds=24 * 3600)
@@ -29,3 +31,25 @@ def prepare_corpus_flow(
     config = CohortConfig(n=n, seed=seed, examination=examination, workers=workers)
     cohort = make_cohort(config, out / "cohort", tell("patients"))
     return prepare_corpus(cohort, out / "corpus", workers=workers, progress=tell("images"))
+
+
+@flow(name="gather_corpus", persist_result=False, retries=1, timeout_seconds=24 * 3600)
+def gather_corpus_flow(
+    source: Path, kind: str, out: Path, mask: bool = True, split: str = "official", workers: int = 2
+) -> None:
+    """`mla-med corpus` on a schedule: what is new in the source is added, what is there is not made again.
+    Prefect is told counts alone."""
+    from dapt.build import BuildConfig
+    from dapt.corpus import gather_corpus
+    from dapt.importers.kinds import KINDS
+
+    logger = get_run_logger()
+
+    def tell(done: int, refused: int) -> None:
+        if done % 100 == 0:
+            logger.info("%d done, %d refused", done, refused)
+
+    with wordless():
+        asked = KINDS[kind].examination if kind in KINDS else ""
+        config = BuildConfig(examination=asked, mask=mask, split=split, workers=workers)
+        gather_corpus(source, kind, out, config, progress=tell)

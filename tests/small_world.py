@@ -64,6 +64,7 @@ def small_config(**changes) -> ModalConfig:
     decoder = {"n_layer": 1, "n_embd": 32, "n_inner": 64, "n_head": 4, "n_positions": 128}
     still = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
     sizes = {"vocab_size": 320, "fusion_type": "concat", "modality_dropout": (0.0, 0.0)}
+    decoder |= changes.pop("decoder", {})
     return tiny(**{**sizes, "decoder": decoder | still, **changes})
 
 

@@ -6,6 +6,9 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +25,7 @@ from small_world import (
 )
 
 from dapt.adapt import Sums, adapt, write_model
+from dapt.deliver import DeliveryRefused, deliver, deliver_once, judge_studies
 from dapt.loop import STATE, LoopConfig
 from dapt.page import to_html, verdict
 from dapt.report import auc, heads_of, probe, rank_of, retrieval
@@ -29,6 +33,8 @@ from dapt.site import CorporaPlan, Measured, ModelPlan, SitePlan, Stage, read_si
 from dapt.stages import archive_of, examples_of, read_shelf
 from mla_med.cli_adapt import EvaluationReferee, Teller
 from mla_med.errors import CheckpointError, ConfigError, StudyError
+from mla_med.model.checkpoint import load_checkpoint, read_model
+from mla_med.types import Presence
 
 LOOP = LoopConfig(steps=2, lr=3e-3, log_every=1, validate_every=2, save_every=1, device="cpu")
 KINDS = ("s2", "dapt", "tapt", "s3")
@@ -220,7 +226,7 @@ def test_what_is_done_is_not_done_again(done):
     told = []
     adapt(plan, told.append, EvaluationReferee())
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
-    assert all(row.get("skipped") for row in told)
+    assert all(row.get("skipped") for row in told if row["stage"] != "checkpoint")
 
 
 def test_another_plan_does_not_go_on_with_what_is_there(done):
@@ -285,6 +291,147 @@ def test_a_chain_killed_in_every_stage_ends_with_the_weights_of_an_unbroken_one(
         )
         assert all(torch.equal(value, resumed[name]) for name, value in whole.items()), folder
         assert not (tmp_path / "killed" / "seed-0" / folder / STATE).exists()
+
+
+# The checkpoint at the end
+
+
+def test_a_site_with_too_few_known_studies_gets_no_checkpoint_and_a_reason(done):
+    _, out, told = done
+    (row,) = [row for row in told if row["stage"] == "checkpoint"]
+    assert "Gather more studies of the site" in row["why_not"]
+    assert not (out / "seed-0" / "checkpoint").exists()
+    assert Teller()._line(row).startswith("seed 0: no checkpoint: 10 training and 6 validation studies")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A model with room for a report, and a site with 12 patients of each kind to calibrate on."""
+    corpus = write_corpus(tmp_path_factory.mktemp("large") / "site", 24, 24)
+    decoder = {"n_layer": 1, "n_embd": 32, "n_inner": 64, "n_head": 4, "n_positions": 4096}
+    model = small_model(examples_in(corpus), decoder=decoder)
+    return model.eval(), read_shelf("site", corpus, CorporaPlan(site=str(corpus)))
+
+
+def test_a_decoder_without_room_for_a_report_is_found_out(large, start, tmp_path):
+    _, shelf = large
+    with pytest.raises(DeliveryRefused, match=r"cannot write a report \(REPORT_TOO_LONG\)"):
+        deliver(read_model(start), shelf, tmp_path / "checkpoint", "")
+
+
+def test_a_calibrated_model_is_a_checkpoint_whose_gate_knows_its_site(large, tmp_path):
+    model, shelf = large
+    folder = deliver(model, shelf, tmp_path / "checkpoint", "s3-site")
+    checkpoint = load_checkpoint(folder)
+    calibration = checkpoint.calibration
+    nodule = calibration.answers["lung_nodule"]
+    assert (nodule.num_present, nodule.num_absent) == (12, 12)
+    assert (calibration.coverage, calibration.size_repeat_mm, calibration.further_from) == (0.9, {}, {})
+    seen = judge_studies(checkpoint.model, shelf.held_out, shelf.settings)
+    inside = [calibration.feature_distance(f) <= calibration.feature_limit for f in seen.feature_ND]
+    assert sum(inside) >= 23
+    # of those with a nodule, and of those without, at least 9 of 10 keep their truth in the set
+    f = checkpoint.model.config.finding_keys.index("lung_nodule")
+    sets = [nodule.conforms(float(p)) for p in seen.probability_NF[:, f]]
+    held = [
+        conforms[0] if present else conforms[1]
+        for conforms, present in zip(sets, seen.present_NF[:, f] == 1, strict=True)
+    ]
+    assert sum(held) >= 21
+    assert "24 validation studies of the site" in (folder / "README.md").read_text()
+
+
+def test_a_finding_that_nobody_knows_is_said_of_nobody(large, tmp_path):
+    """Conformal sets of no examples hold both answers."""
+    model, shelf = large
+    some = tuple(replace(e, known=("lung_nodule",)) for e in shelf.held_out)
+    folder = deliver(model, replace(shelf, held_out=some), tmp_path / "checkpoint", "s3-site")
+    calibration = load_checkpoint(folder).calibration
+    for code, answer in calibration.answers.items():
+        if code != "lung_nodule":
+            assert (answer.num_present, answer.num_absent) == (0, 0)
+            assert {answer.presence(p) for p in (0.01, 0.5, 0.99)} == {Presence.CANNOT_SAY}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"settings": None}, "holds texts alone"),
+        ({"examination": "knee_mr"}, "It is not known which studies a model of 'knee_mr' may read"),
+        ({"held_out": ()}, "0 validation studies have an image"),
+    ],
+)
+def test_what_cannot_be_calibrated_says_why(large, tmp_path, change, words):
+    model, shelf = large
+    with pytest.raises(DeliveryRefused, match=words):
+        deliver(model, replace(shelf, **change), tmp_path / "checkpoint", "")
+
+
+def test_too_few_of_either_kind_are_counted(large, tmp_path):
+    model, shelf = large
+    few = replace(shelf, held_out=shelf.held_out[:10])
+    with pytest.raises(DeliveryRefused, match=r"9 validation studies.*at most 5"):
+        deliver(model, few, tmp_path / "checkpoint", "")
+
+
+def test_a_checkpoint_is_made_once(large, tmp_path):
+    model, shelf = large
+    assert deliver_once(model, shelf, tmp_path / "checkpoint", "s3", "one") == ""
+    before = (tmp_path / "checkpoint" / "checkpoint.json").stat().st_mtime_ns
+    assert deliver_once(model, shelf, tmp_path / "checkpoint", "s3", "one") == ""
+    assert (tmp_path / "checkpoint" / "checkpoint.json").stat().st_mtime_ns == before
+    deliver_once(model, shelf, tmp_path / "checkpoint", "s3", "another")
+    assert (tmp_path / "checkpoint" / "checkpoint.json").stat().st_mtime_ns > before
+
+
+# Several processes
+
+
+def test_two_processes_of_accelerate_launch_learn_as_one(corpora, start, tmp_path):
+    """The whole command, with gloo: two processes of batch 2 are one of batch 4. With `--cpu`
+    accelerate starts one process, however many are asked for."""
+    _, site = corpora
+    for name, batch in (("one", 4), ("two", 2)):
+        (tmp_path / f"{name}.toml").write_text(
+            f'out = "{tmp_path / name}"\n[model]\nstart = "{start}"\n'
+            f'[corpora]\nsite = "{site}"\n[receipts]\nexamples = 4\ndrafts = 0\n'
+            f'[[stage]]\nkind = "tapt"\nsteps = 2\nbatch = {batch}\naccumulate = 1\ndevice = "cpu"\n'
+        )
+    adapt(read_site(tmp_path / "one.toml"))
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    more = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(_free_port())]
+    done = subprocess.run(
+        [sys.executable, *launch, *more, "-m", "mla_med.cli_adapt", str(tmp_path / "two.toml")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (
+        [json.loads(line) for line in (stage / "log.jsonl").read_text().splitlines()]
+        for stage in (tmp_path / name / "seed-0" / "adapted" / "1-tapt-site" for name in ("one", "two"))
+    )
+    for row in (one[0], two[0]):
+        assert row["studies_per_s"] * row["seconds"] == pytest.approx(8, abs=0.01)
+    assert two[0]["text"] == pytest.approx(one[0]["text"], rel=1e-4)
+    assert two[0]["gradient"] == pytest.approx(one[0]["gradient"], rel=1e-3)
+    assert two[1]["validation loss"] == pytest.approx(one[1]["validation loss"], rel=1e-4)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _wait_for(marks: Path, stage: str, process) -> None:

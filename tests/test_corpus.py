@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from dapt.importers.public import read_medpix
 from dapt.importers.tables import read_table
 from dapt.placing import PICTURES, _bare, hash_of_transform
 from dapt.privacy import find_identifiers, mask_identifiers
+from flows import FlowError
 from mla_med.corpus import load_image, read_about, read_examples, read_settings
 from mla_med.errors import ConfigError, MlaMedError, OutputError, StudyError
 
@@ -416,3 +419,31 @@ def test_the_whole_of_medpix(tmp_path):
     assert about["splits"]["train"]["images"] == 1653
     assert not about["refused"]
     assert json.loads((tmp_path / "corpus.json").read_text())["leakage"]["found"].get("patient") is None
+
+
+def test_the_verb_of_the_front_door_is_the_command(tmp_path):
+    from typer.testing import CliRunner
+
+    from mla_med.cli import app
+
+    table = tmp_path / "table.csv"
+    table.write_text("path,report\n,No abnormality in the chest.\n,A nodule in the right lung.\n")
+    given = ["corpus", str(table), "--kind", "csv", "--no-images", "--out", str(tmp_path / "corpus")]
+    assert CliRunner().invoke(app, given).exit_code == 0
+    assert len(read_examples(tmp_path / "corpus", "all")) == 2
+    assert CliRunner().invoke(app, ["corpus", str(tmp_path / "none"), *given[2:]]).exit_code == 1
+
+
+def test_the_flow_gathers_the_corpus_of_the_command(tmp_path):
+    from flows.prepare_corpus import gather_corpus_flow
+
+    table = tmp_path / "table.csv"
+    table.write_text("path,report\n,No abnormality in the chest.\n,A nodule in the right lung.\n")
+    fake = logging.getLogger("flow")
+    with patch("flows.prepare_corpus.get_run_logger", lambda: fake):
+        gather_corpus_flow.fn(table, "csv", tmp_path / "corpus", workers=0)
+    assert len(read_examples(tmp_path / "corpus", "all")) == 2
+    with patch("flows.prepare_corpus.get_run_logger", lambda: fake), pytest.raises(FlowError) as error:
+        gather_corpus_flow.fn(tmp_path / "none.csv", "csv", tmp_path / "other", workers=0)
+    # Prefect keeps what an exception says: a code, and no path
+    assert str(error.value) == "PATH_MISSING"

@@ -62,12 +62,13 @@ class Fuse(Objective):
         )
         losses = dict(output.losses)
         if self.match and len(batch.pairs[0]) > 1:
-            matched = self._match(model, batch, output.fused)
+            matched = self.match_loss(model, batch, output.fused)
             if matched is not None:
                 losses["match"] = matched
         return losses
 
-    def _match(self, model: MLAModel, batch: Batch, fused: Fused) -> Tensor | None:
+    def match_loss(self, model: MLAModel, batch: Batch, fused: Fused) -> Tensor | None:
+        """None where no wrong pair may be asked for."""
         in_images, in_reports = batch.pairs
         reports = [batch.reports[n] for n in in_reports.tolist()]
         who_P2 = torch.stack([batch.patient_B[batch.image_rows_I[in_images]], batch.text_T[in_reports]], 1)

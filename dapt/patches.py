@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,17 +43,19 @@ class PatchSampler:
 
     def __init__(self, examples: Sequence[Example], settings: Preprocessing, keys: Sequence[str], edge: int):
         self.settings, self.keys, self.edge = settings, tuple(keys), edge
-        self.lesions: dict[str, list[tuple[Example, np.ndarray]]] = {}
+        self.lesions: dict[str, list[tuple[Path, Example, np.ndarray]]] = {}
         for example in examples:
+            if example.image is None:
+                continue
             for code, boxes in example.boxes_mm.items():
                 for box in np.array(boxes, float):
                     if (box[1] - box[0]).max() <= edge * settings.spacing_mm:
-                        self.lesions.setdefault(code, []).append((example, box))
+                        self.lesions.setdefault(code, []).append((example.image, example, box))
 
     def draw(self, rng: np.random.Generator) -> Patch:
         codes = sorted(self.lesions)
         some = self.lesions[codes[rng.integers(len(codes))]]
-        example, box = some[rng.integers(len(some))]
+        image, example, box = some[rng.integers(len(some))]
         shape = np.array(self.settings.shape)
         inverse = np.linalg.inv(example.affine)
         middle = inverse[:3, :3] @ box.mean(0) + inverse[:3, 3]
@@ -61,7 +64,7 @@ class PatchSampler:
         start = np.rint(middle + rng.uniform(-room, room) - self.edge / 2)
         start = np.clip(start, 0, shape - self.edge).astype(int)
         i, j, k = (slice(a, a + self.edge) for a in start)
-        stored = np.load(example.image, mmap_mode="r")
+        stored = np.load(image, mmap_mode="r")
         ct = self.settings.modality == Modality.CT
         values = stored[i, j, k].astype(np.float32) if ct else from_bytes(stored[:, i, j, k])
         affine = example.affine.copy()

@@ -158,7 +158,7 @@ class Prefect:
                 process.send_signal(signal.SIGINT)
         for process in self.processes:
             try:
-                process.wait(30)
+                process.wait(8)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(5)

@@ -63,7 +63,11 @@ def run(studies: int, arms: Sequence[str], checkpoint: str = "") -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="mla_med-") as name:
         folder = Path(name)
         write_phantom(folder / "phantom")
-        return [_apart(arm, studies, folder, checkpoint) for arm in arms]
+        rows = []
+        for arm in arms:
+            rows.append(_apart(arm, studies, folder, checkpoint))
+            print(f"{WORDS[arm]}: {rows[-1].per_hour:.0f} studies an hour", file=sys.stderr, flush=True)
+        return rows
 
 
 def write_phantom(folder: Path) -> None:

@@ -68,10 +68,14 @@ class Sums:
     signature: str = ""
 
 
-class Referee(Protocol):
-    """What scores texts and knows statistics. Neither is known here: `evaluation` stands beside `dapt`."""
+class Scorer(Protocol):
+    """What scores texts, which is not known here: `evaluation` stands beside `dapt`."""
 
     def texts(self, references: Sequence[str], drafts: Sequence[str], language: str) -> dict[str, Sums]: ...
+
+
+class Referee(Scorer, Protocol):
+    """And knows statistics."""
 
     def compare(
         self, chain: Sequence[Sums], control: Sequence[Sums], patients: Sequence[str]
@@ -428,7 +432,7 @@ def _value(sums: Sums) -> float:
 
 @torch.no_grad()
 def judge(
-    model: MLAModel, shelf: Shelf, measured: Measured, referee: Referee | None
+    model: MLAModel, shelf: Shelf, measured: Measured, scorer: Scorer | None
 ) -> tuple[dict[str, Sums], list[str]]:
     """-> the scores of the validation studies that have an image and a report, and whose each one is."""
     model.eval()
@@ -452,7 +456,7 @@ def judge(
             counts = torch.cat([found_IF & there_IF, found_IF, there_IF], 1)
             stated.append(counts.double().cpu().numpy())
         references += some.reports
-        if measured.drafts and referee is not None:
+        if measured.drafts and scorer is not None:
             ids = model.generate(
                 fused=fused,
                 findings=outputs,
@@ -464,8 +468,8 @@ def judge(
     if len(stated) == len(likelihood):
         made = "heads at 0.5, no threshold fitted"
         sums["findings macro F1"] = Sums(np.concatenate(stated), _macro_f1, True, made)
-    if drafts and referee is not None:
-        sums |= referee.texts(references, drafts, language)
+    if drafts and scorer is not None:
+        sums |= scorer.texts(references, drafts, language)
     return sums, [e.patient or e.id for e in held_out]
 
 

@@ -289,7 +289,9 @@ def test_a_key_moves_one_slice_and_the_wheel_one_a_notch_towards_the_feet(readin
     page.mouse.wheel(0, 100)
     wait_slice(page, k + 8)
     page.keyboard.press("Home")
-    wait_slice(page, world.volume.voxels.shape[2] - 1)
+    top = world.volume.voxels.shape[2] - 1
+    wait_slice(page, top)
+    assert stage(page, "slice") == str(top)
 
 
 def test_windows_boxes_and_the_heat_map_change_what_is_seen(reading, world):

@@ -193,7 +193,7 @@ class SecondSite:
 
 
 class _Bleu:
-    """The referee of `dapt.adapt.judge`, for texts alone."""
+    """The scorer of `dapt.adapt.judge`."""
 
     def texts(self, references: Sequence[str], drafts: Sequence[str], language: str) -> dict[str, Any]:
         from dapt.adapt import Sums
@@ -202,9 +202,6 @@ class _Bleu:
         protocol = {"zh": "zh"}.get(language, "coco")
         score = text_scores(references, drafts, protocol, only=("BLEU-4",))["BLEU-4"]
         return {"BLEU-4": Sums(score.sums.each_RT, score.sums.value_of, True, score.signature)}
-
-    def compare(self, chain: Any, control: Any, patients: Any) -> dict[str, Any]:
-        raise NotImplementedError
 
 
 def _prevalence(examples: Sequence[Example], keys: Sequence[str]) -> np.ndarray:

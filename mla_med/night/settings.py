@@ -14,21 +14,13 @@ come from MLA_MED_WEBHOOK_URL instead.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from mla_med.errors import ConfigError
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-}
+from mla_med.settings import read_section
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,25 +71,6 @@ class NightSettings:
 
 
 def read_night(path: Path, environment: Mapping[str, str] = os.environ) -> NightSettings:
-    """The [night] section. An unknown key is an error that names the nearest."""
-    try:
-        section = tomllib.loads(path.read_text("utf-8")).get("night", {})
-    except OSError as error:
-        raise ConfigError(f"Cannot read the settings {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML in UTF-8: {error}.") from error
-    if not isinstance(section, dict):
-        raise ConfigError(f"{path}: [night] is no section.")
-    known = {f.name: str(f.type) for f in fields(NightSettings)}
-    for key, value in section.items():
-        if key not in known:
-            near = get_close_matches(key, known, 1)
-            raise ConfigError(
-                f"{path}: [night] has no key {key!r}.{f' Did you mean {near[0]}?' if near else ''}"
-            )
-        fits = isinstance(value, _TYPES[known[key]]) and isinstance(value, bool) == (known[key] == "bool")
-        if not fits:
-            raise ConfigError(f"{path}: [night] {key} must be of type {known[key]}.")
-    if url := environment.get("MLA_MED_WEBHOOK_URL"):
-        section["webhook_url"] = url
-    return NightSettings(**section)
+    """The [night] section; ConfigError as `read_section`."""
+    over = {"webhook_url": environment.get("MLA_MED_WEBHOOK_URL", "")}
+    return read_section(path, "night", NightSettings, over)

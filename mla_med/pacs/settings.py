@@ -18,12 +18,12 @@ import os
 import ssl
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mla_med.errors import ConfigError
 from mla_med.ledger.seal import read_secret
+from mla_med.settings import read_section
 
 PROTOCOLS = ("dicomweb", "dimse")
 
@@ -109,41 +109,10 @@ class PacsSettings:
 
 
 def read_settings(path: Path, environment: Mapping[str, str] = os.environ) -> PacsSettings:
-    """The [pacs] section. An unknown key is an error that names the nearest."""
-    try:
-        section = tomllib.loads(path.read_text("utf-8")).get("pacs")
-    except OSError as error:
-        raise ConfigError(f"Cannot read the settings {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML in UTF-8: {error}.") from error
-    if not isinstance(section, dict):
-        raise ConfigError(f"{path} has no section [pacs].")
-    known = {f.name: f for f in fields(PacsSettings)}
-    for key, value in section.items():
-        if key not in known:
-            near = get_close_matches(key, known, 1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{path}: [pacs] has no key {key!r}.{hint}")
-        _check_type(path, key, value, str(known[key].type))
-    if "modalities" in section:
-        section["modalities"] = tuple(section["modalities"])
-    if url := environment.get("MLA_MED_LEDGER_URL"):  # it may hold a password
-        section["ledger_url"] = url
-    return PacsSettings(**section)
-
-
-def _check_type(path: Path, key: str, value: object, wanted: str) -> None:
-    fits = {
-        "str": isinstance(value, str),
-        "int": isinstance(value, int) and not isinstance(value, bool),
-        "float": isinstance(value, int | float) and not isinstance(value, bool),
-        "bool": isinstance(value, bool),
-        "tuple[str, ...]": isinstance(value, list) and all(isinstance(v, str) for v in value),
-    }
-    if not fits[wanted]:
-        raise ConfigError(
-            f"{path}: [pacs] {key} must be of type {wanted.replace('tuple[str, ...]', 'list')}."
-        )
+    """The [pacs] section; ConfigError as `read_section`. The ledger's address may hold a password, and so may
+    come from MLA_MED_LEDGER_URL."""
+    over = {"ledger_url": environment.get("MLA_MED_LEDGER_URL", "")}
+    return read_section(path, "pacs", PacsSettings, over)
 
 
 def read_credentials(settings: PacsSettings, environment: Mapping[str, str] = os.environ) -> Credentials:

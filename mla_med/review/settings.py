@@ -13,21 +13,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from pathlib import Path
 
 from mla_med.errors import ConfigError
+from mla_med.settings import read_section
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "tuple[str, ...]": (list,),
-}
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -115,27 +107,8 @@ def check_binding(settings: ReviewSettings) -> None:
 
 
 def read_review(path: Path) -> ReviewSettings:
-    """The [review] section. An unknown key is an error that names the nearest."""
-    try:
-        section = tomllib.loads(path.read_text("utf-8")).get("review", {})
-    except OSError as error:
-        raise ConfigError(f"Cannot read the settings {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML in UTF-8: {error}.") from error
-    if not isinstance(section, dict):
-        raise ConfigError(f"{path}: [review] is no section.")
-    known = {f.name: str(f.type) for f in fields(ReviewSettings)}
-    for key, value in section.items():
-        if key not in known:
-            near = get_close_matches(key, known, 1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{path}: [review] has no key {key!r}.{hint}")
-        fits = isinstance(value, _TYPES[known[key]]) and isinstance(value, bool) == (known[key] == "bool")
-        if not fits or (isinstance(value, list) and not all(isinstance(v, str) for v in value)):
-            raise ConfigError(f"{path}: [review] {key} must be of type {known[key]}.")
-        if isinstance(value, list):
-            section[key] = tuple(value)
-    return ReviewSettings(**section)
+    """The [review] section; ConfigError as `read_section`."""
+    return read_section(path, "review", ReviewSettings)
 
 
 def read_oidc_secret(settings: ReviewSettings, environment: Mapping[str, str] = os.environ) -> str:

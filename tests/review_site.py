@@ -94,7 +94,7 @@ class Site:
         self.app: FastAPI = create_app(
             self.settings, self.pacs, self.drafts, self.book, self.store, keep=False
         )
-        self.desk = self.app.state.desk
+        self.desk = self.app.state.front.desk
 
     def add(self, seed: int, draft: Draft | None = None, **header: str) -> str:
         """A drafted study: the job's id. `header`: what its images say instead."""

@@ -34,7 +34,6 @@ from mla_med.logs import start_logging
 from mla_med.pacs.peer import SeriesCount
 from mla_med.report.schema import schema_of
 from mla_med.review import words
-from mla_med.review.app import WITHOUT_SIGN_IN
 from mla_med.review.deciding import send_unsent
 from mla_med.review.settings import ReviewSettings, check_binding, read_review
 from mla_med.review.store import Item, StaleVersion
@@ -42,6 +41,8 @@ from mla_med.types import Gate, Presence, Reason, Side
 
 HTML = {"accept": "text/html"}
 CHEST = 0
+WITHOUT_SIGN_IN = ("/static", "/sign-in", "/sign-in/oidc", "/sign-in/oidc/back")
+"""Every other address wants a reader."""
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def _seconds(model, examples: tuple[Example, ...], repeats: int = 5) -> float:
     """Median time of one patient through encoder, fusion and findings."""
     import time
 
-    from dapt.train import collate
+    from dapt.collate import collate
     from mla_med.imaging.transforms import Preprocessing
 
     inputs = collate(examples[:1], model, Preprocessing.from_dict(model.config.preprocessing))

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dapt.train import TrainConfig, moved, noisy, report_ids, targets_of, varied
+from dapt.augment import Augment, moved, noisy, varied
+from dapt.collate import report_ids, targets_of
 from mla_med.corpus import LANGUAGES, Example, load_image
 from mla_med.errors import ConfigError
 from mla_med.imaging.transforms import AIR_HU, Preprocessing, inside_body, window_channels
@@ -91,7 +92,7 @@ class Wanted:
     """Whether anything may be known of the images."""
     hidden: float = 0.0
     """Share of the cells with body in them that are hidden (SimMIM: 0.6, Xie et al., CVPR 2022)."""
-    augment: TrainConfig | None = None
+    augment: Augment | None = None
     """By how much images are changed; None: not at all, and always the first language."""
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dapt.collate import collate
 from dapt.receipts import predict, score_findings, score_predictions
-from dapt.train import Log, TrainConfig, collate, pretrain
+from dapt.train import Log, TrainConfig, pretrain
 from mla_med.corpus import Example, load_image, place, read_about, read_examples, read_settings
 from mla_med.errors import MlaMedError
 from mla_med.files import write_text

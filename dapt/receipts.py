@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dapt.train import TrainConfig, collate
+from dapt.augment import Augment
+from dapt.collate import collate
 from mla_med.corpus import LANGUAGES, Example
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.config import SIDES
@@ -43,7 +44,7 @@ def predict(
     columns: dict[str, list[np.ndarray]] = {name: [] for name in Predictions.__slots__}
     for start in range(0, len(examples), batch):
         part = examples[start : start + batch]
-        inputs = collate(part, model, settings, TrainConfig() if vary else None, vary, language)
+        inputs = collate(part, model, settings, Augment() if vary else None, vary, language)
         image, present, affine = (
             inputs[name].to(model.device) for name in ("image_BCIJK", "present_BC", "affine_B44")
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
+from dapt.augment import Augment
 from dapt.batches import Batch, Batches, Wanted, once
 from dapt.objectives.align import Align
 from dapt.objectives.fuse import Fuse
@@ -21,7 +22,6 @@ from dapt.objectives.objective import Objective, Together
 from dapt.objectives.text import ReportText
 from dapt.objectives.volume import MaskedVolume
 from dapt.site import CorporaPlan, Stage
-from dapt.train import TrainConfig
 from mla_med.corpus import Example, read_about, read_examples, read_settings
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.mla import MLAModel
@@ -103,7 +103,7 @@ def wanted_of(stage: Stage) -> Wanted:
         texts=True,
         findings=stage.kind in ("s2", "s3"),
         hidden=stage.hidden if stage.kind in ("s1", "dapt") else 0.0,
-        augment=TrainConfig(shift=stage.shift),
+        augment=Augment(shift=stage.shift),
     )
 
 

@@ -24,21 +24,21 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
 
+from dapt.augment import Augment
+from dapt.collate import collate, collate_patches, report_ids
 from dapt.patches import PatchSampler
 from dapt.tokenizer import train_tokenizer
-from mla_med.corpus import LANGUAGES, Example, load_image, read_about, read_examples, read_settings
+from mla_med.corpus import LANGUAGES, Example, read_about, read_examples, read_settings
 from mla_med.errors import CheckpointError, ConfigError
-from mla_med.imaging.transforms import AIR_HU, Preprocessing, window_channels
+from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.checkpoint import load_checkpoint
-from mla_med.model.config import SIDES, ModalConfig, default, findings_of
+from mla_med.model.config import ModalConfig, default, findings_of
 from mla_med.model.findings import FindingTargets, map_loss, present_boxes, touches
 from mla_med.model.image_encoder import Frame
 from mla_med.model.lesion_map import LesionMap
 from mla_med.model.mla import MLAModel
 from mla_med.report.schema import schema_of
-from mla_med.types import Modality
 
 Log = Callable[[dict[str, Any]], None]
 VOCABULARY = 2048
@@ -101,6 +101,10 @@ class TrainConfig:
     def __post_init__(self):
         if self.precision not in ("bf16", "fp32"):
             raise ConfigError(f"No precision '{self.precision}'; there are bf16 and fp32.")
+
+    @property
+    def augment(self) -> Augment:
+        return Augment(self.shift, self.noise_hu, self.gain, self.hidden)
 
 
 def pretrain(
@@ -202,7 +206,7 @@ class Trainer:
 
             def read(n: int, number: int = number) -> dict[str, Any]:
                 rng = np.random.default_rng([self.config.seed, 2000 + number, n])
-                return collate_patches(sampler, settings, self.config, rng, self.config.round_patches)
+                return collate_patches(sampler, settings, self.config.augment, rng, self.config.round_patches)
 
             for n, pieces in enumerate(_ahead(read, each)):
                 with self._autocast():
@@ -225,7 +229,7 @@ class Trainer:
         found: dict[str, list[bool]] = {}
         for n in range(UNSEEN_BATCHES):
             pieces = collate_patches(
-                sampler, settings, self.config, np.random.default_rng([n]), self.config.round_patches
+                sampler, settings, self.config.augment, np.random.default_rng([n]), self.config.round_patches
             )
             for f, hit in first_found(self._map_of(pieces), pieces["targets"]):
                 found.setdefault(self.model.config.finding_keys[f], []).append(hit)
@@ -287,9 +291,11 @@ class Trainer:
 
         def read(n: int) -> dict[str, Any]:
             rng = np.random.default_rng([self.config.seed, epoch, n])
-            inputs = collate(batches[n], self.model, settings, self.config, rng)
+            inputs = collate(batches[n], self.model, settings, self.config.augment, rng)
             if sampler is not None:
-                inputs["patches"] = collate_patches(sampler, settings, self.config, rng, self.config.patches)
+                inputs["patches"] = collate_patches(
+                    sampler, settings, self.config.augment, rng, self.config.patches
+                )
             return inputs
 
         return _ahead(read, len(batches))
@@ -374,146 +380,9 @@ class Trainer:
         self.log({"stage": "resumed", **self.done})
 
 
-# Examples -> tensors
-
-
-def collate(
-    batch: tuple[Example, ...],
-    model: MLAModel,
-    settings: Preprocessing,
-    config: TrainConfig | None = None,
-    rng: np.random.Generator | None = None,
-    language: str = LANGUAGES[0],
-) -> dict[str, Any]:
-    """The arguments of MLAModel.forward. With `rng`: augmented, and each example in one of the languages."""
-    images, presents, affines, contexts, reports = [], [], [], [], []
-    for example in batch:
-        spoken = language if rng is None else LANGUAGES[int(rng.integers(len(LANGUAGES)))]
-        contexts.append(example.contexts[spoken])
-        reports.append(example.reports[spoken])
-        image, affine = torch.from_numpy(load_image(example, settings)), example.affine.copy()
-        present = torch.tensor(example.present)
-        if rng is not None and config is not None:
-            image, affine = moved(image, affine, config.shift, rng, AIR_HU if settings.windows_hu else 0.0)
-            if settings.modality == Modality.CT:
-                image = noisy(image, config, rng)
-            else:
-                image, present = varied(image, present, config, rng)
-        images.append(window_channels(image, settings.windows_hu) if settings.windows_hu else image)
-        presents.append(present)
-        affines.append(torch.from_numpy(affine))
-    ids, labels = report_ids(reports, model.tokenizer)
-    return {
-        "text": contexts,
-        "image_BCIJK": torch.stack(images),
-        "present_BC": torch.stack(presents),
-        "affine_B44": torch.stack(affines),
-        "targets": targets_of(batch, model.config),
-        "input_ids": ids,
-        "labels": labels,
-    }
-
-
-def collate_patches(
-    sampler: PatchSampler,
-    settings: Preprocessing,
-    config: TrainConfig,
-    rng: np.random.Generator,
-    count: int,
-) -> dict[str, Any]:
-    """What Trainer._map_patches takes."""
-    patches = [sampler.draw(rng) for _ in range(count)]
-    images, presents = [], []
-    for patch in patches:
-        if settings.modality == Modality.CT:
-            images.append(window_channels(noisy(patch.image, config, rng), settings.windows_hu))
-            presents.append(patch.present)
-        else:
-            image, present = varied(patch.image, patch.present, config, rng)
-            images.append(image)
-            presents.append(present)
-    affine_B44, whole = sampler.frames(patches)
-    return {
-        "image_BCIJK": torch.stack(images),
-        "present_BC": torch.stack(presents),
-        "affine_B44": affine_B44,
-        "whole_B44": whole.affine_B44,
-        "shape": whole.size,
-        "targets": sampler.targets(patches),
-    }
-
-
-def targets_of(batch: tuple[Example, ...], config: ModalConfig) -> FindingTargets:
-    """What is true of each example, as the heads are taught it: of several lesions, side, site and size of
-    the largest."""
-    keys, sites = config.finding_keys, config.sites
-    shape = (len(batch), len(keys))
-    most = max([1, *(len(boxes) for e in batch for boxes in e.boxes_mm.values())])
-    presence, size = torch.zeros(shape), torch.full(shape, torch.nan)
-    side, site = torch.full(shape, -1), torch.full(shape, -1)
-    boxes = torch.full((*shape, most, 2, 3), torch.nan)
-    for b, example in enumerate(batch):
-        for finding in reversed(example.findings):
-            f = keys.index(finding.code)
-            presence[b, f] = 1
-            side[b, f] = -1 if finding.side is None else SIDES.index(finding.side)
-            site[b, f] = -1 if finding.site is None else sites.index(finding.site)
-            size[b, f] = torch.nan if finding.size_mm is None else finding.size_mm
-        for code, lesions in example.boxes_mm.items():
-            boxes[b, keys.index(code), : len(lesions)] = torch.tensor(lesions)
-    return FindingTargets(presence, side, site, size, boxes)
-
-
-def report_ids(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
-    """-> ids with start and end, and labels with the padding ignored."""
-    rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
-    labels = torch.full((len(rows), longest), -100)
-    for n, row in enumerate(rows):
-        ids[n, : len(row)] = labels[n, : len(row)] = torch.tensor(row)
-    return ids, labels
-
-
 def _reports(batch: tuple[Example, ...], epoch: int) -> list[str]:
     """Every other report in the other language, and each in both after two epochs."""
     return [e.reports[LANGUAGES[(n + epoch) % len(LANGUAGES)]] for n, e in enumerate(batch)]
-
-
-def moved(
-    image: Tensor, affine: np.ndarray, most: int, rng: np.random.Generator, outside: float
-) -> tuple[Tensor, np.ndarray]:
-    """The image (..., I, J, K) moved within its frame by at most `most` voxels and an eighth of its size: a
-    picture is one voxel deep. Never mirrored: the heart is on the left."""
-    limits = [min(most, size // 8) for size in image.shape[-3:]]
-    offset = [int(rng.integers(-limit, limit + 1)) for limit in limits]
-    image = torch.roll(image, offset, (-3, -2, -1))
-    affine[:3, 3] -= affine[:3, :3] @ np.array(offset, affine.dtype)
-    for axis, o in zip((-3, -2, -1), offset, strict=True):
-        if o:
-            start = 0 if o > 0 else image.shape[axis] + o
-            image.narrow(axis, start, abs(o)).fill_(outside)
-    return image, affine
-
-
-def noisy(hu: Tensor, config: TrainConfig, rng: np.random.Generator) -> Tensor:
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    mean, deviation = float(rng.normal(0, 4)), float(rng.uniform(0, config.noise_hu))
-    return hu + torch.empty_like(hu).normal_(mean, deviation, generator=generator)
-
-
-def varied(
-    image_CIJK: Tensor, present_C: Tensor, config: TrainConfig, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Other contrast and brightness in every sequence, and some of them left out."""
-    channels = len(image_CIJK)
-    gain_C = torch.from_numpy(1 + rng.uniform(-config.gain, config.gain, channels).astype(np.float32))
-    more_C = torch.from_numpy(rng.uniform(-config.gain, config.gain, channels).astype(np.float32))
-    changed = image_CIJK * gain_C[:, None, None, None] + more_C[:, None, None, None]
-    # what was not measured stays 0
-    image_CIJK = torch.where(image_CIJK == 0, image_CIJK, changed)
-    kept_C = present_C & torch.from_numpy(rng.random(channels) >= config.hidden)
-    return image_CIJK, kept_C if kept_C.any() else present_C
 
 
 def _shuffled(

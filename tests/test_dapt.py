@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dapt.augment import Augment, moved, varied
+from dapt.collate import report_ids, targets_of
 from dapt.corpus import prepare_corpus
 from dapt.finish import finish
 from dapt.patches import PatchSampler
-from dapt.train import TrainConfig, moved, pretrain, report_ids, targets_of, varied
+from dapt.train import TrainConfig, pretrain
 from mla_med.corpus import from_bytes, read_about, read_examples, to_bytes
 from mla_med.errors import CheckpointError, StudyError
 from mla_med.imaging.transforms import Preprocessing
@@ -135,13 +137,12 @@ def test_stored_mr_values_come_back_to_a_sixtieth_of_a_deviation():
 
 
 def test_a_sequence_may_be_left_out_but_never_all():
-    config = TrainConfig(hidden=1.0)
+    augment = Augment(hidden=1.0)
     image, present = torch.ones(3, 2, 2, 2), torch.tensor([True, False, True])
-    _, kept = varied(image, present, config, np.random.default_rng(0))
+    _, kept = varied(image, present, augment, np.random.default_rng(0))
     assert torch.equal(kept, present)
     some = [
-        varied(image, present, TrainConfig(hidden=0.5), np.random.default_rng(n))[1].tolist()
-        for n in range(20)
+        varied(image, present, Augment(hidden=0.5), np.random.default_rng(n))[1].tolist() for n in range(20)
     ]
     assert [True, False, False] in some
     assert not any(kept[1] for kept in some)

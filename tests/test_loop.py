@@ -20,13 +20,13 @@ from small_world import (
     write_corpus,
 )
 
+from dapt.augment import Augment
 from dapt.batches import Wanted, once
 from dapt.loop import BEST, LOG, STATE, Loop, LoopConfig, TrainingError, bench
 from dapt.objectives.objective import Objective
 from dapt.objectives.text import ReportText
 from dapt.site import Stage
 from dapt.stages import objective_of, wanted_of
-from dapt.train import TrainConfig
 from mla_med.errors import CheckpointError, ConfigError
 
 SHORT = LoopConfig(steps=4, save_every=2, log_every=1, validate_every=2, lr=3e-3, device="cpu")
@@ -62,7 +62,7 @@ def test_every_example_comes_once_before_any_comes_again(examples):
 
 def test_two_processes_see_together_what_one_with_the_double_batch_sees(examples):
     model = small_model(examples)
-    wanted = Wanted(hidden=0.6, augment=TrainConfig(shift=2))
+    wanted = Wanted(hidden=0.6, augment=Augment(shift=2))
     one = batches_of(examples, model, wanted, size=4)
     two = batches_of(examples, model, wanted, size=2)
     whole, halves = one(5), [two(5, rank=rank, world=2) for rank in (0, 1)]
@@ -72,7 +72,7 @@ def test_two_processes_see_together_what_one_with_the_double_batch_sees(examples
 
 def test_batches_are_those_of_their_step_whatever_was_made_before(examples):
     model = small_model(examples)
-    batches = batches_of(examples, model, Wanted(augment=TrainConfig(shift=2)), size=3)
+    batches = batches_of(examples, model, Wanted(augment=Augment(shift=2)), size=3)
     streamed = dict(batches.stream(2, 5))
     assert list(streamed) == [2, 3, 4]
     assert torch.equal(streamed[4][0].image_ICIJK, batches(4).image_ICIJK)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_world import batch_of, batches_of, examples_in, small_model, write_corpus
 
+from dapt.augment import moved
 from dapt.batches import CELL, Wanted, hide, known_targets
 from dapt.extend import extend, extended
 from dapt.objectives.align import Align, embed_reports
@@ -17,7 +18,6 @@ from dapt.objectives.fuse import Fuse, hardest
 from dapt.objectives.objective import Together, unrecorded
 from dapt.objectives.text import ReportText
 from dapt.objectives.volume import MaskedVolume
-from dapt.train import moved
 from mla_med.errors import ConfigError
 
 HIDDEN = Wanted(hidden=0.6, findings=False)

@@ -22,7 +22,7 @@ from rich.console import Console
 from mla_med.errors import ConfigError, MlaMedError
 
 if TYPE_CHECKING:
-    from dapt.adapt import Sums
+    from dapt.judge import Sums
 
 adapting = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 out = Console(highlight=False, soft_wrap=True, markup=False)
@@ -178,7 +178,7 @@ class EvaluationReferee:
     """BLEU-4 and intervals by `evaluation`."""
 
     def texts(self, references: Sequence[str], drafts: Sequence[str], language: str) -> dict[str, Sums]:
-        from dapt.adapt import Sums
+        from dapt.judge import Sums
         from evaluation.text import text_scores
 
         score = text_scores(references, drafts, PROTOCOLS.get(language, "coco"), only=("BLEU-4",))["BLEU-4"]

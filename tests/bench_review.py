@@ -41,7 +41,8 @@ def fill(url: str, drafts: int, readers: int) -> list[str]:
     """-> the cookies of the readers."""
     from mla_med.ledger.ledger import Ledger
     from mla_med.report.schema import SCHEMAS
-    from mla_med.review.store import STATES, Store
+    from mla_med.review.nouns import STATES
+    from mla_med.review.store import Store
     from mla_med.review.tables import codes
     from mla_med.review.tables import drafts as table
 

@@ -24,8 +24,9 @@ from small_world import (
     write_corpus,
 )
 
-from dapt.adapt import Sums, adapt, write_model
+from dapt.adapt import adapt, write_model
 from dapt.deliver import DeliveryRefused, deliver, deliver_once, judge_studies
+from dapt.judge import Sums
 from dapt.loop import STATE, LoopConfig
 from dapt.page import to_html, verdict
 from dapt.report import auc, heads_of, probe, rank_of, retrieval

@@ -35,8 +35,8 @@ from mla_med.pacs.peer import SeriesCount
 from mla_med.report.schema import schema_of
 from mla_med.review import words
 from mla_med.review.deciding import send_unsent
+from mla_med.review.nouns import Item, StaleVersion
 from mla_med.review.settings import ReviewSettings, check_binding, read_review
-from mla_med.review.store import Item, StaleVersion
 from mla_med.types import Gate, Presence, Reason, Side
 
 HTML = {"accept": "text/html"}

@@ -167,7 +167,7 @@ class SecondSite:
 
     def bleu(self, name: str) -> float:
         """BLEU-4 of the drafts of a model, 0 to 1."""
-        from dapt.adapt import judge
+        from dapt.judge import judge
         from dapt.site import Measured as Receipts
         from mla_med.model.checkpoint import read_model
 
@@ -193,10 +193,10 @@ class SecondSite:
 
 
 class _Bleu:
-    """The scorer of `dapt.adapt.judge`."""
+    """The scorer of `dapt.judge`."""
 
     def texts(self, references: Sequence[str], drafts: Sequence[str], language: str) -> dict[str, Any]:
-        from dapt.adapt import Sums
+        from dapt.judge import Sums
         from evaluation.text import text_scores
 
         protocol = {"zh": "zh"}.get(language, "coco")

@@ -28,9 +28,10 @@ from mla_med.review.desk import Desk, Keeper, NoDraft
 from mla_med.review.front import Front, NotAllowed, NotSignedIn, front_of, is_part
 from mla_med.review.guard import Guard
 from mla_med.review.images import make_router
+from mla_med.review.nouns import StaleVersion
 from mla_med.review.settings import ReviewSettings, read_oidc_secret, read_review
 from mla_med.review.sign_in import OpenId
-from mla_med.review.store import StaleVersion, Store
+from mla_med.review.store import Store
 
 STATIC = Path(__file__).parent / "static"
 

@@ -26,8 +26,8 @@ from mla_med.pacs.deliver import commit_documents
 from mla_med.pacs.letter import read_content, read_letter
 from mla_med.review.desk import Desk
 from mla_med.review.editing import became
+from mla_med.review.nouns import Decision, OutcomeRow, StaleVersion
 from mla_med.review.patients import first_image
-from mla_med.review.store import Decision, OutcomeRow, StaleVersion
 from mla_med.types import Draft, Gate, Reason
 
 REASONS = ("INVENTED", "MISSED", "WRONG_PLACE", "POOR_IMAGES", "WRONG_STUDY", "OTHER")

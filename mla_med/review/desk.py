@@ -29,9 +29,10 @@ from mla_med.pacs.settings import PacsSettings
 from mla_med.report.schema import SCHEMAS, schema_of
 from mla_med.review import editing
 from mla_med.review.editing import Edited
+from mla_med.review.nouns import Item, StaleVersion, Version
 from mla_med.review.patients import Origin, Patient, read_origin, read_patient
 from mla_med.review.settings import ReviewSettings
-from mla_med.review.store import Item, StaleVersion, Store, Version
+from mla_med.review.store import Store
 from mla_med.types import Draft, Presence
 
 JOB_ID = re.compile(r"[0-9a-f]{32}")

@@ -19,8 +19,8 @@ from mla_med.review.desk import JOB_ID, NoDraft, Sheet
 from mla_med.review.editing import Edited
 from mla_med.review.front import TURNING, AdminChanging, Changing, Front, Reader, front_of, is_part, reader
 from mla_med.review.images import evidence_of
+from mla_med.review.nouns import OPEN_STATES, Filter, Session
 from mla_med.review.sign_in import ADMIN
-from mla_med.review.store import OPEN_STATES, Filter, Session
 from mla_med.types import Change, Draft, Presence
 
 Version = Annotated[int, Form()]

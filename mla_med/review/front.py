@@ -23,10 +23,11 @@ from markupsafe import Markup
 
 from mla_med.review import words
 from mla_med.review.desk import Desk
+from mla_med.review.nouns import Session
 from mla_med.review.patients import inert
 from mla_med.review.settings import ReviewSettings
 from mla_med.review.sign_in import ADMIN, OpenId, Person, by_proxy
-from mla_med.review.store import Session, Store
+from mla_med.review.store import Store
 
 TEMPLATES = Path(__file__).parent / "templates"
 TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")

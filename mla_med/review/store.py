@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,6 +21,18 @@ from sqlalchemy import Connection, Engine, RowMapping, select
 from mla_med.errors import LedgerError
 from mla_med.ledger.database import as_ledger_error, make_engine
 from mla_med.ledger.seal import SiteKey
+from mla_med.review.nouns import (
+    DECIDED_STATES,
+    OPEN_STATES,
+    Decision,
+    Filter,
+    Item,
+    OutcomeRow,
+    Session,
+    StaleVersion,
+    User,
+    Version,
+)
 from mla_med.review.tables import (
     audit,
     codes,
@@ -34,136 +45,11 @@ from mla_med.review.tables import (
     versions,
 )
 
-OPEN_STATES = ("NEW", "OPEN")
-DECIDED_STATES = ("ACCEPTED", "CHANGED", "REJECTED")
-STATES = (*OPEN_STATES, *DECIDED_STATES)
 _LOCK = 0x6D6C62
 _SEEN_EVERY_S = 30.0
 """How exact the time of a session's last request is: not every request is a write."""
 MERGED_S = 8.0
 """Changes of one thing by one reader within so long are one step of undo: nobody undoes letters."""
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A draft, as the worklist knows it."""
-
-    job_id: str
-    state: str
-    rank: int
-    examination: str
-    language: str
-    scanner: str
-    subgroup: str
-    weights: str
-    refusal: str
-    arrived_at_s: float
-    drafted_at_s: float
-    head: int = 0
-    opened_at_s: float = 0.0
-    opened_by: str = ""
-    decided_at_s: float = 0.0
-    decided_by: str = ""
-    updated_at_s: float = 0.0
-
-    @property
-    def key(self) -> tuple[int, float, str]:
-        """Where it stands in the worklist."""
-        return self.rank, self.arrived_at_s, self.job_id
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """What the worklist shows; what is empty leaves everything."""
-
-    states: tuple[str, ...] = OPEN_STATES
-    examination: str = ""
-    rank: int | None = None
-    min_age_s: float = 0.0
-    max_age_s: float = 0.0
-    job_id: str = ""
-    """The beginning of one."""
-    scanner: str = ""
-    codes: tuple[str, ...] = ()
-    """One of these is present."""
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    number: int
-    parent: int
-    at_s: float
-    by: str
-    what: str
-    content: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    name: str
-    display: str
-    role: str
-    secret: str
-    disabled: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    token: str
-    """Its hash."""
-    name: str
-    display: str
-    role: str
-    method: str
-    csrf: str
-    language: str
-    made_at_s: float
-    seen_at_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    id: str
-    job_id: str
-    at_s: float
-    by: str
-    decision: str
-    reason: str
-    version: int
-    content: bytes
-    """Of whoever decided; sealed in the table."""
-    sent_at_s: float
-    revision_job: str
-    revoked_at_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class OutcomeRow:
-    """One finding of one decision."""
-
-    code: str
-    outcome: str
-    drafted: str
-    decided: str
-    confidence: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class AuditRow:
-    at_s: float
-    who: str
-    action: str
-    job_id: str
-    detail: str
-
-
-class StaleVersion(Exception):
-    """Somebody else has changed the draft since; `head` is the newest version."""
-
-    def __init__(self, head: int, base: int):
-        super().__init__("stale")
-        self.head = head
-        self.base = base
 
 
 class Store:

@@ -14,7 +14,7 @@ from mla_med.report.schema import SCHEMAS
 from mla_med.review import words
 from mla_med.review.desk import JOB_ID
 from mla_med.review.front import Changing, Front, Reader, front_of, is_part
-from mla_med.review.store import DECIDED_STATES, OPEN_STATES, Filter, Item
+from mla_med.review.nouns import DECIDED_STATES, OPEN_STATES, Filter, Item
 
 PAGE = 50
 """Rows of the worklist."""

@@ -25,7 +25,7 @@ from sqlalchemy import (
 metadata = MetaData()
 
 # SQLite counts up by itself only in a column of type INTEGER
-_COUNTER = BigInteger().with_variant(Integer, "sqlite")
+COUNTER = BigInteger().with_variant(Integer, "sqlite")
 
 jobs = Table(
     "jobs",
@@ -73,7 +73,7 @@ outbox = Table(
 events = Table(
     "events",
     metadata,
-    Column("id", _COUNTER, primary_key=True, autoincrement=True),
+    Column("id", COUNTER, primary_key=True, autoincrement=True),
     Column("at", Double, nullable=False),
     Column("job_id", String(32), nullable=False, index=True),
     Column("document_id", String(32)),

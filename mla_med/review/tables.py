@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from sqlalchemy import (
     DDL,
-    BigInteger,
     Column,
     Double,
     Index,
@@ -25,10 +24,9 @@ from sqlalchemy import (
     event,
 )
 
-metadata = MetaData()
+from mla_med.ledger.tables import COUNTER
 
-# SQLite counts up by itself only in a column of type INTEGER
-_COUNTER = BigInteger().with_variant(Integer, "sqlite")
+metadata = MetaData()
 
 drafts = Table(
     "review_drafts",
@@ -67,7 +65,7 @@ codes = Table(
 versions = Table(
     "review_versions",
     metadata,
-    Column("id", _COUNTER, primary_key=True, autoincrement=True),
+    Column("id", COUNTER, primary_key=True, autoincrement=True),
     Column("job_id", String(32), nullable=False),
     Column("number", Integer, nullable=False),
     Column("parent", Integer, nullable=False),  # what undoing it gives back
@@ -105,7 +103,7 @@ decisions = Table(
 outcomes = Table(
     "review_outcomes",
     metadata,
-    Column("id", _COUNTER, primary_key=True, autoincrement=True),
+    Column("id", COUNTER, primary_key=True, autoincrement=True),
     Column("decision_id", String(32), nullable=False, index=True),
     Column("at", Double, nullable=False),
     Column("code", String(48), nullable=False),
@@ -148,7 +146,7 @@ sessions = Table(
 audit = Table(
     "review_audit",
     metadata,
-    Column("id", _COUNTER, primary_key=True, autoincrement=True),
+    Column("id", COUNTER, primary_key=True, autoincrement=True),
     Column("at", Double, nullable=False, index=True),
     Column("who", String(64), nullable=False, index=True),
     Column("action", String(32), nullable=False),

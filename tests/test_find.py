@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date, datetime, timedelta
+from urllib.parse import parse_qsl, urlsplit
 
 import drafts
 import pytest
+from fake_pacs import http_pacs
 from orthanc import orthanc
 
 from mla_med.errors import PacsError
@@ -71,6 +74,24 @@ def test_more_studies_in_an_hour_than_a_pacs_tells_are_an_error():
     with pytest.raises(PacsError) as caught:
         find_since(FIRST, TODAY, pacs.ask)
     assert caught.value.code == "ENDED_EARLY"
+
+
+@pytest.mark.parametrize("knows_offset", [False, True])
+@pytest.mark.parametrize("most", [100, 200, 300])
+def test_every_study_is_found_by_dicomweb_whatever_a_server_makes_of_limit_and_offset(most, knows_offset):
+    pacs = Pacs(days(1000, timedelta(minutes=10)), 10**6)
+
+    def answer(method, path, body):
+        asked = dict(parse_qsl(urlsplit(path).query))
+        told = list(pacs.ask(asked).found)
+        start = int(asked["offset"]) if knows_offset else 0
+        items = [{"0020000D": {"vr": "UI", "Value": [f"2.25.{uid}"]}} for uid in told[start : start + most]]
+        return 200, json.dumps(items).encode()
+
+    with http_pacs(answer) as url:
+        settings = PacsSettings(dicomweb_url=url)
+        found = make_peer(settings, Credentials()).find_studies(FIRST, ["CT"])
+    assert len(found) == 1000
 
 
 def test_all_studies_of_one_hour_are_found_page_by_page_and_those_of_another_modality_are_not():

@@ -130,15 +130,16 @@ class WebPeer:
         """PS3.18 8.3.4.4: limit and offset. Who does not say what a study holds is believed."""
         seen: Found = {}
         found: Found = {}
+        brought = 0
         while True:
             page = self._query("/studies", match | {"limit": str(_PAGE), "offset": str(len(seen))})
             uids = {check_uid(_text(item, _STUDY)): _values(item, _MODALITIES) for item in page}
             is_new = bool(uids.keys() - seen.keys())
-            whole = bool(seen) and (is_new or len(seen) > _PAGE)
+            brought += is_new
             seen |= dict.fromkeys(uids)
             found |= {uid: None for uid, held in uids.items() if not held or modality in held}
             if not is_new or len(page) < _PAGE:
-                return Told(found, whole=whole)
+                return Told(found, whole=brought > 1)
 
     def count(self, study_uid: str) -> list[SeriesCount]:
         fields = {"includefield": _COUNT}

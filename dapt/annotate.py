@@ -135,9 +135,8 @@ def _seen(
     """Embeddings of length 1 (N, D) and probabilities (N, F)."""
     shelf = Shelf("pool", settings, "", (), (), (), ())
     seen = embedded(model.eval(), shelf, examples, batch)
-    centred_ND = seen.image_ND
-    length_N1 = np.linalg.norm(centred_ND, axis=1, keepdims=True)
-    return centred_ND / np.maximum(length_N1, 1e-9), seen.probability_NF
+    length_N1 = np.linalg.norm(seen.image_ND, axis=1, keepdims=True)
+    return seen.image_ND / np.maximum(length_N1, 1e-9), seen.probability_NF
 
 
 def _reason(

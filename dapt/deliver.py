@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from mla_med.model.calibrate import (
     histogram_of,
     usual_histogram,
 )
-from mla_med.model.checkpoint import load_checkpoint, save_checkpoint
+from mla_med.model.checkpoint import as_stored, load_checkpoint, save_checkpoint
 from mla_med.model.conformal import COVERAGE, fit_answer
 from mla_med.model.gate import SCOPES, lung_share, pixel_reasons
 from mla_med.model.generate import report_slots, write_texts
@@ -148,17 +147,6 @@ def deliver(model: MLAModel, shelf: Shelf, out: Path, chain: str) -> Path:
     # what was written is what drafts: it has to come back
     load_checkpoint(out)
     return out
-
-
-def as_stored(model: MLAModel) -> MLAModel:
-    """The weights that a checkpoint keeps are of half precision: where embeddings lie close together, that
-    moves them further than they lie apart."""
-    stored = deepcopy(model)
-    with torch.no_grad():
-        for tensor in (*stored.parameters(), *stored.buffers()):
-            if tensor.is_floating_point():
-                tensor.copy_(tensor.half())
-    return stored.eval()
 
 
 def calibration_of(keys: Sequence[str], judged: Judged, seen: Judged) -> Calibration:

@@ -27,7 +27,7 @@ from mla_med.files import write_text
 from mla_med.imaging.transforms import Preprocessing, window_channels
 from mla_med.looking import peaks
 from mla_med.model.calibrate import Calibration, calibrate, histogram_of
-from mla_med.model.checkpoint import load_checkpoint, save_checkpoint
+from mla_med.model.checkpoint import as_stored, load_checkpoint, save_checkpoint
 from mla_med.model.conformal import COVERAGE
 from mla_med.model.gate import SCOPES, lung_share
 from mla_med.model.mla import MLAModel
@@ -113,6 +113,7 @@ def finish(
 ) -> Path:
     """Calibrates on what was held out and writes the checkpoint."""
     examination = read_about(corpus)["examination"]
+    model = as_stored(model)
     calibration, scores, examples = calibrate_on(model, corpus, retest)
     card = _card(model, corpus, training, scores, command) + calibration_card(calibration, examples)
     scope = SCOPES[examination]

@@ -13,6 +13,8 @@ from __future__ import annotations
 import hmac
 import os
 import stat
+import tempfile
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -61,14 +63,9 @@ class SiteKey:
 
 def read_secret(path: Path, *, make: bool = False) -> bytes:
     """The bytes of a file that its owner alone may read; with `make`, a new one where there is none."""
-    if make and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(os.urandom(32))
-            file.flush()
-            os.fsync(file.fileno())
     try:
+        if make and not path.exists():
+            _make_secret(path)
         mode = path.stat().st_mode
         content = path.read_bytes()
     except OSError as error:
@@ -78,6 +75,21 @@ def read_secret(path: Path, *, make: bool = False) -> bytes:
             f"{path} holds a secret and others may read it: chmod 600 {path}.", code="SECRET_EXPOSED"
         )
     return content
+
+
+def _make_secret(path: Path) -> None:
+    """Whole or not at all: of two processes that start at once one makes it, and neither reads half a key."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(os.urandom(32))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        os.unlink(draft)
 
 
 def _subkey(secret: bytes, purpose: bytes) -> bytes:

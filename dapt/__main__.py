@@ -29,7 +29,7 @@ def main() -> int:
     )
     training = TrainConfig(
         text_epochs=0 if options.start else TrainConfig().text_epochs,
-        rounds=0 if options.start else options.rounds,
+        rounds=TrainConfig().rounds if options.rounds is None and not options.start else options.rounds or 0,
         epochs=options.epochs,
         lr=options.lr,
         fusion_type=options.fusion,
@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--n", type=int, default=2000, help="phantoms; 8 of 10 are trained on")
     parser.add_argument("--epochs", type=int, default=training.epochs, help="passes over the images")
     parser.add_argument(
-        "--rounds", type=int, default=training.rounds, help="of patches with small lesions, before the images"
+        "--rounds",
+        type=int,
+        help=f"of patches with small lesions, before the images; {training.rounds}, with --start none",
     )
     parser.add_argument("--seed", type=int, default=1, help="of the phantoms")
     parser.add_argument("--training-seed", type=int, default=training.seed, help="of weights and batches")

@@ -82,6 +82,7 @@ def collate_patches(
         "whole_B44": whole.affine_B44,
         "shape": whole.size,
         "targets": sampler.targets(patches),
+        "codes": [patch.code for patch in patches],
     }
 
 

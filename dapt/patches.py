@@ -2,16 +2,17 @@
 
 A patient has one or two small lesions in a million voxels: of whole images, a network sees a thousand nodules
 in an hour. Patches show it as many in a minute (as the detectors of nodules are trained: Setio et al., Med.
-Image Anal. 2017;42:1). Every finding is drawn as often as any other. Knows no model.
+Image Anal. 2017;42:1). Findings that are named badly are drawn more often; beside a lesion stands the same
+place of a patient without it, or else a network would learn that hearts have calcified arteries. Knows no
+model.
 """
 
 # B patches, C channels, I J K voxel axes, F findings, L lesions
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +26,10 @@ from mla_med.types import Modality
 
 ENOUGH = 0.5
 """A lesion is taught where so much of its box lies in the patch; of one with less, nothing is said."""
+WITHOUT = 0.4
+"""Share of the patches that show a lesion's place in a patient who does not have it."""
+UNKNOWN, LEAST = 0.5, 0.05
+"""How hard a finding is of which nothing is known yet, and at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,40 +41,70 @@ class Patch:
     affine: np.ndarray
     """Of the piece."""
     example: Example
+    code: str
+    """The finding it was drawn for; whether it is there, the targets say."""
 
 
 class PatchSampler:
-    """Draws patches of `edge` voxels, each with some lesion that fits into it."""
+    """Draws patches of `edge` voxels around lesions that fit into them, and around the same places without.
+    `hard`: of each finding, how often a place with it looks less like it than one without, 0 to 1; the harder
+    it is, the more often it is drawn."""
 
-    def __init__(self, examples: Sequence[Example], settings: Preprocessing, keys: Sequence[str], edge: int):
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        settings: Preprocessing,
+        keys: Sequence[str],
+        edge: int,
+        hard: Mapping[str, float] | None = None,
+    ):
         self.settings, self.keys, self.edge = settings, tuple(keys), edge
-        self.lesions: dict[str, list[tuple[Path, Example, np.ndarray]]] = {}
-        for example in examples:
-            if example.image is None:
-                continue
+        self.lesions: dict[str, list[tuple[Example, np.ndarray]]] = {}
+        self.without: dict[str, list[Example]] = {}
+        pictured = [example for example in examples if example.image is not None]
+        for example in pictured:
             for code, boxes in example.boxes_mm.items():
                 for box in np.array(boxes, float):
                     if (box[1] - box[0]).max() <= edge * settings.spacing_mm:
-                        self.lesions.setdefault(code, []).append((example.image, example, box))
+                        self.lesions.setdefault(code, []).append((example, box))
+        for code in self.lesions:
+            self.without[code] = [example for example in pictured if code not in example.boxes_mm]
+        odds = np.array([max((hard or {}).get(code, UNKNOWN), LEAST) for code in sorted(self.lesions)])
+        self.odds = odds / odds.sum()
 
     def draw(self, rng: np.random.Generator) -> Patch:
-        codes = sorted(self.lesions)
-        some = self.lesions[codes[rng.integers(len(codes))]]
-        image, example, box = some[rng.integers(len(some))]
-        shape = np.array(self.settings.shape)
+        code = sorted(self.lesions)[rng.choice(len(self.odds), p=self.odds)]
+        example, box = self.lesions[code][rng.integers(len(self.lesions[code]))]
         inverse = np.linalg.inv(example.affine)
         middle = inverse[:3, :3] @ box.mean(0) + inverse[:3, 3]
+        if self.without[code] and rng.random() < WITHOUT:
+            # bodies lie in the middle of their images, so the same voxel is about the same place
+            example = self.without[code][rng.integers(len(self.without[code]))]
         # anywhere in the patch: were it always in the middle, the network would learn that
         room = (self.edge - (box[1] - box[0]) / self.settings.spacing_mm) / 2
         start = np.rint(middle + rng.uniform(-room, room) - self.edge / 2)
-        start = np.clip(start, 0, shape - self.edge).astype(int)
+        start = np.clip(start, 0, np.array(self.settings.shape) - self.edge).astype(int)
+        return self._turned(self._cut(example, start, code), rng)
+
+    def _cut(self, example: Example, start: np.ndarray, code: str) -> Patch:
+        assert example.image is not None
         i, j, k = (slice(a, a + self.edge) for a in start)
-        stored = np.load(image, mmap_mode="r")
+        stored = np.load(example.image, mmap_mode="r")
         ct = self.settings.modality == Modality.CT
         values = stored[i, j, k].astype(np.float32) if ct else from_bytes(stored[:, i, j, k])
         affine = example.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ start
-        return Patch(torch.from_numpy(values), torch.tensor(example.present), affine, example)
+        return Patch(torch.from_numpy(values), torch.tensor(example.present), affine, example, code)
+
+    def _turned(self, patch: Patch, rng: np.random.Generator) -> Patch:
+        """The same voxels at the same places in mm, some axes stored from the other end: a lesion looks the
+        same from every side, and what is left is told by the place."""
+        image, affine = patch.image, patch.affine.copy()
+        axes = [axis for axis in range(3) if rng.random() < 0.5]
+        for axis in axes:
+            affine[:3, 3] += affine[:3, axis] * (self.edge - 1)
+            affine[:3, axis] *= -1
+        return replace(patch, image=image.flip([axis - 3 for axis in axes]), affine=affine)
 
     def targets(self, patches: Sequence[Patch]) -> FindingTargets:
         """Presence and boxes of the lesions in each patch; NaN where too little of one is in it."""

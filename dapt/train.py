@@ -34,7 +34,7 @@ from mla_med.errors import CheckpointError, ConfigError
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import ModalConfig, default, findings_of
-from mla_med.model.findings import FindingTargets, map_loss, present_boxes, touches
+from mla_med.model.findings import map_loss
 from mla_med.model.image_encoder import Frame
 from mla_med.model.lesion_map import LesionMap
 from mla_med.model.mla import MLAModel
@@ -43,8 +43,10 @@ from mla_med.report.schema import schema_of
 Log = Callable[[dict[str, Any]], None]
 VOCABULARY = 2048
 """Words of reports and requests in both languages."""
-UNSEEN_BATCHES = 12
+UNSEEN_BATCHES = 32
 """Of patches, that S2 is scored on after each round."""
+HARD_PACE = 0.3
+"""How fast what counts as hard follows the last round."""
 MAPPED = ("hffn", "full")
 """Fusions that have a lesion map."""
 POSITIONS = 1024
@@ -173,6 +175,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(_decay_groups(model, config.weight_decay), lr=config.lr)
         self.average = _copy(model)
         self.done: dict[str, int] = {"text_epochs": 0, "rounds": 0, "epochs": 0}
+        self.hard: dict[str, float] = {}
+        """Of each finding, how often unseen places with and without it were taken for each other."""
         self._resume()
 
     def adapt_text(self, train: tuple[Example, ...]) -> None:
@@ -195,16 +199,16 @@ class Trainer:
         self, train: tuple[Example, ...], held_out: tuple[Example, ...], settings: Preprocessing
     ) -> None:
         """S2: small lesions in patches, many times more of them than whole images would show."""
-        sampler = self._sampler(train, settings)
-        if sampler is None:
-            return
         each = self.config.round_steps
-        unseen = self._sampler(held_out, settings)
+        unseen = self._sampler(held_out, settings, evenly=True)
         for number in range(self.done["rounds"], self.config.rounds):
             began, losses = time.perf_counter(), []
             self._begin(2000 + number)
+            sampler = self._sampler(train, settings)
+            if sampler is None:
+                return
 
-            def read(n: int, number: int = number) -> dict[str, Any]:
+            def read(n: int, number: int = number, sampler: PatchSampler = sampler) -> dict[str, Any]:
                 rng = np.random.default_rng([self.config.seed, 2000 + number, n])
                 return collate_patches(sampler, settings, self.config.augment, rng, self.config.round_patches)
 
@@ -215,27 +219,38 @@ class Trainer:
                 self._step(loss, lr)
                 losses.append(loss.item())
             self.done["rounds"] = number + 1
-            scores = {"patches": float(np.mean(losses))} | self._first_found(unseen, settings)
+            told = self._told_apart(unseen, settings)
+            for code, share in told.items():
+                before = self.hard.get(code, 1 - share)
+                self.hard[code] = before + HARD_PACE * (1 - share - before)
+            scores = {"patches": float(np.mean(losses))} | {f"told {code}": x for code, x in told.items()}
+            if told:
+                scores["told, mean"] = float(np.mean(list(told.values())))
             self._finish("S2 patches", number, began, scores)
 
     @torch.no_grad()
-    def _first_found(self, sampler: PatchSampler | None, settings: Preprocessing) -> dict[str, float]:
-        """Of lesions in unseen patches, those in which the map of the finding is strongest."""
+    def _told_apart(self, sampler: PatchSampler | None, settings: Preprocessing) -> dict[str, float]:
+        """Of each finding, the area under the curve between unseen patches that were drawn for it with and
+        without it, by the strongest cell of its map."""
         if sampler is None:
             return {}
         kept = _copy(self.model)
         self.model.load_state_dict(self.average)
         self.model.eval()
-        found: dict[str, list[bool]] = {}
+        keys = self.model.config.finding_keys
+        seen: dict[str, list[tuple[float, float]]] = {}
         for n in range(UNSEEN_BATCHES):
             pieces = collate_patches(
                 sampler, settings, self.config.augment, np.random.default_rng([n]), self.config.round_patches
             )
-            for f, hit in first_found(self._map_of(pieces), pieces["targets"]):
-                found.setdefault(self.model.config.finding_keys[f], []).append(hit)
+            strongest_BF = self._map_of(pieces).seen_BFN().amax(-1)
+            for b, code in enumerate(pieces["codes"]):
+                f = keys.index(code)
+                there = float(pieces["targets"].presence_BF[b, f])
+                seen.setdefault(code, []).append((there, float(strongest_BF[b, f])))
         self.model.load_state_dict(kept)
-        scores = {f"found {code}": float(np.mean(hits)) for code, hits in sorted(found.items())}
-        return scores | {"found, mean": float(np.mean(list(scores.values())))}
+        areas = {code: _area(pairs) for code, pairs in sorted(seen.items())}
+        return {code: area for code, area in areas.items() if not math.isnan(area)}
 
     def learn(self, train, held_out, settings: Preprocessing, validate) -> None:
         """S3: findings and report from image and context."""
@@ -271,17 +286,21 @@ class Trainer:
             scores = {name: value / counts[name] for name, value in sums.items()}
             self._finish("S3 report", epoch, began, scores | self._validate(held_out, validate))
 
-    def _sampler(self, train: tuple[Example, ...], settings: Preprocessing) -> PatchSampler | None:
+    def _sampler(
+        self, examples: tuple[Example, ...], settings: Preprocessing, evenly: bool = False
+    ) -> PatchSampler | None:
         if not self.config.patches or self.config.fusion_type not in MAPPED:
             return None
-        sampler = PatchSampler(train, settings, self.model.config.finding_keys, self.config.patch)
+        hard = None if evenly else self.hard
+        sampler = PatchSampler(examples, settings, self.model.config.finding_keys, self.config.patch, hard)
         return sampler if sampler.lesions else None
 
     def _map_patches(self, pieces: dict[str, Any]) -> Tensor:
         return map_loss(self._map_of(pieces), pieces["targets"].to(self.config.device))
 
     def _map_of(self, pieces: dict[str, Any]) -> LesionMap:
-        on = _on({name: x for name, x in pieces.items() if name != "targets"}, self.config.device)
+        apart = ("targets", "codes")
+        on = _on({name: x for name, x in pieces.items() if name not in apart}, self.config.device)
         whole = Frame(on["shape"], on["whole_B44"])
         return self.model.map_parts(on["image_BCIJK"], on["present_BC"], on["affine_B44"], whole)
 
@@ -346,7 +365,11 @@ class Trainer:
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{k}": torch.as_tensor(v) for k, v in state.items()}
         tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-        meta = {"done": json.dumps(self.done), "config": json.dumps(asdict(self.config), sort_keys=True)}
+        meta = {
+            "done": json.dumps(self.done),
+            "hard": json.dumps(self.hard),
+            "config": json.dumps(asdict(self.config), sort_keys=True),
+        }
         part = self.out / "state.safetensors.part"
         save_file(tensors, part, metadata=meta)
         part.replace(self.out / "state.safetensors")
@@ -377,6 +400,7 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.done |= json.loads(meta["done"])
+        self.hard = json.loads(meta.get("hard", "{}"))
         self.log({"stage": "resumed", **self.done})
 
 
@@ -420,13 +444,14 @@ def _ahead(read: Callable[[int], dict[str, Any]], count: int) -> Iterator[dict[s
             yield inputs
 
 
-def first_found(lesions: LesionMap, targets: FindingTargets) -> list[tuple[int, bool]]:
-    """Finding of each lesion, and whether the strongest cell of its map touches one of them."""
-    patient_P, finding_P, boxes_P23 = present_boxes(targets)
-    hit_PN = touches(lesions.positions_BN3, lesions.half_cells_BN3, patient_P, boxes_P23)
-    best_P = lesions.logits_BFN[patient_P, finding_P].argmax(-1)
-    hits = hit_PN.gather(1, best_P[:, None]).squeeze(1)
-    return list(zip(finding_P.tolist(), hits.tolist(), strict=True))
+def _area(pairs: list[tuple[float, float]]) -> float:
+    """How often what is there (1, score) scores higher than what is not (0, score); NaN if one is missing."""
+    there = np.array([score for label, score in pairs if label == 1])
+    absent = np.array([score for label, score in pairs if label == 0])
+    if not len(there) or not len(absent):
+        return math.nan
+    higher = there[:, None] - absent[None]
+    return float(((higher > 0) + 0.5 * (higher == 0)).mean())
 
 
 def _lr(config: TrainConfig, step: int, total: int, peak: float | None = None) -> float:

@@ -235,13 +235,35 @@ def test_a_patch_holds_the_lesion_it_was_drawn_for_and_lies_where_it_says(corpus
     patches = [sampler.draw(rng) for _ in range(20)]
     for patch in patches:
         whole, offset = np.load(patch.example.image), np.linalg.inv(patch.example.affine) @ patch.affine
-        i, j, k = np.rint(offset[:3, 3]).astype(int)
-        np.testing.assert_array_equal(patch.image.numpy(), whole[i : i + 16, j : j + 16, k : k + 16])
+        steps, start = np.diag(offset)[:3], offset[:3, 3]
+        axes = [np.rint(a + step * np.arange(16)).astype(int) for a, step in zip(start, steps, strict=True)]
+        np.testing.assert_array_equal(patch.image.numpy(), whole[np.ix_(*axes)])
+    assert {tuple(np.sign(np.diag(p.affine)[:3])) for p in patches} != {(1, 1, 1)}
     targets = sampler.targets(patches)
-    assert ((targets.presence_BF == 1).sum(1) >= 1).float().mean() > 0.8
+    shown = [code in patch.example.boxes_mm for patch in patches for code in [patch.code]]
+    drawn_for = [targets.presence_BF[b, keys.index(patch.code)] for b, patch in enumerate(patches)]
+    assert np.mean([there == 1 for there, has in zip(drawn_for, shown, strict=True) if has]) > 0.8
+    assert all(there == 0 for there, has in zip(drawn_for, shown, strict=True) if not has)
+    assert 0.1 < 1 - np.mean(shown) < 0.7
     assert targets.presence_BF.isnan().any()
     taught = ~targets.lesion_boxes_BFL23.isnan().flatten(3).any(-1).any(-1)
     assert (taught[targets.presence_BF == 0] == 0).all()
+
+
+def test_what_is_taken_for_something_else_is_drawn_more_often(corpus):
+    examples = read_examples(corpus, "train")
+    keys = _model_config().finding_keys
+    even = PatchSampler(examples, SMALL, keys, 16)
+    hard, *easy = sorted(even.lesions)
+    uneven = PatchSampler(examples, SMALL, keys, 16, {hard: 0.4} | dict.fromkeys(easy, 0.0))
+
+    def share(sampler: PatchSampler) -> float:
+        rng = np.random.default_rng(0)
+        return float(np.mean([sampler.draw(rng).code == hard for _ in range(300)]))
+
+    assert share(uneven) > 2 * share(even)
+    rng = np.random.default_rng(0)
+    assert {uneven.draw(rng).code for _ in range(600)} == set(even.lesions)  # none is forgotten
 
 
 def test_the_map_of_a_patch_is_that_of_the_whole_image_there():

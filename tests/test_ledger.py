@@ -591,7 +591,8 @@ def test_of_two_that_make_the_secret_at_once_both_read_the_same_whole_one(tmp_pa
 
         with ThreadPoolExecutor(8) as pool:
             read_by = [task.result() for task in [pool.submit(read) for _ in range(8)]]
-        assert len(read_by[0]) == 32 and set(read_by) == {path.read_bytes()}
+        assert len(read_by[0]) == 32
+        assert set(read_by) == {path.read_bytes()}
         assert [each.name for each in path.parent.iterdir()] == ["key"]
 
 

@@ -238,6 +238,7 @@ def _only(example: Example, keys: set[str]) -> Example:
         example,
         findings=tuple(f for f in example.findings if f.code in keys),
         boxes_mm={code: boxes for code, boxes in example.boxes_mm.items() if code in keys},
+        parts_mm={code: parts for code, parts in example.parts_mm.items() if code in keys},
     )
 
 

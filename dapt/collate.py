@@ -91,7 +91,7 @@ def targets_of(batch: tuple[Example, ...], config: ModalConfig) -> FindingTarget
     the largest."""
     keys, sites = config.finding_keys, config.sites
     shape = (len(batch), len(keys))
-    most = max([1, *(len(boxes) for e in batch for boxes in e.boxes_mm.values())])
+    most = max([1, *(len(boxes) for e in batch for boxes in e.parts_mm.values())])
     presence, size = torch.zeros(shape), torch.full(shape, torch.nan)
     side, site = torch.full(shape, -1), torch.full(shape, -1)
     boxes = torch.full((*shape, most, 2, 3), torch.nan)
@@ -102,7 +102,7 @@ def targets_of(batch: tuple[Example, ...], config: ModalConfig) -> FindingTarget
             side[b, f] = -1 if finding.side is None else SIDES.index(finding.side)
             site[b, f] = -1 if finding.site is None else sites.index(finding.site)
             size[b, f] = torch.nan if finding.size_mm is None else finding.size_mm
-        for code, lesions in example.boxes_mm.items():
+        for code, lesions in example.parts_mm.items():
             boxes[b, keys.index(code), : len(lesions)] = torch.tensor(lesions)
     return FindingTargets(presence, side, site, size, boxes)
 

@@ -143,6 +143,7 @@ def describe(record: dict[str, Any]) -> dict[str, Any]:
         "contexts": contexts,
         "findings": [_finding_to_dict(finding_from(lesion)) for lesion in planted],
         "boxes_mm": [lesion["box_mm"] for lesion in planted],
+        "parts_mm": [lesion.get("parts_mm", []) for lesion in planted],
         "reports": reports,
     }
 

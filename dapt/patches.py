@@ -63,7 +63,7 @@ class PatchSampler:
         self.without: dict[str, list[Example]] = {}
         pictured = [example for example in examples if example.image is not None]
         for example in pictured:
-            for code, boxes in example.boxes_mm.items():
+            for code, boxes in example.parts_mm.items():
                 for box in np.array(boxes, float):
                     if (box[1] - box[0]).max() <= edge * settings.spacing_mm:
                         self.lesions.setdefault(code, []).append((example, box))
@@ -109,13 +109,13 @@ class PatchSampler:
     def targets(self, patches: Sequence[Patch]) -> FindingTargets:
         """Presence and boxes of the lesions in each patch; NaN where too little of one is in it."""
         presence = torch.zeros(len(patches), len(self.keys))
-        most = max([1, *(len(boxes) for p in patches for boxes in p.example.boxes_mm.values())])
+        most = max([1, *(len(boxes) for p in patches for boxes in p.example.parts_mm.values())])
         boxes = torch.full((*presence.shape, most, 2, 3), torch.nan)
         for b, patch in enumerate(patches):
             corners = np.array([[-0.5] * 3, [self.edge - 0.5] * 3])
             ends = corners @ patch.affine[:3, :3].T + patch.affine[:3, 3]
             low, high = ends.min(0), ends.max(0)
-            for code, lesions in patch.example.boxes_mm.items():
+            for code, lesions in patch.example.parts_mm.items():
                 f = self.keys.index(code)
                 for number, box in enumerate(np.array(lesions, float)):
                     inside = np.clip(np.minimum(box[1], high) - np.maximum(box[0], low), 0, None)

@@ -79,7 +79,7 @@ def archive_of(train: Sequence[Example], kind: str) -> tuple[Example, ...]:
 def _text_of(example: Example) -> Example:
     """The report as if nobody knew of whom it is."""
     text = replace(example, id=f"{example.id} text", image=None, present=(), patient="")
-    return replace(text, findings=(), boxes_mm={})
+    return replace(text, findings=(), boxes_mm={}, parts_mm={})
 
 
 def objective_of(stage: Stage, model: MLAModel) -> Objective:

@@ -95,6 +95,7 @@ def said_of(record: dict[str, Any]) -> dict[str, Any]:
         "contexts": {language: context_text(context)},
         "findings": [{n: p[n] for n in names if p.get(n) is not None} for p in planted],
         "boxes_mm": [lesion["box_mm"] for lesion in planted],
+        "parts_mm": [lesion.get("parts_mm", []) for lesion in planted],
         "reports": {language: body_text(report, style)},
     }
 

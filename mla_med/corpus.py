@@ -59,6 +59,8 @@ class Example:
     """What is present; of one code, the largest first."""
     boxes_mm: dict[str, tuple[Box, ...]]
     """By code, in the order of `findings`; of a patient nobody drew any."""
+    parts_mm: dict[str, tuple[Box, ...]]
+    """By code, `boxes_mm` with what lies in several places as its parts: where a model is taught to look."""
     reports: dict[str, str]
     """Findings and impression as text, by language, as `contexts`."""
     patient: str = ""
@@ -156,13 +158,21 @@ def finding_from(values: dict[str, Any]) -> Finding:
     )
 
 
+def _box(corners: list[list[float]]) -> Box:
+    (x, y, z), (far_x, far_y, far_z) = corners
+    return (x, y, z), (far_x, far_y, far_z)
+
+
 def _from_line(corpus: Path, line: str) -> Example:
     row = json.loads(line)
     findings = tuple(finding_from(values) for values in row["findings"])
     boxes: dict[str, tuple[Box, ...]] = {}
+    parts: dict[str, tuple[Box, ...]] = {}
     if "boxes_mm" in row:
-        for finding, (low, high) in zip(findings, row["boxes_mm"], strict=True):
-            boxes[finding.code] = (*boxes.get(finding.code, ()), (tuple(low), tuple(high)))
+        several = row.get("parts_mm", [[]] * len(findings))
+        for finding, box, its in zip(findings, row["boxes_mm"], several, strict=True):
+            boxes[finding.code] = (*boxes.get(finding.code, ()), _box(box))
+            parts[finding.code] = (*parts.get(finding.code, ()), *map(_box, its or [box]))
     image = row.get("image", f"images/{row['id']}.npy")
     return Example(
         row["id"],
@@ -172,6 +182,7 @@ def _from_line(corpus: Path, line: str) -> Example:
         row["contexts"],
         findings,
         boxes,
+        parts,
         row["reports"],
         row.get("patient", ""),
         row.get("study", ""),

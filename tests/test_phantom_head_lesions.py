@@ -190,6 +190,21 @@ def test_microbleeds_are_seen_on_susceptibility_images_alone_and_as_many_as_stat
     assert (signal(with_, "T2")[brain] / signal(without, "T2")[brain]).min() > 0.3
 
 
+def test_every_microbleed_and_every_patch_of_white_matter_has_its_box():
+    lesions = planted(0, "microbleeds", "white_matter_hyperintensity")
+    for code in ("microbleeds", "white_matter_hyperintensity"):
+        lesion = one(lesions, code)
+        assert len(lesion.parts_mm) > 1
+        grid, _, _, moved = drawn(head(0), lesions, lesion)
+        x, y, z = np.meshgrid(*grid.axes(), indexing="ij", sparse=True)
+        held = np.zeros(moved.shape, bool)
+        for low, high in np.asarray(lesion.parts_mm):
+            inside = [(v > a - 2) & (v < b + 2) for v, a, b in zip((x, y, z), low, high, strict=True)]
+            held |= inside[0] & inside[1] & inside[2]
+        assert moved.any()
+        assert (moved & held).sum() > 0.97 * moved.sum()
+
+
 def test_a_mass_enhances_where_enhancement_is_stated_and_only_there():
     lesions = planted(2, "midline_shift")
     mass, ring = one(lesions, "brain_mass"), one(lesions, "abnormal_enhancement")

@@ -15,6 +15,7 @@ from mla_med.phantom.chest.anatomy import Canvas, Chest, draw_chest, make_chest
 from mla_med.phantom.chest.decoys import choose_decoys
 from mla_med.phantom.chest.lesions import CHANGING, MAKERS, plant, regrow
 from mla_med.phantom.chest.room import LOBES
+from mla_med.phantom.lesion import parts_of
 from mla_med.phantom.patient import make_patient
 from mla_med.phantom.shapes import Grid
 from mla_med.report.schema import CHEST_CT
@@ -161,6 +162,41 @@ def test_the_box_holds_what_the_lesion_changes(code):
     held = ((where > low - 1.5 * spacing) & (where < high + 1.5 * spacing)).all(axis=1).mean()
     # what an organ pushes aside lies beyond its box
     assert held > (0.75 if code in CHANGING[1:] else 0.995)
+
+
+SCATTERED = ("coronary_calcification", "arterial_wall_calcification", "bronchiectasis")
+
+
+@pytest.mark.parametrize("code", [*SCATTERED, "pulmonary_embolism", "lymphadenopathy", "liver_lesion"])
+def test_what_lies_in_several_places_has_a_box_for_each(code):
+    """All that it changes lies in one of them, none is empty, and together they leave room between."""
+    for draw in range(1, 8):
+        lesion, chest = planted(code, draw=draw), chest_of(3)
+        if lesion.parts_mm:
+            break
+    assert len(lesion.parts_mm) > 1
+    grid = grid_around(lesion.box_mm, 2.0, 8.0)
+    change = np.abs(draw_chest(chest, (lesion,), grid) - draw_chest(lesion.change(chest), (), grid)) > 40
+    x, y, z = np.meshgrid(*grid.axes(), indexing="ij", sparse=True)
+    held = np.zeros(change.shape, bool)
+    for low, high in np.asarray(lesion.parts_mm):
+        inside = [(v > a - 3) & (v < b + 3) for v, a, b in zip((x, y, z), low, high, strict=True)]
+        one = inside[0] & inside[1] & inside[2]
+        assert (change & one).any()
+        held |= one
+    assert (change & held).sum() > 0.97 * change.sum()
+    corners = np.asarray(lesion.parts_mm)
+    np.testing.assert_allclose([corners[:, 0].min(0), corners[:, 1].max(0)], lesion.box_mm)
+    assert np.prod(corners[:, 1] - corners[:, 0], axis=1).sum() < 0.7 * np.prod(np.ptp(lesion.box_mm, axis=0))
+
+
+def test_boxes_with_a_gap_are_parts_and_those_that_touch_are_one():
+    def cube(x: float, edge: float = 4.0):
+        return (x, 0.0, 0.0), (x + edge, edge, edge)
+
+    assert parts_of([cube(0)]) == parts_of([cube(0), cube(5), cube(10)]) == ()
+    touching = ((0.0, 0.0, 0.0), (9.0, 4.0, 4.0))
+    assert parts_of([cube(0), cube(20, 6.0), cube(5)]) == (cube(20, 6.0), touching)
 
 
 @pytest.mark.parametrize("code", SIZED)

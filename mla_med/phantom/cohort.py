@@ -135,7 +135,9 @@ def record_of(examined: Examined, images: dict[str, Any]) -> dict[str, Any]:
         "indication": context.indication,
         "history": sorted(examined.patient.history),
         "planted": [
-            _to_dict(lesion.finding) | {"box_mm": _rounded(lesion.box_mm)} for lesion in examined.lesions
+            _to_dict(lesion.finding)
+            | {"box_mm": _rounded(lesion.box_mm), "parts_mm": [_rounded(part) for part in lesion.parts_mm]}
+            for lesion in examined.lesions
         ],
         "decoys": [{"kind": decoy.kind, "box_mm": _rounded(decoy.box_mm)} for decoy in examined.decoys],
         "findings": [_to_dict(finding) for finding in examined.findings],

@@ -27,7 +27,7 @@ from mla_med.phantom.chest.lesions_lung import regrower
 from mla_med.phantom.chest.room import Room
 from mla_med.phantom.chest.tree import Tubes, cover
 from mla_med.phantom.lattice import Slices
-from mla_med.phantom.lesion import Lesion
+from mla_med.phantom.lesion import Lesion, parts_of
 from mla_med.phantom.shapes import blend, point, soft
 from mla_med.types import Finding, Presence, Side
 
@@ -76,7 +76,7 @@ def lymphadenopathy(room: Room, rng: np.random.Generator) -> Lesion:
             fit(blob.scaled(size_mm / size), max(10.0, size_mm * share), short=True)
             for blob, share in zip(seeds, sizes, strict=True)
         ]
-        box = join([e.box_mm for _, e in fitted])
+        boxes = [e.box_mm for _, e in fitted]
 
         def paint(canvas: Any) -> None:
             grid = canvas.grid
@@ -94,7 +94,8 @@ def lymphadenopathy(room: Room, rng: np.random.Generator) -> Lesion:
 
         number = count if count > 1 else None
         found = Finding("lymphadenopathy", Presence.PRESENT, place, side, size_mm, number)
-        return Lesion(found, box, paint, regrown=regrower(grow, size_mm, (10.0, 45.0)))
+        again = regrower(grow, size_mm, (10.0, 45.0))
+        return Lesion(found, join(boxes), paint, regrown=again, parts_mm=parts_of(boxes))
 
     return grow(size)
 
@@ -424,8 +425,9 @@ def liver_lesion(room: Room, rng: np.random.Generator) -> Lesion:
 
         number = len(fitted) if count > 1 else None
         found = Finding("liver_lesion", size_mm=size_mm, count=number)
-        box = join([e.box_mm for _, e in fitted])
-        return Lesion(found, box, paint, regrown=regrower(grow, size_mm, (5.0, 90.0)))
+        boxes = [e.box_mm for _, e in fitted]
+        again = regrower(grow, size_mm, (5.0, 90.0))
+        return Lesion(found, join(boxes), paint, regrown=again, parts_mm=parts_of(boxes))
 
     return grow(size)
 

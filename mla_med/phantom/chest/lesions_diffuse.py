@@ -32,7 +32,7 @@ from mla_med.phantom.chest.lesions_lung import AIR_HU, finding_of
 from mla_med.phantom.chest.room import LOBES, Lobe, Room, lobe_index, lungs_box
 from mla_med.phantom.chest.tree import Branch, Tubes, cover
 from mla_med.phantom.lattice import Slices
-from mla_med.phantom.lesion import Lesion
+from mla_med.phantom.lesion import Lesion, parts_of
 from mla_med.phantom.shapes import blend, point, soft
 from mla_med.types import Box, Finding, Side
 
@@ -205,7 +205,8 @@ def bronchiectasis(room: Room, rng: np.random.Generator) -> Lesion:
         parts.append((line, np.clip(wide, 1.6, 6.5)))
     lumen = tubes_of(parts)
     wall = lumen.grown(thick)
-    box = join([box_of(line, radii + thick) for line, radii in parts])
+    boxes = [box_of(line, radii + thick) for line, radii in parts]
+    box = join(boxes)
     room.taken.append((np.mean([line[len(line) // 2] for line, _ in parts], axis=0), 18.0))
 
     def paint(canvas: Any) -> None:
@@ -216,7 +217,7 @@ def bronchiectasis(room: Room, rng: np.random.Generator) -> Lesion:
         blend(hu, cover(wall, canvas.grid, at) * lung, np.maximum(hu, 10.0))
         blend(hu, cover(lumen, canvas.grid, at) * lung, AIR_HU)
 
-    return Lesion(finding_of("bronchiectasis", lobe), box, paint)
+    return Lesion(finding_of("bronchiectasis", lobe), box, paint, parts_mm=parts_of(boxes))
 
 
 def _dilated(room: Room, rng: np.random.Generator, lobe: Lobe, number: int) -> list[tuple[Branch, float]]:

@@ -16,7 +16,7 @@ from mla_med.phantom.chest.blobs import box_of, direction, join, tubes_of, windo
 from mla_med.phantom.chest.lesions_lung import regrower
 from mla_med.phantom.chest.room import LOBES, Room, field_box
 from mla_med.phantom.chest.tree import cover
-from mla_med.phantom.lesion import Lesion
+from mla_med.phantom.lesion import Lesion, parts_of
 from mla_med.phantom.shapes import blend
 from mla_med.types import Finding, Presence, Side
 
@@ -88,7 +88,8 @@ def pulmonary_embolism(room: Room, rng: np.random.Generator) -> Lesion:
             line, radii = resample_tube(branch.points, branch.radii, 1.5)
             pieces.append(_clot(rng, line, radii, 0.75, 1.0))
     clot, value = tubes_of(pieces), float(rng.uniform(35, 62))
-    box = join([box_of(line, radii) for line, radii in pieces])
+    boxes = [box_of(line, radii) for line, radii in pieces]
+    box = join(boxes)
 
     def paint(canvas: Any) -> None:
         at = window_of(canvas.grid, box)
@@ -98,7 +99,7 @@ def pulmonary_embolism(room: Room, rng: np.random.Generator) -> Lesion:
 
     site = "central" if central else "segmental"
     found = Finding("pulmonary_embolism", Presence.PRESENT, site, side)
-    return Lesion(found, box, paint, change=lambda chest: replace(chest, enhanced=True))
+    return Lesion(found, box, paint, lambda chest: replace(chest, enhanced=True), parts_mm=parts_of(boxes))
 
 
 def _clot(
@@ -139,8 +140,8 @@ def coronary_calcification(room: Room, rng: np.random.Generator) -> Lesion:
                 hu = canvas.hu[at]
                 blend(hu, cover(tubes, canvas.grid, at), np.maximum(hu, value))
 
-    box = join([box_of(piece, radii + 0.6) for piece, radii in pieces])
-    return Lesion(Finding("coronary_calcification"), box, paint)
+    boxes = [box_of(piece, radii + 0.6) for piece, radii in pieces]
+    return Lesion(Finding("coronary_calcification"), join(boxes), paint, parts_mm=parts_of(boxes))
 
 
 def arterial_wall_calcification(room: Room, rng: np.random.Generator) -> Lesion:
@@ -185,7 +186,8 @@ def arterial_wall_calcification(room: Room, rng: np.random.Generator) -> Lesion:
                 hu = canvas.hu[at]
                 blend(hu, cover(tubes, canvas.grid, at), np.maximum(hu, value))
 
-    return Lesion(Finding("arterial_wall_calcification"), join([box for _, box, _ in plaques]), paint)
+    boxes = [box for _, box, _ in plaques]
+    return Lesion(Finding("arterial_wall_calcification"), join(boxes), paint, parts_mm=parts_of(boxes))
 
 
 def resample_tube(points: np.ndarray, radii: np.ndarray, step_mm: float) -> tuple[np.ndarray, np.ndarray]:

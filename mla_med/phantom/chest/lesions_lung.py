@@ -33,7 +33,7 @@ from mla_med.phantom.chest.blobs import (
 )
 from mla_med.phantom.chest.room import LOBES, Lobe, Room
 from mla_med.phantom.chest.tree import Tubes, cover
-from mla_med.phantom.lesion import Lesion
+from mla_med.phantom.lesion import Lesion, parts_of
 from mla_med.phantom.shapes import blend, soft
 from mla_med.types import Finding, Presence, Side
 
@@ -355,7 +355,7 @@ def atelectasis(room: Room, rng: np.random.Generator) -> Lesion:
             hu = canvas.hu[at]
             blend(hu, inside * canvas.lung_fraction(at, lobe[0]), np.maximum(hu, value))
 
-    return Lesion(finding_of("atelectasis", lobe), join(boxes), paint)
+    return Lesion(finding_of("atelectasis", lobe), join(boxes), paint, parts_mm=parts_of(boxes))
 
 
 class _Plate:

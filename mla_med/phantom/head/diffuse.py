@@ -30,7 +30,7 @@ from mla_med.phantom.head.focal import ACUTE_BLOOD, EARLY_BLOOD, Plan, wet
 from mla_med.phantom.head.room import LOBES, Room, Spot, pick
 from mla_med.phantom.head.tissues import TISSUES
 from mla_med.phantom.lattice import Field, Texture, smooth_max
-from mla_med.phantom.lesion import Lesion, Paint
+from mla_med.phantom.lesion import Lesion, Paint, parts_of
 from mla_med.phantom.shapes import Grid, point, soft
 from mla_med.types import Box, Finding, Side
 
@@ -137,7 +137,8 @@ def white_matter(room: Room) -> Lesion:
             weight = blob.inside(canvas.grid, box, 0.8) * np.clip(1.5 * white - 0.25, 0, 1)
             wet(canvas, box, weight, t2_ms=t2, t1_ms=1180.0, adc=1.05)
 
-    return Lesion(Finding("white_matter_hyperintensity"), union(blobs), paint)
+    parts = parts_of(blob.box_mm for blob in blobs)
+    return Lesion(Finding("white_matter_hyperintensity"), union(blobs), paint, parts_mm=parts)
 
 
 def _halo(room: Room, width_mm: float) -> Blob | None:
@@ -220,10 +221,10 @@ def microbleeds(room: Room) -> Lesion:
         for centre, radius in spots:
             _ball(canvas, centre, radius, MICROBLEED)
 
-    low = np.min([c - r for c, r in spots], axis=0)
-    high = np.max([c + r for c, r in spots], axis=0)
+    boxes = [(point(c - r), point(c + r)) for c, r in spots]
+    low, high = np.asarray(boxes).swapaxes(0, 1)
     finding = Finding("microbleeds", count=n if n > 1 else None)
-    return Lesion(finding, (point(low), point(high)), paint)
+    return Lesion(finding, (point(low.min(0)), point(high.max(0))), paint, parts_mm=parts_of(boxes))
 
 
 def _ball(canvas: Canvas, centre: np.ndarray, radius: float, tissue: Tissue) -> None:

@@ -45,7 +45,10 @@ AIR_HU, TISSUE_HU = (-1100.0, -700.0), (-200.0, 300.0)
 LEAST_SHARE = 0.03
 """Of the voxels of a trunk or a head with what surrounds it, air and tissue each have more."""
 MOST_PIXELS = 64 * 2**20
-_CODE = ("mla_med.imaging.transforms", "mla_med.imaging.sequences", "mla_med.corpus", "dapt.placing")
+_CODE = (
+    *("mla_med.imaging.grid", "mla_med.imaging.fused", "mla_med.imaging.transforms"),
+    *("mla_med.imaging.head", "mla_med.imaging.sequences", "mla_med.corpus", "dapt.placing"),
+)
 _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises over a damaged file."""
 

@@ -9,14 +9,16 @@ import json
 import os
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from mla_med import cli_adapt, cli_night, cli_pacs, cli_review
+from mla_med import cli_adapt, cli_model, cli_night, cli_pacs, cli_review
 from mla_med.errors import ConfigError, MlaMedError, OutputError
 
 app = typer.Typer(
@@ -35,6 +37,8 @@ app.add_typer(cli_review.review, name="review")
 app.command()(cli_adapt.adapt)
 app.command(context_settings=cli_adapt.PASSED_ON, add_help_option=False)(cli_adapt.corpus)
 app.command()(cli_adapt.annotate_next)
+app.command()(cli_model.export)
+app.command()(cli_model.prune)
 out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
@@ -147,6 +151,16 @@ def draft(
             "--format", help="sr, sr3d, pdf, kos, seg, pm, fhir, hl7, txt, html, json; with commas."
         ),
     ] = "sr,txt,html,json",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="torch, onnx or openvino. The last two start in seconds, and want as --checkpoint what "
+            "mla-med export wrote."
+        ),
+    ] = "torch",
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say how long each stage took; profile.html beside the draft.")
+    ] = False,
 ) -> None:
     """Draft a report of a study, or refuse with a reason: draft.json, .txt, .html and .dcm (SR). Of several
     studies each goes into a folder of its own, and one that fails stops none."""
@@ -156,6 +170,7 @@ def draft(
 
     with err.status("reading the headers, loading the model") as status, ReaderProcess() as reader:
         pending = None if is_nifti(path) else reader.start(read_studies, path)
+        from mla_med.documents.profile import Profile
         from mla_med.documents.text import draft_to_text
         from mla_med.documents.write import parse_formats
         from mla_med.drafting import (
@@ -167,28 +182,38 @@ def draft(
             packaged_for,
             with_context,
         )
-        from mla_med.model.checkpoint import load_checkpoint
         from mla_med.report.style import load_style
         from mla_med.types import ClinicalContext
 
+        stages = Profile(also=status.update)
+        stages("reading the headers")
         studies = () if pending is None else pending.result()
         known = ClinicalContext(age, _sex(sex), indication)
         studies = tuple(with_context(study, known) for study in studies)
         whole = [study for study in studies if study.study_uid]
         earlier = None if prior is None else _prior(prior, whole, reader.call)
         wanted = parse_formats(formats)
+        if {"sr", "sr3d"} & set(wanted):
+            # a second of imports, while another process reads and this one would wait
+            Thread(target=import_module, args=("mla_med.documents.sr",), daemon=True).start()
         options = Options(faithfulness, earlier, load_style(style, language), wanted)
-        model = load_checkpoint(checkpoint) if checkpoint else packaged_for
+        stages("loading the model")
+        loaded = _load(checkpoint, backend)
+        model = loaded or packaged_for
         if pending is None:
-            model = load_checkpoint(checkpoint) if checkpoint else packaged("chest_ct")
-            made, files = draft_nifti(path, known, to, model, status.update, reader.call, options)
+            model = loaded or packaged("chest_ct")
+            made, files = draft_nifti(path, known, to, model, stages, reader.call, options)
         elif len(whole) == 1:
-            made, files = draft_one(studies, to, model, status.update, reader.call, options)
+            made, files = draft_one(studies, to, model, stages, reader.call, options)
         else:
-            _draft_many(draft_studies(studies, to, model, status.update, reader.call, options), to)
+            _draft_many(draft_studies(studies, to, model, stages, reader.call, options), to)
+            if profile:
+                _print_profile(stages.end(), to)
             return
     out.print(draft_to_text(made))
     _print_files(files)
+    if profile:
+        _print_profile(stages.end(), to)
 
 
 @app.command()
@@ -506,6 +531,31 @@ def _prior(path: Path, studies, call):
             code="PRIOR_OF_SEVERAL",
         )
     return read_prior(path, studies[0], lambda earlier: call(read_study, earlier))
+
+
+def _print_profile(profiled, to: Path) -> None:
+    from mla_med.files import write_text
+
+    out.print(profiled.to_text())
+    write_text(to / "profile.html", profiled.to_html())
+    _print_files([to / "profile.html"])
+
+
+def _load(checkpoint: Path | None, backend: str):
+    """A checkpoint, or what was exported of one; None: whichever packaged one fits."""
+    if backend == "torch":
+        from mla_med.model.checkpoint import load_checkpoint
+
+        return load_checkpoint(checkpoint) if checkpoint else None
+    from mla_med.model.exported import load_exported
+
+    if checkpoint is None:
+        raise ConfigError(
+            f"--backend {backend} runs an exported checkpoint. Make one (mla-med export chest_ct --out DIR), "
+            "and give it as --checkpoint DIR.",
+            code="NOT_EXPORTED",
+        )
+    return load_exported(checkpoint, backend)
 
 
 def _sex(given: str | None):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mla_med.comparison import check_prior, compare_drafts, head_region, lung_region, why_not
+from mla_med.dicom.ahead import Ahead
 from mla_med.dicom.select import choose_series
 from mla_med.dicom.source import DAMAGE
 from mla_med.dicom.study import check_whole, only_study, read_study
@@ -20,14 +23,13 @@ from mla_med.dicom.volume import describe, read_volume
 from mla_med.documents.envelope import Revision
 from mla_med.documents.write import DEFAULT_FORMATS, write_draft
 from mla_med.errors import SeriesError, StudyError
+from mla_med.imaging.grid import Preprocessing, hu_of, inside_body
+from mla_med.imaging.head import inside_head
 from mla_med.imaging.nifti import read_nifti
-from mla_med.imaging.sequences import inside_head
-from mla_med.imaging.transforms import Preprocessing, hu_of, inside_body
 from mla_med.looking import Prepared, Seen, find, image_feature, prepare, see, with_faithfulness
 from mla_med.model import CHECKPOINTS
 from mla_med.model.calibrate import histogram_of
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
-from mla_med.model.fusion import Fused
 from mla_med.model.gate import (
     content_reasons,
     header_reasons,
@@ -35,8 +37,9 @@ from mla_med.model.gate import (
     missing_reasons,
     pixel_reasons,
 )
-from mla_med.model.generate import report_slots, write_text
-from mla_med.model.mla import MLAModel
+from mla_med.model.network import Network
+from mla_med.model.seen import Fused
+from mla_med.model.slots import report_slots
 from mla_med.report.check import check_report
 from mla_med.report.context import context_text
 from mla_med.report.interpret import interpret
@@ -154,20 +157,56 @@ def draft_studies(
     call: Call = directly,
     options: Options | None = None,
 ) -> Iterator[Outcome]:
-    """Each study into a folder of its own; one that fails never stops the others.
+    """Each study into a folder of its own; one that fails never stops the others. Where another process
+    reads (`call`), it reads the next study while the model works.
 
     The folder is named by a hash of the study UID, so that a second run finds the same."""
-    for study in studies:
-        if not study.study_uid:
-            yield Outcome("", None, _not_owned(study))
-            continue
-        folder = out / hashlib.sha256(study.study_uid.encode()).hexdigest()[:16]
-        try:
-            draft, files = _draft_into(folder, study, checkpoint, progress, call, options)
-        except (SeriesError, StudyError) as error:
-            yield Outcome(study.study_uid, None, Reason(error.code, str(error)))
-        else:
-            yield Outcome(study.study_uid, draft, None, tuple(files))
+    with _reading_ahead(studies, checkpoint, call) as read_of:
+        for study in studies:
+            if not study.study_uid:
+                yield Outcome("", None, _not_owned(study))
+                continue
+            folder = out / hashlib.sha256(study.study_uid.encode()).hexdigest()[:16]
+            try:
+                draft, files = _draft_into(folder, study, checkpoint, progress, read_of(study), options)
+            except (SeriesError, StudyError) as error:
+                yield Outcome(study.study_uid, None, Reason(error.code, str(error)))
+            else:
+                yield Outcome(study.study_uid, draft, None, tuple(files))
+
+
+@contextmanager
+def _reading_ahead(
+    studies: Sequence[Study], checkpoint: Model, call: Call
+) -> Iterator[Callable[[Study], Call]]:
+    """-> the reader of each study, in their order, which has read it by the time that it is asked for."""
+    if call is directly:
+        yield lambda study: directly
+        return
+
+    def begin(study: Study) -> Future[Ahead]:
+        return thread.submit(_read_ahead, study, checkpoint, call)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+        wanted = [study for study in studies if study.study_uid]
+        pending = begin(wanted[0]) if wanted else None
+
+        def read_of(study: Study) -> Call:
+            nonlocal pending
+            assert pending is not None
+            ready = pending.result()
+            number = wanted.index(study) + 1
+            pending = begin(wanted[number]) if number < len(wanted) else None
+            return ready
+
+        yield read_of
+
+
+def _read_ahead(study: Study, checkpoint: Model, call: Call) -> Ahead:
+    ahead = Ahead(call)
+    model = checkpoint if isinstance(checkpoint, Checkpoint) else checkpoint(study)
+    ahead.read((study,), model.scope.examination)
+    return ahead
 
 
 def with_context(study: Study, known: ClinicalContext) -> Study:
@@ -336,6 +375,7 @@ def _draft_volumes(
     volumes = {
         role: volume for role, volume in volumes.items() if role in {v.role for v in verdicts if v.chosen}
     }
+    progress("placing the images")
     settings = Preprocessing.from_dict(checkpoint.model.config.preprocessing)
     prepared = prepare(volumes, settings)
     scores, reasons = _look_first(checkpoint, prepared, settings, list(certificates.values()))
@@ -356,7 +396,7 @@ def _draft_volumes(
         progress("masking what is cited")
         inside = inside_head(prepared.image_CIJK) if hu is None else inside_body(hu)
         findings = with_faithfulness(findings, seen, checkpoint.model, inside)
-    affine = prepared.affine.numpy()
+    affine = np.asarray(prepared.affine)
     region = head_region(inside_head(prepared.image_CIJK), affine) if hu is None else lung_region(hu, affine)
     findings, prior, complaints = _compared(findings, region, options.prior, checkpoint)
     progress("writing the report")
@@ -447,7 +487,7 @@ def _known_prior(context: ClinicalContext, prior: Prior | None) -> ClinicalConte
 def write(
     findings: tuple[Finding, ...],
     seen: Seen,
-    model: MLAModel,
+    model: Network,
     technique: str,
     style: Style | None = None,
     context: ClinicalContext | None = None,
@@ -458,7 +498,7 @@ def write(
     interpretations = interpret(findings, context or ClinicalContext(), examination)
     codes = list(dict.fromkeys(finding.code for finding in findings))
     slots = report_slots(findings, style, examination, codes, interpretations, prior)
-    text = write_text(model, seen.fused, seen.outputs, slots)
+    text = model.write(seen.fused, seen.outputs, [slots])[0].text
     parsed = parse_report(text, style, examination)
     choices = (
         *impression_choices(findings, style, examination),

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mla_med.errors import CheckpointError
-from mla_med.imaging.sequences import to_channels
-from mla_med.imaging.transforms import Preprocessing, to_tensor
+from mla_med.imaging.fused import to_array
+from mla_med.imaging.grid import Preprocessing
+from mla_med.imaging.head import channels_of_volumes
 from mla_med.model.calibrate import Calibration
 from mla_med.model.evidence import evidence_box, heat_map, measure_faithfulness, slices_in_box
-from mla_med.model.findings import FindingOutputs
-from mla_med.model.fusion import Fused
-from mla_med.model.mla import MLAModel
+from mla_med.model.network import Network
+from mla_med.model.seen import FindingOutputs, Fused, like, log_softmax, map_logits_N, sigmoid, to_numpy
 from mla_med.report.render import complete_findings
 from mla_med.report.schema import CONTRAST, FindingType, schema_of
 from mla_med.types import Evidence, Finding, Modality, Presence, Side, Volume
@@ -41,15 +40,16 @@ AGAIN_CELLS = 1.5
 class Prepared:
     """The images of one examination on the model's grid."""
 
-    image_CIJK: Tensor
-    present_C: Tensor
-    affine: Tensor
+    image_CIJK: Any
+    """An array or a tensor, as the next two."""
+    present_C: Any
+    affine: Any
     """(4, 4), voxel index -> patient RAS mm."""
 
     @classmethod
-    def whole(cls, image_CIJK: Tensor, affine: Tensor) -> Prepared:
+    def whole(cls, image_CIJK: Any, affine: Any) -> Prepared:
         """Every channel was taken."""
-        return cls(image_CIJK, torch.ones(len(image_CIJK), dtype=torch.bool), affine)
+        return cls(image_CIJK, np.ones(len(image_CIJK), bool), affine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,34 +63,34 @@ class Seen:
     examination: str = "chest_ct"
 
     @property
-    def image_CIJK(self) -> Tensor:
+    def image_CIJK(self) -> Any:
         return self.prepared.image_CIJK
 
     @property
-    def affine(self) -> Tensor:
+    def affine(self) -> Any:
         return self.prepared.affine
 
 
 def prepare(volumes: Mapping[str, Volume], settings: Preprocessing) -> Prepared:
     """The one volume of a CT, or the sequences of an MR by role. SeriesError where there is no head."""
     if settings.modality == Modality.MR and settings.sequences:
-        return Prepared(*to_channels(volumes, settings))
+        return Prepared(*channels_of_volumes(volumes, settings))
     (volume,) = volumes.values()
-    return Prepared.whole(*to_tensor(volume, settings))
+    return Prepared.whole(*to_array(volume, settings))
 
 
-@torch.no_grad()
-def see(prepared: Prepared, context: str, model: MLAModel, examination: str = "chest_ct") -> Seen:
+def see(prepared: Prepared, context: str, model: Network, examination: str = "chest_ct") -> Seen:
     """Image and context through the encoder and the finding queries."""
-    fused = model.encode(
-        prepared.image_CIJK[None], [context], prepared.present_C[None], prepared.affine[None]
-    )
-    return Seen(fused, model.find(fused), prepared, context, examination)
+    with model.looking():
+        fused = model.encode(
+            prepared.image_CIJK[None], [context], prepared.present_C[None], prepared.affine[None]
+        )
+        return Seen(fused, model.find(fused), prepared, context, examination)
 
 
 def find(
     seen: Seen,
-    model: MLAModel,
+    model: Network,
     calibration: Calibration,
     volumes: Mapping[str, Volume] | None = None,
     taken: Collection[str] | None = None,
@@ -99,7 +99,7 @@ def find(
     evidence for those that are present or may be. `taken`: what was taken of what FindingType.seen_on names;
     None: everything. A code that no report has to speak of is left out where it is not present, but for a
     critical one of which nothing can be said."""
-    probability = seen.outputs.presence_logits_BF[0].sigmoid().tolist()
+    probability = sigmoid(to_numpy(seen.outputs.presence_logits_BF[0])).tolist()
     if not np.isfinite(probability).all():
         # a comparison with NaN is false: every finding would be stated as absent
         raise CheckpointError(
@@ -130,12 +130,11 @@ def find(
     return complete_findings(findings, seen.examination, codes=spoken)
 
 
-@torch.no_grad()
 def lesions_of(
     f: int,
     kind: FindingType,
     seen: Seen,
-    model: MLAModel,
+    model: Network,
     calibration: Calibration,
     volume: Volume | None,
 ) -> list[Finding]:
@@ -150,7 +149,8 @@ def lesions_of(
     said = {(foremost.side, foremost.site)}
     for place in further_places(f, seen.fused, limit):
         fused = around(seen.fused, place)
-        outputs = model.find(fused)
+        with model.looking():
+            outputs = model.find(fused)
         lesion = _describe(kind, f, outputs, model)
         if (lesion.side, lesion.site) in said or len(lesions) == MOST_LESIONS:
             continue
@@ -170,8 +170,8 @@ def peaks(f: int, fused: Fused, patient: int = 0) -> list[tuple[np.ndarray, floa
     them; the strongest of all first. Nothing where the fusion has no map."""
     if fused.lesions is None:
         return []
-    logit_N = fused.lesions.seen_BFN()[patient, f].double().cpu().numpy()
-    place_N3 = fused.lesions.positions_BN3[patient].double().cpu().numpy()
+    logit_N = map_logits_N(fused.lesions, f, patient)
+    place_N3 = to_numpy(fused.lesions.positions_BN3[patient]).astype(np.float64)
     near_mm = NEAR_CELLS * 2 * float(fused.lesions.half_cells_BN3[patient].max())
     first, *others = np.argsort(-logit_N, kind="stable")[:CANDIDATES]
     taken, found = [place_N3[first]], [(place_N3[first], float(logit_N[first]))]
@@ -186,23 +186,23 @@ def peaks(f: int, fused: Fused, patient: int = 0) -> list[tuple[np.ndarray, floa
 def around(fused: Fused, place: np.ndarray) -> Fused:
     """The same with the located tokens and the cells of the map further from a place (3,) in mm left out:
     what the findings are then of lies there."""
-    place_3 = torch.as_tensor(place, dtype=fused.positions_BS3.dtype, device=fused.positions_BS3.device)
+    place_3 = place.astype(np.float32)
 
-    def near(positions_BS3: Tensor, half_BS3: Tensor) -> Tensor:
-        reach_mm = AGAIN_CELLS * 2 * half_BS3.amax(-1, keepdim=True)
-        return ((positions_BS3 - place_3).abs() <= reach_mm).all(-1)
+    def near(positions_BS3: np.ndarray, half_BS3: np.ndarray) -> np.ndarray:
+        reach_mm = AGAIN_CELLS * 2 * half_BS3.max(-1, keepdims=True)
+        return (np.abs(positions_BS3 - place_3) <= reach_mm).all(-1)
 
-    near_BS = near(fused.positions_BS3, fused.half_cells_BS3)
+    near_BS = near(to_numpy(fused.positions_BS3), to_numpy(fused.half_cells_BS3))
     lesions = fused.lesions
     if lesions is not None:
-        near_BN = near(lesions.positions_BN3, lesions.half_cells_BN3)
-        lesions = replace(lesions, mask_BN=lesions.mask_BN & near_BN)
-    weights_BS = fused.weights_BS * (near_BS | ~fused.located_BS)
+        near_BN = near(to_numpy(lesions.positions_BN3), to_numpy(lesions.half_cells_BN3))
+        lesions = replace(lesions, mask_BN=lesions.mask_BN & like(near_BN, lesions.mask_BN))
+    weights_BS = fused.weights_BS * like(near_BS | ~to_numpy(fused.located_BS), fused.weights_BS)
     return replace(fused, weights_BS=weights_BS, lesions=lesions)
 
 
 def with_faithfulness(
-    findings: tuple[Finding, ...], seen: Seen, model: MLAModel, body_IJK: np.ndarray
+    findings: tuple[Finding, ...], seen: Seen, model: Network, body_IJK: np.ndarray
 ) -> tuple[Finding, ...]:
     """The findings, evidence of those that are present with how much their logit depends on it."""
     codes, logits = model.config.finding_keys, seen.outputs.presence_logits_BF[0].tolist()
@@ -229,9 +229,9 @@ def with_faithfulness(
     return tuple(measured(finding) for finding in findings)
 
 
-def image_feature(model: MLAModel, seen: Seen) -> np.ndarray:
+def image_feature(model: Network, seen: Seen) -> np.ndarray:
     """The pooled image embedding (D,), which tells how familiar an image is."""
-    return model.image_embedding_BD(seen.fused)[0].detach().double().cpu().numpy()
+    return to_numpy(model.image_embedding_BD(seen.fused)[0]).astype(np.float64)
 
 
 def volume_of(kind: FindingType, volumes: Mapping[str, Volume]) -> Volume:
@@ -240,10 +240,10 @@ def volume_of(kind: FindingType, volumes: Mapping[str, Volume]) -> Volume:
     return next(best, next(iter(volumes.values())))
 
 
-def _describe(kind: FindingType, f: int, outputs: FindingOutputs, model: MLAModel) -> Finding:
+def _describe(kind: FindingType, f: int, outputs: FindingOutputs, model: Network) -> Finding:
     """Side, site and size of a present finding: the likeliest legal ones."""
-    sides = outputs.side_logits_BF3[0, f].log_softmax(-1).tolist()
-    sites = outputs.site_logits_BFT[0, f].log_softmax(-1).tolist()
+    sides = log_softmax(to_numpy(outputs.side_logits_BF3[0, f])).tolist()
+    sites = log_softmax(to_numpy(outputs.site_logits_BFT[0, f])).tolist()
     legal = [
         (
             (sides[list(Side).index(side)] if side else 0.0)

@@ -1,8 +1,6 @@
-"""The series of one MR examination -> one tensor, a channel a sequence, all on one grid of the head.
+"""`head.py` as tensors: the series of one MR examination -> one tensor, a channel a sequence.
 
-Series differ in plane, slice thickness and coverage; what they share is the patient's frame of reference.
-The grid is upright (RAS), hangs from the vertex, and is centred on the head. A sequence that was not taken
-is a channel of zeros that is said to be absent. Knows nothing of DICOM, networks or reports.
+Knows nothing of DICOM, networks or reports.
 """
 
 # C channels (sequences), I J K voxels to the right, to the front, up
@@ -13,129 +11,32 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from scipy import ndimage
 from torch import Tensor
 
-from mla_med.errors import SeriesError
-from mla_med.imaging.transforms import Preprocessing, SlabAveraged
+from mla_med.imaging import head
+from mla_med.imaging.grid import Preprocessing
+from mla_med.imaging.head import CLIP as CLIP
+from mla_med.imaging.head import inside_head as inside_head
 from mla_med.types import Volume
-
-HEAD_SHARE = 0.12
-"""Of the 99th percentile of its values, a voxel has in the head; the noise of air lies far below."""
-ABOVE_MM = 6.0
-"""Room above the vertex."""
-CLIP = (-2.5, 5.0)
-"""Standardised values beyond these are fat, vessels and artefacts."""
-AIR = -0.9
-"""Standardised values below are air, bone or fluid: beside the head there is nothing else."""
-LOOK_MM = 4.0
-"""The head is looked for on a grid of this spacing."""
 
 
 def to_channels(volumes: Mapping[str, Volume], settings: Preprocessing) -> tuple[Tensor, Tensor, Tensor]:
     """Volumes by sequence -> image_CIJK float32, present_C bool, and the affine (4, 4) of the image: voxel
     index -> patient RAS mm. SeriesError where none of the wanted sequences is there, or none shows a head."""
-    return place_images({name: (volume.voxels, volume.affine) for name, volume in volumes.items()}, settings)
+    return _tensors(head.channels_of_volumes(volumes, settings))
 
 
 def place_images(
     images: Mapping[str, tuple[np.ndarray, np.ndarray]], settings: Preprocessing
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`to_channels` of plain arrays (I, J, K), each with its affine (4, 4)."""
-    found = {name: images[name] for name in settings.sequences if name in images}
-    if not found:
-        raise SeriesError(
-            f"None of the sequences {', '.join(settings.sequences)} is among those given: "
-            f"{', '.join(images) or 'none'}. Was the series chosen for another examination?",
-            code="NO_SEQUENCE",
-        )
-    averaged = {name: _averaged(*image, settings.spacing_mm) for name, image in found.items()}
-    low_mm, high_mm = head_box(averaged)
-    return place_channels(averaged, _affine(low_mm, high_mm, settings), settings)
-
-
-def place_channels(
-    images: Mapping[str, MetaTensor], affine: np.ndarray, settings: Preprocessing
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Each image (1, I, J, K) sampled on the grid of `affine`, standardised, in the order of the settings."""
-    channels = torch.zeros((len(settings.sequences), *settings.shape))
-    present = torch.tensor([name in images for name in settings.sequences])
-    for number, name in enumerate(settings.sequences):
-        if name in images:
-            channels[number] = standardised(_sampled(images[name], affine, settings.shape))
-    return channels, present, torch.from_numpy(affine).to(torch.float32)
+    return _tensors(head.channels_of(images, settings))
 
 
 def standardised(image_IJK: Tensor) -> Tensor:
-    """(x - mean) / deviation over the head, clipped; 0 outside of what was measured. MR has no units: the
-    scale of a scanner says nothing."""
-    image = image_IJK.to(torch.float32)
-    head = image > HEAD_SHARE * _bright(image.numpy())
-    if not head.any():
-        return torch.zeros_like(image)
-    values = image[head]
-    scaled = (image - values.mean()) / values.std().clamp(min=1e-6)
-    return torch.where(image == 0, torch.zeros_like(image), scaled.clamp(*CLIP))
+    return torch.from_numpy(head.standardised(image_IJK.numpy()))
 
 
-def head_box(images: Mapping[str, MetaTensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper corner in patient mm of the head, as far as any of the images shows it."""
-    corners = [box for image in images.values() if (box := _foreground(image)) is not None]
-    if not corners:
-        raise SeriesError("No voxel stands out from the others in any sequence.", code="NO_HEAD")
-    return np.min([low for low, _ in corners], axis=0), np.max([high for _, high in corners], axis=0)
-
-
-def inside_head(image_CIJK: Tensor) -> np.ndarray:
-    """Voxels (I, J, K) of a placed examination that any sequence shows above the noise of air, and what
-    they enclose in each axial slice."""
-    # air lies well below the mean of the head in every sequence; 0 is what was not measured
-    bright = ((image_CIJK > AIR) & (image_CIJK != 0)).any(0).numpy()
-    opened = ndimage.binary_opening(bright)
-    return np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(opened, 2, 0)], 2)
-
-
-def _averaged(voxels: np.ndarray, affine: np.ndarray, spacing_mm: float) -> MetaTensor:
-    # the copy is MONAI's to change: what a Volume holds is read-only
-    image = MetaTensor(torch.tensor(voxels, dtype=torch.float32)[None], affine=torch.tensor(affine))
-    return SlabAveraged("image", spacing_mm)({"image": image})["image"]
-
-
-def _foreground(image: MetaTensor) -> tuple[np.ndarray, np.ndarray] | None:
-    """The box of the largest bright piece of one image."""
-    values, affine = image.as_tensor()[0].numpy(), image.affine.numpy()
-    steps = [max(1, round(LOOK_MM / s)) for s in np.linalg.norm(affine[:3, :3], axis=0)]
-    values = values[:: steps[0], :: steps[1], :: steps[2]]
-    bright = ndimage.uniform_filter(values, 3) > HEAD_SHARE * _bright(values)
-    pieces, count = ndimage.label(bright)
-    if count == 0:
-        return None
-    largest = np.argwhere(pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:])))
-    ends = np.array([largest.min(0), largest.max(0)])
-    corners = np.array(np.meshgrid(*ends.T)).reshape(3, -1) * np.array(steps)[:, None]
-    points = affine[:3, :3] @ corners + affine[:3, 3:]
-    return points.min(1), points.max(1)
-
-
-def _bright(values: np.ndarray) -> float:
-    return float(np.percentile(values, 99))
-
-
-def _affine(low_mm: np.ndarray, high_mm: np.ndarray, settings: Preprocessing) -> np.ndarray:
-    """The grid hangs from the vertex: a series may reach down to the neck or end above the skull base."""
-    extent_mm = (np.array(settings.shape) - 1) * settings.spacing_mm
-    first = (low_mm + high_mm) / 2 - extent_mm / 2
-    first[2] = high_mm[2] + ABOVE_MM - extent_mm[2]
-    affine = np.diag([settings.spacing_mm] * 3 + [1.0])
-    affine[:3, 3] = first
-    return affine
-
-
-def _sampled(image: MetaTensor, affine: np.ndarray, shape: tuple[int, int, int]) -> Tensor:
-    """Trilinear; 0 where nothing was measured."""
-    to_voxel = np.linalg.inv(image.affine.numpy().astype(float)) @ affine
-    values = ndimage.affine_transform(
-        image.as_tensor()[0].numpy(), to_voxel[:3, :3], to_voxel[:3, 3], shape, order=1, mode="grid-constant"
-    )
-    return torch.from_numpy(values)
+def _tensors(arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
+    image, present, affine = (torch.from_numpy(array) for array in arrays)
+    return image, present, affine

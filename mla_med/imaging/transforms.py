@@ -5,9 +5,6 @@ The settings belong to the model and travel in its checkpoint. Knows nothing of 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
-
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -24,54 +21,19 @@ from monai.transforms import (
     ScaleIntensityRanged,
     Spacingd,
 )
-from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
+from mla_med.imaging.fused import channels_of, place
+from mla_med.imaging.grid import AIR_HU as AIR_HU
+from mla_med.imaging.grid import BODY_HU as BODY_HU
+from mla_med.imaging.grid import BRAIN_MR as BRAIN_MR
+from mla_med.imaging.grid import CHEST_CT as CHEST_CT
+from mla_med.imaging.grid import Preprocessing as Preprocessing
+from mla_med.imaging.grid import body_pieces
+from mla_med.imaging.grid import hu_of as hu_of
+from mla_med.imaging.grid import inside_body as inside_body
 from mla_med.types import Modality, Volume
-
-AIR_HU = -1024.0
-BODY_HU = -500.0
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """What a model's input is: the default is chest CT at 3 mm."""
-
-    modality: str = Modality.CT
-    shape: tuple[int, int, int] = (128, 96, 112)
-    """Voxels to the right, to the front, up (RAS)."""
-    spacing_mm: float = 3.0
-    windows_hu: tuple[tuple[float, float], ...] = ((-1350.0, 150.0), (-160.0, 240.0), (-500.0, 1300.0))
-    """CT: lower and upper HU of each channel (lung, soft tissue, bone)."""
-    sequences: tuple[str, ...] = ()
-    """MR: the sequence of each channel (roles of dicom/examinations.toml); none: one channel of any."""
-
-    @property
-    def channels(self) -> int:
-        return len(self.windows_hu) if self.modality == Modality.CT else max(1, len(self.sequences))
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        windows = tuple((float(low), float(high)) for low, high in values["windows_hu"])
-        shape = tuple(int(n) for n in values["shape"])
-        assert len(shape) == 3
-        sequences = tuple(map(str, values.get("sequences", ())))
-        return cls(str(values["modality"]), shape, float(values["spacing_mm"]), windows, sequences)
-
-
-CHEST_CT = Preprocessing()
-BRAIN_MR = Preprocessing(
-    modality=Modality.MR,
-    shape=(80, 104, 88),
-    spacing_mm=2.0,
-    windows_hu=(),
-    sequences=("T1", "T2", "FLAIR", "DWI", "SWI", "T1 contrast"),
-)
-"""Brain MR at 2 mm, from the vertex down to the foramen magnum: see `sequences.py`."""
 
 
 class SlabAveraged(MapTransform):
@@ -137,6 +99,23 @@ def image_transform(settings: Preprocessing) -> Compose:
     return Compose([place_transform(settings), *channels])
 
 
+class FusedImage(MapTransform):
+    """`image_transform` in one pass (imaging/fused.py): what a MONAI pipeline takes in its place."""
+
+    def __init__(self, keys, settings: Preprocessing):
+        super().__init__(keys)
+        self.settings = settings
+
+    def __call__(self, data):
+        data = dict(data)
+        for key in self.keys:
+            image = data[key]
+            placed, affine = place(image.as_tensor()[0].numpy(), image.affine.numpy(), self.settings)
+            channels = torch.from_numpy(channels_of(placed, self.settings))
+            data[key] = MetaTensor(channels, affine=torch.from_numpy(affine))
+        return data
+
+
 def to_tensor(volume: Volume, settings: Preprocessing) -> tuple[Tensor, Tensor]:
     """-> image_CIJK float32, and its affine (4, 4): voxel index of the result -> patient RAS mm."""
     # the copy is MONAI's to change: a Volume is read-only
@@ -150,28 +129,12 @@ def window_channels(hu: Tensor, windows_hu: tuple[tuple[float, float], ...]) -> 
     return torch.stack([((hu - low) / (high - low)).clamp(0, 1) for low, high in windows_hu], dim=-4)
 
 
-def hu_of(image_CIJK: Tensor, settings: Preprocessing) -> np.ndarray:
-    """The HU that the windows were cut from, as far as they reach: each next one where those before it
-    are saturated."""
-    hu, reached = np.full(image_CIJK.shape[1:], -np.inf, np.float32), -np.inf
-    for (low, high), channel in zip(settings.windows_hu, image_CIJK.numpy(), strict=True):
-        hu = np.where(hu >= reached, np.maximum(hu, channel * (high - low) + low), hu)
-        reached = max(reached, high)
-    return hu
-
-
-def inside_body(hu_IJK: np.ndarray) -> np.ndarray:
-    """Tissue and what it encloses in each axial slice: lungs, airways, bowel."""
-    return np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(hu_IJK > BODY_HU, 2, 0)], 2)
-
-
 def body_mask(image: Tensor) -> Tensor:
     """The largest piece of tissue of (1, I, J, K) HU: the patient without the table."""
-    tissue = ndimage.binary_erosion(np.asarray(image)[0] > BODY_HU)
-    pieces, count = ndimage.label(tissue)
-    if count == 0:
+    found = body_pieces(np.asarray(image)[0])
+    if found is None:
         return torch.ones(image.shape, dtype=torch.bool)
-    largest = 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+    pieces, largest = found
     return torch.from_numpy(pieces == largest)[None]
 
 

@@ -29,7 +29,8 @@ def weighted_attention(
     scores_BHQS = queries_BHQE @ keys_BHSE.transpose(-1, -2) / math.sqrt(queries_BHQE.shape[-1])
     counts_BHQS = weights_BS[:, None, None, :].expand_as(scores_BHQS)
     if keep_self:
-        eye_SS = torch.eye(weights_BS.shape[1], dtype=torch.bool, device=weights_BS.device)
+        order_S = torch.arange(weights_BS.shape[1], device=weights_BS.device)
+        eye_SS = order_S == order_S[:, None]
         counts_BHQS = torch.where(eye_SS, torch.ones_like(counts_BHQS), counts_BHQS)
     seen_BHQS = scores_BHQS.detach().masked_fill(counts_BHQS.detach() <= 0, -torch.inf)
     top_BHQ1 = seen_BHQS.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
@@ -128,9 +129,17 @@ def choose_kept(
     if noisy:
         uniform_BN = torch.rand_like(scores_BN).clamp(1e-6, 1 - 1e-6)
         scores_BN = scores_BN + torch.logit(uniform_BN)
-    order_BN = scores_BN.masked_fill(~mask_BN, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    rank_BN = order_BN.argsort(dim=1)
+    order_BN = order_of(scores_BN.masked_fill(~mask_BN, -torch.inf), descending=True)
+    rank_BN = order_of(order_BN)
     return (rank_BN < count_B[:, None]) & mask_BN
+
+
+def order_of(x_BN: Tensor, descending: bool = False) -> Tensor:
+    """Stable argsort along the last axis."""
+    if torch.jit.is_tracing():
+        # ONNX has no sort; its TopK puts the lower of equal indices first, and so is stable
+        return x_BN.topk(x_BN.shape[1], dim=1, largest=descending).indices
+    return x_BN.argsort(dim=1, descending=descending, stable=True)
 
 
 def keep_ratio_loss(scores_BN: Tensor, mask_BN: Tensor, keep_BN: Tensor) -> Tensor:
@@ -158,10 +167,14 @@ def keep_masked(x_BND: Tensor, scores_BN: Tensor, mask_BN: Tensor, keep_BN: Tens
     return with_rest(blank_padding(x_BND, mask_BN), weights_BN, index_BN, x_BND, scores_BN, mask_BN, keep_BN)
 
 
-def keep_gathered(x_BND: Tensor, scores_BN: Tensor, mask_BN: Tensor, keep_BN: Tensor) -> Kept:
-    """Only kept tokens stay, in the order of the grid, so that later layers cost less."""
-    largest = int(keep_BN.sum(1).max())
-    index_BK = (~keep_BN).to(torch.int8).argsort(dim=1, stable=True)[:, :largest]
+def keep_gathered(
+    x_BND: Tensor, scores_BN: Tensor, mask_BN: Tensor, keep_BN: Tensor, largest: int | None = None
+) -> Kept:
+    """Only kept tokens stay, in the order of the grid, so that later layers cost less. `largest`: the most
+    that any sample keeps, where it is known (a graph for another runtime has to know its shapes)."""
+    if largest is None:
+        largest = int(keep_BN.sum(1).max())
+    index_BK = order_of((~keep_BN).to(torch.int32))[:, :largest]
     x_BKD = gather_tokens(blank_padding(x_BND, mask_BN), index_BK)
     weights_BK = (straight_through(keep_BN, scores_BN) * keep_BN).gather(1, index_BK)
     return with_rest(x_BKD, weights_BK, index_BK, x_BND, scores_BN, mask_BN, keep_BN)

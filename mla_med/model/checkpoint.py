@@ -13,13 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mla_med.errors import CheckpointError
 from mla_med.model import DEFAULT_CHECKPOINT
 from mla_med.model.calibrate import Calibration
 from mla_med.model.gate import Scope
-from mla_med.model.mla import MLAModel
 from mla_med.report.schema import SCHEMAS
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "calibration.json", "checkpoint.json")
@@ -27,7 +24,8 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json", "calibration.json
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    model: MLAModel
+    model: Any
+    """An MLAModel, or what runs an exported one: a model.network.Network."""
     calibration: Calibration
     scope: Scope
     name: str
@@ -45,6 +43,12 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
                 "leave --checkpoint out to use the packaged one.",
                 code="CHECKPOINT_MISSING",
             )
+    return read_checkpoint(folder, read_model(folder))
+
+
+def read_checkpoint(folder: Path, model: Any, digest: str | None = None) -> Checkpoint:
+    """A network with what lies beside it: calibration, scope and name. `digest`: of the checkpoint that the
+    network was made of, where the folder holds another form of it."""
     try:
         about = json.loads((folder / "checkpoint.json").read_text())
         calibration = Calibration.from_dict(json.loads((folder / "calibration.json").read_text()))
@@ -52,21 +56,24 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
         name, version = str(about["name"]), str(about["version"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise _damaged(folder, error) from error
-    model = read_model(folder)
     if not set(model.config.finding_keys) <= set(SCHEMAS.get(scope.examination, ())):
         raise CheckpointError(
             f"The checkpoint at {folder} knows other findings than this version of mla_med. "
             "Use the version it was trained with, or train it again.",
             code="CHECKPOINT_SCHEMA",
         )
-    return Checkpoint(model, calibration, scope, name, version, checkpoint_digest(folder))
+    return Checkpoint(model, calibration, scope, name, version, digest or checkpoint_digest(folder))
 
 
-def read_model(folder: Path) -> MLAModel:
-    """The network of a checkpoint, or of what a stage of `mla-med adapt` left, in single precision and eval
-    mode. CheckpointError where it is missing, damaged or of another shape."""
+def read_model(folder: Path) -> Any:
+    """The network (MLAModel) of a checkpoint, or of what a stage of `mla-med adapt` left, in single precision
+    and eval mode. CheckpointError where it is missing, damaged or of another shape."""
+    import torch
     from safetensors import SafetensorError
     from transformers.utils import logging
+
+    # a draft through an exported model needs neither of these
+    from mla_med.model.mla import MLAModel
 
     if not (folder / "config.json").is_file():
         raise CheckpointError(
@@ -103,7 +110,7 @@ def _read_scope(values: dict[str, Any]) -> Scope:
 
 
 def save_checkpoint(
-    folder: Path, model: MLAModel, calibration: Calibration, scope: Scope, name: str, version: str, card: str
+    folder: Path, model: Any, calibration: Calibration, scope: Scope, name: str, version: str, card: str
 ) -> Path:
     """Writes the directory, whole or not at all. Weights in half precision: half the size, the same
     findings."""
@@ -121,9 +128,11 @@ def save_checkpoint(
     return part.replace(folder)
 
 
-def as_stored(model: MLAModel) -> MLAModel:
+def as_stored(model: Any) -> Any:
     """A copy, in eval mode, with the weights that `save_checkpoint` will keep: what is calibrated. Where
     embeddings lie close together, half precision moves them further than they lie apart."""
+    import torch
+
     stored = deepcopy(model)
     with torch.no_grad():
         for tensor in (*stored.parameters(), *stored.buffers()):

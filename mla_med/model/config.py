@@ -97,6 +97,8 @@ class ModalConfig(PreTrainedConfig):
     """Where the decoder's weights will be read from: set by `decoder`, None once a model has read them."""
     lora: dict[str, Any] | None = None
     """Arguments of peft.LoraConfig: the decoder learns in low-rank adapters only."""
+    pruned: dict[str, list[int]] | None = None
+    """Layers that are narrower than the sizes above make them, and shapes of their weights (narrow.py)."""
     preprocessing: dict[str, Any] | None = None
     """What was done to the images. Not read here; it only travels with the weights."""
     tie_word_embeddings: bool = True

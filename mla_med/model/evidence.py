@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from mla_med.model.findings import FindingOutputs
-from mla_med.model.fusion import Fused
-from mla_med.model.mla import MLAModel
+from mla_med.model.network import Network
+from mla_med.model.seen import FindingOutputs, Fused, like, map_logits_N, sigmoid, to_numpy
 from mla_med.types import Box, HeatCell
 
 FAINT = 0.1
@@ -74,12 +72,12 @@ class Cells:
 def cells_of(fused: Fused, outputs: FindingOutputs, finding: int, patient: int = 0) -> Cells:
     lesions = fused.lesions
     if lesions is None:
-        weight_S = outputs.evidence_BFS[patient, finding] * fused.located_BS[patient]
+        weight_S = to_numpy(outputs.evidence_BFS[patient, finding] * fused.located_BS[patient])
         places = fused.positions_BS3[patient], fused.half_cells_BS3[patient]
     else:
-        weight_S = lesions.seen_BFN()[patient, finding].sigmoid()
+        weight_S = sigmoid(map_logits_N(lesions, finding, patient))
         places = lesions.positions_BN3[patient], lesions.half_cells_BN3[patient]
-    return Cells(*(x.detach().double().cpu().numpy() for x in (weight_S, *places)))
+    return Cells(*(x.astype(np.float64) for x in (weight_S, *map(to_numpy, places))))
 
 
 def evidence_box(
@@ -150,18 +148,17 @@ def slices_in_box(
 # Does the finding depend on the box?
 
 
-@torch.no_grad()
 def measure_faithfulness(
-    model: MLAModel,
-    image_CIJK: Tensor,
-    affine_44: Tensor,
+    model: Network,
+    image_CIJK: Any,
+    affine_44: Any,
     text: str,
     finding: int,
     box_mm: Box,
     body_IJK: np.ndarray,
     logit: float,
     regions: int = REGIONS,
-    present_C: Tensor | None = None,
+    present_C: Any = None,
 ) -> Faithfulness:
     """`logit`: of the finding in the image as it is. The random regions have the size of the box, margin
     included, have their centre in the body and do not touch the box; the same ones for the same box."""
@@ -170,18 +167,19 @@ def measure_faithfulness(
     others = random_regions(cited, body_IJK, regions)
     logits: list[float] = []
     for some in _in_batches([cited, *others]):
-        images = torch.stack([masked(image_CIJK, region) for region in some])
-        affines = affine_44[None].expand(len(some), -1, -1)
-        present = None if present_C is None else present_C[None].expand(len(some), -1)
-        outputs = model.find(model.encode(images, [text] * len(some), present, affines))
+        images = np.stack([to_numpy(masked(image_CIJK, region)) for region in some])
+        affines = np.repeat(to_numpy(affine_44)[None], len(some), 0)
+        present = None if present_C is None else np.repeat(to_numpy(present_C)[None], len(some), 0)
+        with model.looking():
+            outputs = model.find(model.encode(images, [text] * len(some), present, affines))
         logits += outputs.presence_logits_BF[:, finding].tolist()
     fall, *random_falls = (logit - after for after in logits)
     return Faithfulness(fall, tuple(random_falls))
 
 
-def box_voxels(box_mm: Box, affine_44: Tensor, shape: Iterable[int]) -> Voxels:
+def box_voxels(box_mm: Box, affine_44: Any, shape: Iterable[int]) -> Voxels:
     """The voxels whose centres lie in the box; at least one along each axis."""
-    inverse = np.linalg.inv(affine_44.double().cpu().numpy())
+    inverse = np.linalg.inv(to_numpy(affine_44).astype(np.float64))
     ends = np.array(box_mm) @ inverse[:3, :3].T + inverse[:3, 3]
     low, high = np.ceil(ends.min(0) - 1e-3).astype(int), np.floor(ends.max(0) + 1e-3).astype(int)
     edges = []
@@ -209,7 +207,7 @@ def random_regions(cited: Voxels, body_IJK: np.ndarray, count: int) -> list[Voxe
     return found
 
 
-def masked(image_CIJK: Tensor, region: Voxels) -> Tensor:
+def masked(image_CIJK: Any, region: Voxels) -> Any:
     """The image with every voxel of the region replaced by one drawn from the shell around it: the
     densities of the background, all channels of a voxel together, and no shape. (A smooth fill between
     the walls of a cavity would draw a mass where the lung was.) Always the same for the same region."""
@@ -217,18 +215,17 @@ def masked(image_CIJK: Tensor, region: Voxels) -> Tensor:
         slice(max(0, s.start - SHELL), min(n, s.stop + SHELL))
         for s, n in zip(region, image_CIJK.shape[1:], strict=True)
     )
-    in_shell = torch.zeros(image_CIJK.shape[1:], dtype=torch.bool)
+    in_shell = np.zeros(image_CIJK.shape[1:], dtype=bool)
     in_shell[around] = True
     in_shell[region] = False
-    image, size = image_CIJK.clone(), [s.stop - s.start for s in region]
-    shell_CV = image_CIJK[:, in_shell.to(image.device)]
+    image, size = to_numpy(image_CIJK).copy(), [s.stop - s.start for s in region]
+    shell_CV = image[:, in_shell]
     if shell_CV.shape[1] == 0:  # a region as large as the image has no background
         image[:, region[0], region[1], region[2]] = 0.0
-        return image
+        return like(image, image_CIJK)
     rng = np.random.default_rng([n for s in region for n in (s.start, s.stop)])
-    drawn = torch.from_numpy(rng.integers(shell_CV.shape[1], size=size)).to(image.device)
-    image[:, region[0], region[1], region[2]] = shell_CV[:, drawn]
-    return image
+    image[:, region[0], region[1], region[2]] = shell_CV[:, rng.integers(shell_CV.shape[1], size=size)]
+    return like(image, image_CIJK)
 
 
 def _in_batches(regions: list[Voxels]) -> Iterator[list[Voxels]]:

@@ -19,6 +19,7 @@ from mla_med.model.attention import FindingQueries
 from mla_med.model.config import SIDES
 from mla_med.model.fusion import Fused, Selection, Stage
 from mla_med.model.lesion_map import WIDTH, LesionMap, peaks_of
+from mla_med.model.seen import FindingOutputs as FindingOutputs
 
 PLACE_SCALE = 8.0
 """The place enters the last layer larger than [-1, 1], so that side and site learn from it early."""
@@ -31,23 +32,6 @@ ELSEWHERE = 0.25
 """Weight of the cells without a lesion."""
 EVEN = 0.1
 """All cells of a lesion together are taught evenly with so much of the weight."""
-
-
-@dataclass(frozen=True, slots=True)
-class FindingOutputs:
-    presence_logits_BF: Tensor
-    side_logits_BF3: Tensor
-    """Over config.SIDES."""
-    site_logits_BFT: Tensor
-    """Over ModalConfig.sites."""
-    size_mm_BF: Tensor
-    embeddings_BFD: Tensor
-    evidence_BFS: Tensor
-    """Attention of each query over the fused tokens; a row sums to 1."""
-    position_BF3: Tensor
-    """Evidence-weighted mean place, patient mm."""
-    spread_BF3: Tensor
-    """Evidence-weighted standard deviation, mm."""
 
 
 @dataclass(frozen=True, slots=True)

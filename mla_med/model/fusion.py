@@ -32,6 +32,7 @@ from mla_med.model.attention import (
 from mla_med.model.config import ModalConfig
 from mla_med.model.image_encoder import STRIDES, Frame, Level, cell_positions, pad_to_multiple
 from mla_med.model.lesion_map import LesionMap, LesionMapper
+from mla_med.model.seen import Fused as Fused
 
 POOLED_STRIDE = 32
 """Stride at which the stride-4 level enters the fused tokens, beside what it gives to stride 8."""
@@ -91,31 +92,6 @@ class Selection(Stage):
         return (self, *self.later)
 
 
-@dataclass(frozen=True, slots=True)
-class Fused:
-    """Image tokens, then text tokens."""
-
-    tokens_BSD: Tensor
-    mask_BS: Tensor
-    weights_BS: Tensor
-    """mask_BS as numbers through which token selection learns."""
-    positions_BS3: Tensor
-    half_cells_BS3: Tensor
-    located_BS: Tensor
-    strides_BS: Tensor
-    index_BS: Tensor
-    modal_weights_BM: Tensor
-    """Image, text; each row sums to 1, an absent modality has exactly 0."""
-    centre_B3: Tensor
-    half_extent_B3: Tensor
-    selection: Selection | None = None
-    lesions: LesionMap | None = None
-
-    @property
-    def is_text_BS(self) -> Tensor:
-        return self.strides_BS == 0
-
-
 # Tokens of a level
 
 
@@ -137,7 +113,7 @@ class LevelTokens(nn.Module):
             present_BN.to(features_BND.dtype),
             positions_BN3,
             half_BN3.expand(batch, -1, -1),
-            present_BN & located,
+            present_BN if located else torch.zeros_like(present_BN),
             torch.full_like(index_BN, level.stride),
             index_BN,
         )
@@ -355,6 +331,8 @@ class HierarchicalFeatureFusion(nn.Module):
         self.scorer = DynamicWeightGenerator(config.width)
         self.later_scorers = nn.ModuleList(DynamicWeightGenerator(config.width) for _ in config.keep_stages)
         self.lesion_map = LesionMapper(config.widths[1], config.width, PLACE_WIDTH, len(config.finding_keys))
+        self.fixed_counts: dict[float, int] | None = None
+        """How many tokens each share keeps of an image of one size: set where a graph is exported."""
         self.blocks = blocks
         self.bridges = nn.ModuleList(CrossModalAttentionBridge(config.width, config.heads) for _ in STRIDES)
         self.attention = attention
@@ -412,8 +390,11 @@ class HierarchicalFeatureFusion(nn.Module):
         keep_BN = choose_kept(
             scores_BN, may_stay_BN, share, self.config.token_budget, noisy=self.training, of_B=of_B
         )
-        keep = keep_masked if self.training and self.config.masked_training else keep_gathered
-        kept = keep(tokens.tokens_BSD, scores_BN, mask_BN, keep_BN)
+        if self.training and self.config.masked_training:
+            kept = keep_masked(tokens.tokens_BSD, scores_BN, mask_BN, keep_BN)
+        else:
+            count = None if self.fixed_counts is None else self.fixed_counts[share]
+            kept = keep_gathered(tokens.tokens_BSD, scores_BN, mask_BN, keep_BN, count)
         placed = place_kept(kept, tokens, token_weights(scores_BN, mask_BN & ~keep_BN))
         return placed, Stage(scores_BN, may_stay_BN, keep_BN, tokens.positions_BS3, tokens.half_cells_BS3)
 
@@ -494,7 +475,7 @@ def place_kept(kept: Kept, grid: Tokens, rest_BN: Tensor) -> Tokens:
         weights_BS,
         at(grid.positions_BS3, rest_position_B13),
         at(grid.half_cells_BS3, torch.zeros_like(rest_position_B13)),
-        of(grid.located_BS, False) & (weights_BS > 0),
+        of(grid.located_BS, 0) & (weights_BS > 0),
         grid.strides_BS[:, :1].expand_as(kept.index_BS),
         of(grid.index_BS, -1),
     )

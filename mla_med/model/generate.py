@@ -16,9 +16,8 @@ tokens of `generate` in a fifth of the steps. Beam search is that of transformer
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -26,87 +25,14 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from mla_med.errors import ConfigError, ReportError
 from mla_med.model.findings import FindingOutputs
 from mla_med.model.fusion import Fused
 from mla_med.model.mla import MLAModel
-from mla_med.report.check import check_text
-from mla_med.report.render import (
-    body_text,
-    impression_choices,
-    interpretation_choices,
-    render_report,
-    sentence_choices,
-)
-from mla_med.report.style import Style, load_style
-from mla_med.types import ClinicalContext, Finding
-
-Slots = Sequence[Sequence[str]]
-"""For each place of a text, in order, its legal wordings."""
-LEAST = -1e4
-"""What a legal token counts at least: at minus infinity it would tie with the forbidden ones, and a text
-below -1e9 with the beams that transformers has not filled yet."""
-_MARK = "\ue000"
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A text, and how the decoder came to it."""
-
-    text: str
-    wordings: tuple[str, ...]
-    """What was chosen for each slot: together, the text."""
-    token_ids: tuple[int, ...]
-    """With the end."""
-    log_probabilities: tuple[float, ...]
-    """Of each slot, then of the end, as the decoder alone would have it, without the constraint. Empty
-    where they were not asked for."""
-
-    @property
-    def log_probability(self) -> float:
-        return math.fsum(self.log_probabilities)
-
-
-def report_slots(
-    findings: Iterable[Finding],
-    style: Style | None = None,
-    examination: str = "chest_ct",
-    codes: Collection[str] | None = None,
-    interpretations: Sequence[str] = (),
-    prior: bool = False,
-) -> list[tuple[str, ...]]:
-    """What a report of these findings may say, laid out as `body_text` lays it out: a slot for each
-    finding, each sentence of the impression and each interpretation, and the fixed words between them.
-
-    Without a prior there is nothing to compare with: a finding that has changed is a ReportError, and
-    wordings that compare are no choice."""
-    style = style or load_style()
-    report = render_report(findings, style, examination, codes=codes, interpretations=interpretations)
-    if changed := [f.code for f in report.findings if f.change is not None and not prior]:
-        raise ReportError(
-            f"Finding '{changed[0]}' has changed, and there is no prior to compare with. Give the prior, or "
-            "leave the change out.",
-            code="CHANGE_WITHOUT_PRIOR",
-        )
-    unsaid = list(report.findings)
-    choices = []
-    for sentence in report.sentences:
-        finding = next(f for f in unsaid if f.code in sentence.codes)
-        unsaid.remove(finding)
-        choices.append(sentence_choices(finding, style, examination))
-    for slot in (
-        *impression_choices(report.findings, style, examination),
-        *interpretation_choices(interpretations, style, examination),
-    ):
-        choices.append(tuple(sentence.text for sentence in slot))
-    if not prior:
-        choices = [_without_comparison(texts, style.language) for texts in choices]
-    blank = replace(
-        report,
-        sentences=tuple(replace(s, text=_MARK) for s in report.sentences),
-        impression=tuple(replace(s, text=_MARK) for s in report.impression),
-    )
-    return _lay_out(body_text(blank, style).split(_MARK), choices)
+from mla_med.model.slots import SlotMachine as SlotMachine
+from mla_med.model.slots import Slots, State, Written, check_room
+from mla_med.model.slots import report_slots as report_slots
+from mla_med.model.step import TorchReader, can_step
+from mla_med.model.writing import LEAST, write_side_by_side
 
 
 def write_text(
@@ -135,7 +61,7 @@ def write_texts(
     lose the greedy text on its way and end with a worse one. `score` fills `log_probabilities`."""
     assert len(fused.tokens_BSD) == len(slots)
     machines = [SlotMachine(texts, model.tokenizer, model.config.eos_token_id) for texts in slots]
-    _check_room(model, machines)
+    check_room(machines, getattr(model.config.decoder, "max_position_embeddings", None))
     memory_BSE, mask_BS = model.memory(fused, findings)
     memory = {"memory_BSE": memory_BSE, "memory_mask_BS": mask_BS}
     greedy = _choose(model, memory, machines)
@@ -147,95 +73,6 @@ def write_texts(
         beam if beam.log_probability > one.log_probability else one
         for beam, one in zip(searched, greedy, strict=True)
     ]
-
-
-State = tuple[int, int]
-"""A slot, and a node of its trie; the end is the slot after the last."""
-
-
-class SlotMachine:
-    """After which tokens may which follow. `slots`: for each slot its legal texts, in order.
-
-    `end`: the token that ends the text; by default the tokenizer's."""
-
-    def __init__(self, slots: Slots, tokenizer: Any, end: int | None = None):
-        self.end = tokenizer.eos_token_id if end is None else end
-        self.tries = [_trie_of(tokenizer, tuple(dict.fromkeys(texts))) for texts in slots]
-        self._last = (len(self.tries), 0)
-        self._ended = (len(self.tries) + 1, 0)
-        self.start: State = (0, 0)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest text, with its end."""
-        return sum(trie.longest for trie in self.tries) + 1
-
-    def next(self, state: State) -> tuple[int, ...]:
-        """The tokens that may come in this state, in order; after the end, only the end again."""
-        slot, node = state
-        return self.tries[slot].legal[node] if slot < len(self.tries) else (self.end,)
-
-    def advance(self, state: State | None, token: int) -> State | None:
-        """The state after a token; None where it was illegal."""
-        if state is None or state == self._ended:
-            return state
-        if state == self._last:
-            return self._ended if token == self.end else None
-        slot, node = state
-        after = self.tries[slot].after[node].get(token)
-        if after is None:
-            return None
-        return (slot + 1, 0) if after in self.tries[slot].wording else (slot, after)
-
-    def forced(self, state: State) -> tuple[list[int], State]:
-        """The tokens that have to come after this state, up to the next choice or the end."""
-        tokens = []
-        while state != self._ended and len(self.next(state)) == 1:
-            (token,) = self.next(state)
-            after = self.advance(state, token)
-            assert after is not None
-            tokens.append(token)
-            state = after
-        return tokens, state
-
-    def has_ended(self, state: State) -> bool:
-        return state == self._ended
-
-    def allowed(self, written: Sequence[int]) -> tuple[int, ...]:
-        """The tokens that may come after `written`; none where it was illegal."""
-        state: State | None = self.start
-        for token in written:
-            state = self.advance(state, token)
-        return () if state is None else self.next(state)
-
-    def read(self, written: Sequence[int]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Legal tokens up to the end -> the wording of each slot, and how many tokens each has."""
-        wordings, lengths, begun = [], [], 0
-        slot, node = self.start
-        for place, token in enumerate(written, 1):
-            if slot == len(self.tries):
-                assert token == self.end
-                break
-            node = self.tries[slot].after[node][token]
-            if node in self.tries[slot].wording:
-                wordings.append(self.tries[slot].wording[node])
-                lengths.append(place - begun)
-                slot, node, begun = slot + 1, 0, place
-        assert slot == len(self.tries), "the text ends before its last slot"
-        return tuple(wordings), tuple(lengths)
-
-
-@dataclass(frozen=True, slots=True)
-class _Trie:
-    """The wordings of one slot as token paths from node 0."""
-
-    after: tuple[dict[int, int], ...]
-    """By node: token -> the node that it leads to."""
-    legal: tuple[tuple[int, ...], ...]
-    """By node: its tokens, in order."""
-    wording: dict[int, str]
-    """Leaf -> the whole wording."""
-    longest: int
 
 
 class LegalTokens(LogitsProcessor):
@@ -283,6 +120,18 @@ def _finite(scores: Tensor) -> Tensor:
 
 def _choose(model: MLAModel, memory: dict[str, Any], machines: Sequence[SlotMachine]) -> list[Written]:
     """Greedy: at each choice the likeliest legal token, and of equal ones the first."""
+    lm = model.decoder.lm
+    if can_step(lm):
+        places = max(machine.longest for machine in machines)
+        reader = TorchReader(lm, memory["memory_BSE"], memory["memory_mask_BS"], places)
+        return write_side_by_side(reader, machines, model.config.bos_token_id)
+    return _choose_in_turn(model, memory, machines)
+
+
+def _choose_in_turn(
+    model: MLAModel, memory: dict[str, Any], machines: Sequence[SlotMachine]
+) -> list[Written]:
+    """The same choice by choice, for any causal LM of transformers."""
     config, device = model.config, model.device
     written: list[list[int]] = []
     states: list[State] = []
@@ -375,78 +224,3 @@ def _score(
         parts = tuple(math.fsum(row[a:b]) for a, b in pairwise(ends))
         scored.append(replace(one, log_probabilities=parts))
     return scored
-
-
-def _check_room(model: MLAModel, machines: Sequence[SlotMachine]) -> None:
-    room = getattr(model.config.decoder, "max_position_embeddings", None)
-    longest = max(machine.longest for machine in machines)
-    if room is not None and longest > room:
-        raise ConfigError(
-            f"This report takes up to {longest} tokens, and the decoder has places for {room}. Take a "
-            "decoder with more places, a tokenizer trained on this language, or a shorter style.",
-            code="REPORT_TOO_LONG",
-        )
-
-
-@lru_cache(maxsize=20_000)
-def _trie_of(tokenizer: Any, texts: tuple[str, ...]) -> _Trie:
-    """Compiled once for each slot: most slots of most reports say the same."""
-    after: list[dict[int, int]] = [{}]
-    wording: dict[int, str] = {}
-    paths = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    for text, path in zip(texts, paths, strict=True):
-        node = 0
-        for token in path:
-            if token not in after[node]:
-                after[node][token] = len(after)
-                after.append({})
-            node = after[node][token]
-        if node in wording:
-            raise ReportError(
-                f"The tokenizer writes '{wording[node]}' and '{text}' the same way. Take a byte-level one.",
-                code="TOKENS_AMBIGUOUS",
-            )
-        wording[node] = text
-    if early := [text for node, text in wording.items() if after[node] or node == 0]:
-        raise ReportError(
-            f"'{early[0]}' is the beginning of another wording of the same statement, so its end cannot be "
-            "told. Change one of the two phrases of the style.",
-            code="WORDING_AMBIGUOUS",
-        )
-    return _Trie(
-        tuple(after), tuple(tuple(sorted(legal)) for legal in after), wording, max(len(p) for p in paths)
-    )
-
-
-def _without_comparison(texts: Sequence[str], language: str) -> tuple[str, ...]:
-    legal = tuple(text for text in texts if not _compares(text, language))
-    if not legal:
-        raise ReportError(
-            f"Every wording of '{texts[0]}' compares, and there is no prior. Give the style a phrase that "
-            "compares with nothing.",
-            code="CHANGE_WITHOUT_PRIOR",
-        )
-    return legal
-
-
-@lru_cache(maxsize=20_000)
-def _compares(text: str, language: str) -> bool:
-    complaints = check_text(text, language, ClinicalContext())
-    return any(complaint.rule == "COMPARISON_WITHOUT_PRIOR" for complaint in complaints)
-
-
-def _lay_out(between: Sequence[str], choices: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """The fixed words around the slots, cut where tokenizers cut: a line break ends what stands before
-    it, a blank begins what follows."""
-    slots: list[tuple[str, ...]] = []
-    for words, texts in zip(between, (*choices, ("",)), strict=True):
-        rest = words.lstrip("\n")
-        breaks = words[: len(words) - len(rest)]
-        if breaks and slots:
-            slots[-1] = tuple(text + breaks for text in slots[-1])
-        fixed = rest.rstrip(" ")
-        if fixed:
-            slots.append((fixed,))
-        if texts != ("",):
-            slots.append(tuple(rest[len(fixed) :] + text for text in texts))
-    return slots

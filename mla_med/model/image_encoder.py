@@ -73,9 +73,13 @@ def cell_positions(level: Level, frame: Frame) -> tuple[Tensor, Tensor]:
         cell_axis(cells, voxels, level.stride, device)
         for cells, voxels in zip(level.features_BDIJK.shape[2:], frame.size, strict=True)
     ]
-    centres_N3 = torch.cartesian_prod(*(centre for centre, _ in axes))
-    lengths_N3 = torch.cartesian_prod(*(length for _, length in axes))
+    centres_N3, lengths_N3 = (_every([axis[n] for axis in axes]) for n in (0, 1))
     return frame.to_mm(centres_N3), frame.half_length(lengths_N3)
+
+
+def _every(axes: list[Tensor]) -> Tensor:
+    """(N, 3): every triple, the last axis the fastest; torch.cartesian_prod, which ONNX does not have."""
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
 
 
 def cell_axis(cells: int, voxels: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -16,28 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mla_med.model.image_encoder import Frame, Level, cell_positions
+from mla_med.model.seen import LesionMap as LesionMap
 
 WIDTH = 48
 """Features H of a cell: there are eight times as many cells as at stride 8."""
 RARE = -4.0
 """Logit of every cell at first."""
-NOWHERE = -1e4
-"""Logit of a cell that is not looked at."""
-
-
-@dataclass(frozen=True, slots=True)
-class LesionMap:
-    logits_BFN: Tensor
-    """Of each finding in each cell."""
-    features_BNH: Tensor
-    positions_BN3: Tensor
-    """Centre of the cell, patient mm."""
-    half_cells_BN3: Tensor
-    mask_BN: Tensor
-    """The cells that are looked at."""
-
-    def seen_BFN(self) -> Tensor:
-        return self.logits_BFN.masked_fill(~self.mask_BN[:, None], NOWHERE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ Knows tensors and ids. Knows nothing of DICOM, of schemas beyond its config, or 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ from mla_med.model.findings import FindingHeads, FindingOutputs, FindingTargets,
 from mla_med.model.fusion import Fused, HierarchicalFeatureFusion, drop_modalities, fusion_of
 from mla_med.model.image_encoder import Frame, encoder_of, frame_of, to_volume
 from mla_med.model.lesion_map import LesionMap
+from mla_med.model.narrow import narrow
+from mla_med.model.slots import Slots, Written
 from mla_med.model.text_encoder import TextEncoder, byte_tokenizer, hf_tokenizer, to_ids
 
 Text = str | list[str] | Tensor | None
@@ -87,6 +91,8 @@ class MLAModel(PreTrainedModel, GenerationMixin):
         self.decoder = ReportDecoder(config.decoder, config.width, config.heads, folder)
         self.project_image = nn.Linear(config.width, config.width, bias=False)
         self.project_text = nn.Linear(config.width, config.width, bias=False)
+        if config.pruned:
+            narrow(self, config.pruned)
         self.post_init()
         # after post_init, which would start the adapters as if they were layers of the LM: not at zero
         if config.lora is not None:
@@ -132,12 +138,17 @@ class MLAModel(PreTrainedModel, GenerationMixin):
 
     def encode(
         self,
-        image_BCIJK: Tensor,
+        image_BCIJK: Any,
         text: Text = None,
-        present_BC: Tensor | None = None,
-        affine_B44: Tensor | None = None,
+        present_BC: Any = None,
+        affine_B44: Any = None,
         text_mask_BL: Tensor | None = None,
     ) -> Fused:
+        """Images may be arrays; tensors are taken to where the model is."""
+        image_BCIJK, present_BC, affine_B44 = (
+            None if x is None else torch.as_tensor(x, device=self.device)
+            for x in (image_BCIJK, present_BC, affine_B44)
+        )
         image_BCIJK = to_volume(image_BCIJK, self.config.channels)
         if present_BC is None:
             present_BC = torch.ones(image_BCIJK.shape[:2], dtype=torch.bool, device=image_BCIJK.device)
@@ -166,6 +177,10 @@ class MLAModel(PreTrainedModel, GenerationMixin):
     def find(self, fused: Fused) -> FindingOutputs:
         return self.heads(fused)
 
+    def looking(self) -> AbstractContextManager[Any]:
+        """What is seen inside is not learned from."""
+        return torch.no_grad()
+
     def map_parts(
         self, image_BCIJK: Tensor, present_BC: Tensor, affine_B44: Tensor, whole: Frame
     ) -> LesionMap:
@@ -188,6 +203,12 @@ class MLAModel(PreTrainedModel, GenerationMixin):
         return nn.functional.normalize(self.project_text(pooled_BD), dim=-1)
 
     # From findings to words
+
+    def write(self, fused: Fused, findings: FindingOutputs, slots: Sequence[Slots]) -> list[Written]:
+        """The likeliest legal text of each patient of a batch; see generate.write_texts."""
+        from mla_med.model.generate import write_texts
+
+        return write_texts(self, fused, findings, slots)
 
     def memory(self, fused: Fused, findings: FindingOutputs | None = None) -> tuple[Tensor, Tensor]:
         """What the decoder looks at: the fused tokens, then one token per finding. (B, S + F, E), mask."""

@@ -1,0 +1,202 @@
+"""A checkpoint, a corpus and a wished latency -> a smaller checkpoint, calibrated, whose card says what was
+lost.
+
+Channels are weighed by training studies; which share of them goes is found by measuring; what is left is
+taught by the whole model on training studies, and calibrated on held-out ones (model/compress.py, finish.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dapt.augment import Augment
+from dapt.collate import collate
+from dapt.finish import calibrate_on, calibration_card
+from dapt.receipts import score_findings
+from mla_med.corpus import Example, read_examples, read_settings
+from mla_med.errors import ConfigError
+from mla_med.files import write_text
+from mla_med.model.checkpoint import Checkpoint, as_stored, load_checkpoint, save_checkpoint
+from mla_med.model.compress import (
+    Group,
+    Plan,
+    Point,
+    choose,
+    coupled,
+    curve,
+    encode_s,
+    masked,
+    ratio,
+    recover,
+    remove,
+    share_for,
+    weigh,
+)
+from mla_med.model.mla import MLAModel
+
+SHARES = (0.15, 0.3, 0.45, 0.6, 0.75)
+"""Of the products, on the curve."""
+JUDGED = 64
+"""So many held-out studies judge every point of the curve, before recovery."""
+KEPT = "macro F1"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    latency: float = 0.58
+    """Of the encoder, by what it takes now."""
+    studies: int = 64
+    steps: int = 600
+    batch: int = 4
+    seed: int = 0
+    threads: int = 2
+
+
+def prune_checkpoint(
+    source: Path, corpus: Path, out: Path, wish: Wish, progress: Callable[[str], None] = lambda step: None
+) -> str:
+    """Writes the checkpoint; -> what was lost, in words."""
+    torch.set_num_threads(wish.threads)
+    torch.manual_seed(wish.seed)
+    whole = load_checkpoint(source)
+    if whole.model.config.pruned:
+        raise ConfigError(f"{source} was pruned before. Prune the whole checkpoint.", code="PRUNED_TWICE")
+    rng = np.random.default_rng(wish.seed)
+    train, held_out = read_examples(corpus, "train"), read_examples(corpus, "validation")
+    if not train or not held_out:
+        raise ConfigError(f"{corpus} has no training or no validation part.", code="NO_EXAMPLES")
+    model: MLAModel = whole.model
+    image = _inputs((held_out[0],), model, corpus)["image_BCIJK"]
+    groups = coupled(model, image)
+    weigh(groups, model, _batches(train, model, corpus, wish.batch, wish.studies // wish.batch, rng))
+
+    def quality(some: MLAModel) -> dict[str, float]:
+        return _quality(some, held_out[:JUDGED])
+
+    progress("measuring the curve")
+    points = curve(model, groups, SHARES, image, quality)
+    share = share_for(model, groups, wish.latency, image)
+    plan = choose(groups, share)
+    progress(f"teaching what is left, {wish.steps} steps")
+    smaller = remove(model, groups, plan)
+    unrecovered = quality(smaller)
+    lessons = _batches(train, model, corpus, wish.batch, wish.steps, rng, Augment())
+    recover(
+        smaller,
+        model,
+        lessons,
+        steps=wish.steps,
+        log=lambda step, loss: progress(f"teaching: step {step + 1} of {wish.steps}, loss {loss:.2f}"),
+    )
+    progress("calibrating")
+    smaller = as_stored(smaller)
+    calibration, _, examples = calibrate_on(smaller, corpus)
+    control = masked(model, groups, plan)
+    whole_s, smaller_s, control_s = encode_s([model, smaller, control], image)
+    facts = {
+        "wish": asdict(wish),
+        "share": share,
+        "latency": ratio(smaller_s, whole_s),
+        "masked_latency": ratio(control_s, whole_s),
+        "parameters": [sum(p.numel() for p in one.parameters()) for one in (model, smaller)],
+        "whole": quality(model),
+        "unrecovered": unrecovered,
+        "recovered": quality(smaller),
+        "curve": [asdict(point) for point in points],
+        "kept": {group.name: group.channels - len(plan.get(group.name, ())) for group in groups},
+        "of": {group.name: group.channels for group in groups},
+    }
+    lost = to_markdown(facts, points, groups, plan)
+    card = _card(source, whole, lost) + calibration_card(calibration, examples)
+    save_checkpoint(out, smaller, calibration, whole.scope, f"{whole.name}, pruned", whole.version, card)
+    write_text(out / "pruned.json", json.dumps(facts, indent=1) + "\n")
+    return lost
+
+
+def _quality(model: MLAModel, examples: tuple[Example, ...]) -> dict[str, float]:
+    model.eval()
+    with torch.no_grad():
+        scores = score_findings(model, examples)
+    return {name: value for name, value in scores.items() if not name.startswith("F1 ")}
+
+
+def _inputs(
+    batch: tuple[Example, ...],
+    model: MLAModel,
+    corpus: Path,
+    augment: Augment | None = None,
+    rng: np.random.Generator | None = None,
+) -> dict[str, Any]:
+    return collate(batch, model, read_settings(corpus), augment, rng)
+
+
+def _batches(
+    examples: tuple[Example, ...],
+    model: MLAModel,
+    corpus: Path,
+    size: int,
+    count: int,
+    rng: np.random.Generator,
+    augment: Augment | None = None,
+) -> Iterator[dict[str, Any]]:
+    """With `augment`: images are moved and changed as in training."""
+    for _ in range(max(1, count)):
+        chosen = rng.choice(len(examples), min(size, len(examples)), replace=False)
+        batch = tuple(examples[int(n)] for n in chosen)
+        yield _inputs(batch, model, corpus, augment, None if augment is None else rng)
+
+
+def _card(source: Path, whole: Checkpoint, lost: str) -> str:
+    """That of the whole model, with what was lost in front of its calibration."""
+    path = source / "README.md"
+    known = path.read_text(encoding="utf-8") if path.is_file() else f"# {whole.name} {whole.version}\n"
+    return known.split("\n## Calibration\n")[0].rstrip("\n") + "\n\n" + lost
+
+
+def to_markdown(facts: dict[str, Any], points: list[Point], groups: list[Group], plan: Plan) -> str:
+    names = list(facts["whole"])
+    before, after = facts["parameters"]
+    wish = facts["wish"]
+    lines = [
+        "## Pruned",
+        "Channels, heads and feed-forward pairs were removed until the encoder took "
+        f"{100 * facts['latency']:.0f} % of its time (wished: {100 * wish['latency']:.0f} %); the same "
+        f"channels at zero, not removed: {100 * facts['masked_latency']:.0f} %. Parameters: "
+        f"{before / 1e6:.2f} M -> {after / 1e6:.2f} M. Recovery: {wish['steps']} steps of {wish['batch']} "
+        "studies.",
+        "",
+        "| | " + " | ".join(names) + " |",
+        "|---|" + "---|" * len(names),
+        *(
+            f"| {words} | " + " | ".join(f"{facts[key][name]:.3f}" for name in names) + " |"
+            for key, words in (
+                ("whole", "whole"),
+                ("unrecovered", "pruned, before recovery"),
+                ("recovered", "pruned"),
+            )
+        ),
+        "",
+        "Curve, before recovery:",
+        "",
+        "| share of products to go | latency | parameters, M | " + " | ".join(names) + " |",
+        "|---|---|---|" + "---|" * len(names),
+        *(
+            f"| {p.share:.2f} | {p.latency:.2f} | {p.parameters / 1e6:.2f} | "
+            + " | ".join(f"{p.quality[name]:.3f}" for name in names)
+            + " |"
+            for p in points
+        ),
+        "",
+        "| group | of | kept |",
+        "|---|---|---|",
+        *(f"| {g.name} | {g.channels} | {g.channels - len(plan.get(g.name, ()))} |" for g in groups),
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,83 @@
+"""What a model's input is (its grid, its channels), and what can be read back from it, without a network.
+
+Plain arrays: knows neither torch nor MONAI, so that drafting through ONNX needs neither.
+"""
+
+# C channels, I J K voxels to the right, to the front, up
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from mla_med.types import Modality
+
+AIR_HU = -1024.0
+BODY_HU = -500.0
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What a model's input is: the default is chest CT at 3 mm."""
+
+    modality: str = Modality.CT
+    shape: tuple[int, int, int] = (128, 96, 112)
+    """Voxels to the right, to the front, up (RAS)."""
+    spacing_mm: float = 3.0
+    windows_hu: tuple[tuple[float, float], ...] = ((-1350.0, 150.0), (-160.0, 240.0), (-500.0, 1300.0))
+    """CT: lower and upper HU of each channel (lung, soft tissue, bone)."""
+    sequences: tuple[str, ...] = ()
+    """MR: the sequence of each channel (roles of dicom/examinations.toml); none: one channel of any."""
+
+    @property
+    def channels(self) -> int:
+        return len(self.windows_hu) if self.modality == Modality.CT else max(1, len(self.sequences))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        windows = tuple((float(low), float(high)) for low, high in values["windows_hu"])
+        shape = tuple(int(n) for n in values["shape"])
+        assert len(shape) == 3
+        sequences = tuple(map(str, values.get("sequences", ())))
+        return cls(str(values["modality"]), shape, float(values["spacing_mm"]), windows, sequences)
+
+
+CHEST_CT = Preprocessing()
+BRAIN_MR = Preprocessing(
+    modality=Modality.MR,
+    shape=(80, 104, 88),
+    spacing_mm=2.0,
+    windows_hu=(),
+    sequences=("T1", "T2", "FLAIR", "DWI", "SWI", "T1 contrast"),
+)
+"""Brain MR at 2 mm, from the vertex down to the foramen magnum: see `sequences.py`."""
+
+
+def hu_of(image_CIJK: Any, settings: Preprocessing) -> np.ndarray:
+    """The HU that the windows were cut from, as far as they reach: each next one where those before it
+    are saturated. An array, or a tensor of the CPU."""
+    hu, reached = np.full(image_CIJK.shape[1:], -np.inf, np.float32), -np.inf
+    for (low, high), channel in zip(settings.windows_hu, np.asarray(image_CIJK), strict=True):
+        hu = np.where(hu >= reached, np.maximum(hu, channel * (high - low) + low), hu)
+        reached = max(reached, high)
+    return hu
+
+
+def inside_body(hu_IJK: np.ndarray) -> np.ndarray:
+    """Tissue and what it encloses in each axial slice: lungs, airways, bowel."""
+    return np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(hu_IJK > BODY_HU, 2, 0)], 2)
+
+
+def body_pieces(hu_IJK: np.ndarray) -> tuple[np.ndarray, int] | None:
+    """Pieces of tissue of an image in HU, numbered from 1, and which is the largest; None without tissue."""
+    tissue = ndimage.binary_erosion(hu_IJK > BODY_HU)
+    pieces, count = ndimage.label(tissue)
+    if count == 0:
+        return None
+    return pieces, 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))

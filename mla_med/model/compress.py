@@ -1,0 +1,484 @@
+"""A model and calibration studies -> the same model with channels, heads and feed-forward pairs removed.
+
+    groups = coupled(model, image_BCIJK)
+    weigh(groups, model, batches)
+    plan = choose(groups, share=0.5)
+    remove(model, groups, plan)
+    recover(pruned, teacher, batches)
+
+What one channel of one layer feeds has to go with it: torch-pruning (Fang et al., CVPR 2023, DepGraph)
+follows the convolutions through residual sums, norms and gates; heads of attention and pairs of a
+feed-forward layer are groups of their own. A channel is worth what the loss would change without it, to first
+order (Molchanov et al., CVPR 2019: the square of the sum of weight times gradient, over studies), by what it
+costs in products. All groups are ranked together; each keeps a floor, and gives away channels in the steps
+that processors like. What was removed is gone: the model is smaller, not masked.
+
+Knows tensors and the loss of the model; knows nothing of corpora, checkpoints or reports.
+"""
+
+# B batch, C channels of a group
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mla_med.errors import ConfigError
+from mla_med.model.attention import MaskedTransformerBlock
+from mla_med.model.fusion import HierarchicalFeatureFusion
+from mla_med.model.image_encoder import ImageEncoder
+from mla_med.model.mla import MLAModel
+from mla_med.model.narrow import shapes_of
+
+STEP = {"channels": 8, "pairs": 16, "heads": 1}
+"""Convolutions of oneDNN work on blocks of 8 or 16 channels, products of matrices on lines of 16 numbers."""
+FLOOR = 0.25
+"""So much of every group stays."""
+LEAST_SHARE = 0.002
+"""A group that costs less than this share of all products is left alone: nothing would be gained."""
+ROUNDS = 9
+Plan = dict[str, tuple[int, ...]]
+"""By group, the channels that go."""
+Batch = dict[str, Any]
+"""Arguments of MLAModel.forward, with targets."""
+
+
+@dataclass(slots=True)
+class Part:
+    """What one layer of a group loses with a channel."""
+
+    layer: nn.Module
+    axis: int
+    """Of its weight: 0 rows, 1 columns. The bias goes with the rows."""
+    index_C: list[list[int]]
+    """By channel, which rows or columns."""
+
+
+@dataclass(slots=True)
+class Group:
+    name: str
+    kind: str
+    channels: int
+    parts: list[Part]
+    block: nn.Module | None = None
+    """Of attention, whose number of heads falls."""
+    products: float = 0.0
+    """Multiplications that one channel costs."""
+    worth_C: Tensor | None = None
+
+    @property
+    def floor(self) -> int:
+        return max(STEP[self.kind], math.ceil(FLOOR * self.channels))
+
+
+class _Seen(nn.Module):
+    """What of the model torch-pruning follows: image to pyramid and lesion map."""
+
+    def __init__(self, model: MLAModel):
+        super().__init__()
+        fusion = model.fusion
+        assert isinstance(fusion, HierarchicalFeatureFusion)
+        self.image_encoder = model.image_encoder
+        self.pyramid: Any = fusion.pyramid
+        self.lesion_map: Any = fusion.lesion_map
+
+    def forward(self, image_BCIJK: Tensor, present_BC: Tensor) -> Any:
+        levels = self.image_encoder(image_BCIJK, present_BC)
+        f4, f8, f16 = (level.features_BDIJK for level in levels)
+        # Pyramid.forward; through its repeated cells torch-pruning follows no channel
+        f16 = self.pyramid.lateral_16(f16)
+        f8 = self.pyramid.lateral_8(f8) + F.interpolate(f16, scale_factor=2)
+        f4 = f4 + F.interpolate(self.pyramid.down_to_4(f8), scale_factor=2)
+        ends = [self.pyramid.up_to_8(F.max_pool3d(f4, 2)), self.pyramid.up_to_16(f8)]
+        ends += [self.pyramid.pooled_4(f4), self.lesion_map.look(f4), self.lesion_map.around(f8)]
+        return torch.stack([f16.mean(), *(end.mean() for end in ends)])
+
+
+def coupled(model: MLAModel, image_BCIJK: Tensor, least_share: float = LEAST_SHARE) -> list[Group]:
+    """Everything that can be removed together, and what each channel costs on an image of this size."""
+    if not isinstance(model.image_encoder, ImageEncoder) or not isinstance(
+        model.fusion, HierarchicalFeatureFusion
+    ):
+        raise ConfigError(
+            "Only models with the encoder and the levels of mla_med are pruned, not a MONAI backbone or a "
+            f"fusion {model.config.fusion_type}.",
+            code="PRUNE_UNSUPPORTED",
+        )
+    groups = _convolutions(model, image_BCIJK)
+    for number, block in enumerate(model.fusion.blocks):
+        if isinstance(block, MaskedTransformerBlock):
+            groups += _of_block(f"fusion.blocks.{number}", block)
+    products = products_of(model, image_BCIJK)
+    total = sum(products.values())
+    for group in groups:
+        group.products = sum(
+            products.get(part.layer, 0.0) * len(part.index_C[0]) / _length(part) for part in group.parts
+        )
+    return [group for group in groups if group.products * group.channels >= least_share * total]
+
+
+def _convolutions(model: MLAModel, image_BCIJK: Tensor) -> list[Group]:
+    try:
+        import torch_pruning
+    except ImportError as error:
+        raise ConfigError(
+            "Pruning wants the package torch-pruning: pip install 'mla_med[fast]'.", code="EXTRA_MISSING"
+        ) from error
+    seen = _Seen(model).eval()
+    small = image_BCIJK[:1, :, :32, :32, :32]
+    present = torch.ones(small.shape[:2], dtype=torch.bool)
+    graph = torch_pruning.DependencyGraph()
+    graph.build_dependency(seen, (small, present), verbose=False)
+    pyramid, lesions = seen.pyramid, seen.lesion_map
+    # the width of the tokens, and that of the lesion map, are those of layers that are not followed
+    fixed = [pyramid.lateral_8, pyramid.lateral_16, pyramid.up_to_8, pyramid.up_to_16, pyramid.pooled_4]
+    fixed += [lesions.look, lesions.around]
+    names = {layer: name for name, layer in model.named_modules()}
+    groups = []
+    for found in graph.get_all_groups(ignored_layers=fixed, root_module_types=[nn.Conv3d]):
+        root = found[0].dep.target.module
+        parts: list[Part] = []
+        for item in found:
+            layer = item.dep.target.module
+            if not isinstance(layer, (nn.Conv3d, nn.Linear, nn.BatchNorm3d)):
+                continue
+            rows = graph.is_out_channel_pruning_fn(item.dep.handler)
+            index_C: list[list[int]] = [[] for _ in range(root.out_channels)]
+            for own, of_root in zip(item.idxs, item.root_idxs, strict=True):
+                index_C[of_root].append(int(own))
+            if all(index_C) and not any(p.layer is layer and p.axis == (0 if rows else 1) for p in parts):
+                parts.append(Part(layer, 0 if rows else 1, index_C))
+        held = any(part.layer in fixed and part.axis == 0 for part in parts)
+        if not held:
+            groups.append(Group(names[root], "channels", root.out_channels, parts))
+    return groups
+
+
+def _of_block(name: str, block: MaskedTransformerBlock) -> list[Group]:
+    width = block.out.in_features
+    size = width // block.heads
+    head_rows = [
+        [part * width + head * size + n for part in range(3) for n in range(size)]
+        for head in range(block.heads)
+    ]
+    columns = [[head * size + n for n in range(size)] for head in range(block.heads)]
+    heads = Group(
+        f"{name}.heads",
+        "heads",
+        block.heads,
+        [Part(block.qkv, 0, head_rows), Part(block.out, 1, columns)],
+        block,
+    )
+    wide: Any = block.feed_forward[1]
+    back: Any = block.feed_forward[3]
+    single = [[n] for n in range(wide.out_features)]
+    pairs = Group(
+        f"{name}.feed_forward", "pairs", wide.out_features, [Part(wide, 0, single), Part(back, 1, single)]
+    )
+    return [heads, pairs]
+
+
+@torch.no_grad()
+def products_of(model: MLAModel, image_BCIJK: Tensor) -> dict[nn.Module, float]:
+    """Multiplications of each layer for one image."""
+    counted: dict[nn.Module, float] = {}
+
+    def count(layer: Any, _: Any, output: Tensor) -> None:
+        channels = layer.weight.shape[0]
+        counted[layer] = counted.get(layer, 0.0) + layer.weight.numel() * output.numel() / channels
+
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv3d, nn.Linear))]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        model.eval()
+        model.find(model.encode(image_BCIJK[:1], "cough"))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counted
+
+
+def weigh(groups: Sequence[Group], model: MLAModel, batches: Iterable[Batch]) -> None:
+    """Fills `worth_C`: over the batches, the mean square of what the loss would change, to first order,
+    without each channel."""
+    model.eval()
+    worth = {group.name: torch.zeros(group.channels) for group in groups}
+    count = 0
+    for batch in batches:
+        model.zero_grad()
+        loss = model(**batch).loss
+        assert loss is not None
+        loss.backward()
+        count += 1
+        for group in groups:
+            change_C = torch.zeros(group.channels)
+            for part in group.parts:
+                if part.axis == 0:
+                    change_C += _change(part)
+            worth[group.name] += change_C**2
+    model.zero_grad()
+    if not count:
+        raise ConfigError("There are no studies to weigh channels by.", code="NO_EXAMPLES")
+    for group in groups:
+        group.worth_C = worth[group.name] / count
+
+
+def _change(part: Part) -> Tensor:
+    layer: Any = part.layer
+    rows = torch.zeros(layer.weight.shape[0])
+    for parameter in (layer.weight, layer.bias):
+        if parameter is not None and parameter.grad is not None:
+            rows += (parameter.detach() * parameter.grad).reshape(len(rows), -1).sum(1)
+    return torch.stack([rows[index].sum() for index in part.index_C])
+
+
+def choose(groups: Sequence[Group], share: float) -> Plan:
+    """Which channels go so that about `share` of the products of all groups go: those that are worth least
+    for what they cost, in steps, down to the floor of each group."""
+    steps: list[tuple[float, float, str, list[int]]] = []
+    for group in groups:
+        worth_C = group.worth_C
+        assert worth_C is not None
+        order = torch.argsort(worth_C, stable=True).tolist()
+        size = STEP[group.kind]
+        highest = 0.0
+        for begin in range(0, group.channels - group.floor - size + 1, size):
+            some = order[begin : begin + size]
+            cost = group.products * size
+            # a step never comes before that which it follows
+            highest = max(highest, float(worth_C[some].sum()) / cost)
+            steps.append((highest, cost, group.name, some))
+    wanted = share * sum(group.products * group.channels for group in groups)
+    plan: dict[str, list[int]] = {}
+    gone = 0.0
+    for _, cost, name, some in sorted(steps, key=lambda step: step[0]):
+        if gone >= wanted:
+            break
+        plan.setdefault(name, []).extend(some)
+        gone += cost
+    return {name: tuple(sorted(channels)) for name, channels in plan.items()}
+
+
+def remove(model: MLAModel, groups: Sequence[Group], plan: Plan) -> MLAModel:
+    """A copy without the channels of the plan; its configuration says which layers are narrower."""
+    pruned = deepcopy((model, groups))
+    smaller, own = pruned
+    smaller.zero_grad()
+    for group in own:
+        gone = plan.get(group.name, ())
+        for part in group.parts if gone else ():
+            lost = {n for channel in gone for n in part.index_C[channel]}
+            _drop(part.layer, part.axis, [n for n in range(_length(part)) if n not in lost])
+            part.index_C = []
+        if gone and group.block is not None:
+            group.block.heads -= len(gone)  # type: ignore[operator, assignment]
+    plain = deepcopy(smaller.config)
+    plain.pruned = None
+    smaller.config.pruned = shapes_of(smaller, MLAModel(plain))
+    return smaller.eval()
+
+
+def masked(model: MLAModel, groups: Sequence[Group], plan: Plan) -> MLAModel:
+    """A copy with the same channels at zero, as large and as slow as before: the control."""
+    copy, own = deepcopy((model, groups))
+    with torch.no_grad():
+        for group in own:
+            for part in group.parts:
+                rows = [n for channel in plan.get(group.name, ()) for n in part.index_C[channel]]
+                layer: Any = part.layer
+                if part.axis == 0:
+                    layer.weight[rows] = 0
+                    if layer.bias is not None:
+                        layer.bias[rows] = 0
+                else:
+                    layer.weight[:, rows] = 0
+    return copy.eval()
+
+
+def _length(part: Part) -> int:
+    layer: Any = part.layer
+    return int(layer.weight.shape[part.axis])
+
+
+def _drop(layer: Any, axis: int, kept: list[int]) -> None:
+    """The rows (0) or columns (1) that are kept, of the weight and of what goes with it."""
+    layer.weight = nn.Parameter(layer.weight.detach().index_select(axis, torch.tensor(kept)))
+    if axis == 0:
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias.detach()[kept])
+        if isinstance(layer, nn.BatchNorm3d):
+            for name in ("running_mean", "running_var"):
+                setattr(layer, name, getattr(layer, name)[kept])
+            layer.num_features = len(kept)
+        elif isinstance(layer, nn.Conv3d):
+            layer.out_channels = len(kept)
+        else:
+            layer.out_features = len(kept)
+    elif isinstance(layer, nn.Conv3d):
+        layer.in_channels = len(kept)
+    else:
+        layer.in_features = len(kept)
+
+
+# How long it takes
+
+
+@torch.no_grad()
+def encode_s(models: Sequence[MLAModel], image_BCIJK: Tensor, rounds: int = ROUNDS) -> list[list[float]]:
+    """Seconds of each model to see one image, in turn: a busy machine is busy for all of them."""
+    spent: list[list[float]] = [[] for _ in models]
+    for number in range(rounds + 1):
+        for model, times in zip(models, spent, strict=True):
+            began = time.perf_counter()
+            model.find(model.encode(image_BCIJK[:1], "cough"))
+            if number:  # the first warms up
+                times.append(time.perf_counter() - began)
+    return spent
+
+
+def ratio(times: Sequence[float], than: Sequence[float]) -> float:
+    """Median over rounds of how long one takes by the other."""
+    return median(a / b for a, b in zip(times, than, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Of the curve of latency against what is lost."""
+
+    share: float
+    """Of the products of all groups, so much was to go."""
+    latency: float
+    """By that of the whole model."""
+    parameters: int
+    quality: dict[str, float]
+
+
+def curve(
+    model: MLAModel,
+    groups: Sequence[Group],
+    shares: Iterable[float],
+    image_BCIJK: Tensor,
+    quality: Callable[[MLAModel], dict[str, float]],
+) -> list[Point]:
+    """Before recovery."""
+    points = []
+    for share in shares:
+        smaller = remove(model, groups, choose(groups, share))
+        whole_s, smaller_s = encode_s([model, smaller], image_BCIJK)
+        size = sum(p.numel() for p in smaller.parameters())
+        points.append(Point(share, ratio(smaller_s, whole_s), size, quality(smaller)))
+    return points
+
+
+def share_for(
+    model: MLAModel, groups: Sequence[Group], latency: float, image_BCIJK: Tensor, rounds: int = ROUNDS
+) -> float:
+    """The least share whose removal meets the wish, to 1/64. ConfigError where none does."""
+    low, high = 0.0, 1.0
+    if _latency(model, groups, high, image_BCIJK, rounds) > latency:
+        raise ConfigError(
+            f"With every group at its floor the encoder still takes more than {latency:.2f} of the time. "
+            "Wish for less, or train a smaller model.",
+            code="LATENCY_UNREACHABLE",
+        )
+    for _ in range(6):
+        middle = (low + high) / 2
+        if _latency(model, groups, middle, image_BCIJK, rounds) <= latency:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _latency(model: MLAModel, groups: Sequence[Group], share: float, image: Tensor, rounds: int) -> float:
+    smaller = remove(model, groups, choose(groups, share))
+    whole_s, smaller_s = encode_s([model, smaller], image, rounds)
+    # the fastest of each: what else runs on the machine only ever adds
+    return min(smaller_s) / min(whole_s)
+
+
+# Recovery
+
+
+def recover(
+    student: MLAModel,
+    teacher: MLAModel,
+    batches: Iterable[Batch],
+    lr: float = 1e-3,
+    log: Callable[[int, float], None] = lambda step, loss: None,
+    steps: int = 0,
+) -> MLAModel:
+    """Teaches what is left to see what the whole model saw (Hinton et al., 2015), and what is true where the
+    batches say it. The decoder stays as it is: its memory is what it was taught to read."""
+    teacher.eval()
+    student.train()
+    for module in student.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eval()  # its statistics are still true, and those of a few studies are not
+    taught = [p for n, p in student.named_parameters() if not n.startswith("decoder.lm.")]
+    optimizer = torch.optim.AdamW(taught, lr=lr, weight_decay=0.01)
+    total = max(1, steps)
+    for step, batch in enumerate(batches):
+        for settings in optimizer.param_groups:
+            # a short rise, then half a cosine
+            settings["lr"] = (
+                lr * min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * min(1, step / total)))
+            )
+        loss = distillation_loss(student, teacher, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(taught, 1.0)
+        optimizer.step()
+        log(step, float(loss.detach()))
+    return student.eval()
+
+
+def distillation_loss(student: MLAModel, teacher: MLAModel, batch: Batch) -> Tensor:
+    """What the teacher says of findings, cells and levels, and the loss of the truth."""
+    seeing = {k: v for k, v in batch.items() if k not in ("input_ids", "labels")}
+    of_student, of_teacher = student.fusion, teacher.fusion
+    assert isinstance(of_student, HierarchicalFeatureFusion)
+    assert isinstance(of_teacher, HierarchicalFeatureFusion)
+    with torch.no_grad():
+        image, present = batch["image_BCIJK"], batch["present_BC"]
+        wanted_levels = of_teacher.pyramid(teacher.image_encoder(image, present))[1:]
+        fused = teacher.encode(image, batch["text"], present, batch["affine_B44"])
+        wanted = teacher.find(fused)
+    told = student(**seeing)
+    levels = of_student.pyramid(student.image_encoder(image, present))[1:]
+    assert told.fused is not None
+    assert told.fused.lesions is not None
+    assert fused.lesions is not None
+    found = told.findings
+    terms = [
+        F.smooth_l1_loss(got.features_BDIJK, level.features_BDIJK) / level.features_BDIJK.abs().mean()
+        for got, level in zip(levels, wanted_levels, strict=True)
+    ]
+    terms.append(
+        2 * F.binary_cross_entropy_with_logits(found.presence_logits_BF, wanted.presence_logits_BF.sigmoid())
+    )
+    for got, level in (
+        (found.side_logits_BF3, wanted.side_logits_BF3),
+        (found.site_logits_BFT, wanted.site_logits_BFT),
+    ):
+        terms.append(F.kl_div(got.log_softmax(-1), level.softmax(-1), reduction="none").sum(-1).mean())
+    terms.append(F.smooth_l1_loss(found.size_mm_BF.log(), wanted.size_mm_BF.log()))
+    mapped, level_map = told.fused.lesions.logits_BFN, fused.lesions.logits_BFN
+    cells = F.binary_cross_entropy_with_logits(mapped, level_map.sigmoid(), reduction="none")
+    # nearly every cell holds nothing: those that the teacher is not sure of count
+    sure_BFN = level_map.sigmoid()
+    weight_BFN = 0.01 + sure_BFN
+    terms.append((cells * weight_BFN).sum() / weight_BFN.sum())
+    terms.append(F.smooth_l1_loss(found.embeddings_BFD, wanted.embeddings_BFD))
+    if told.loss is not None:
+        terms.append(0.5 * told.loss)
+    return torch.stack(terms).sum()

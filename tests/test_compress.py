@@ -1,0 +1,142 @@
+"""What is removed is gone and only that: the model is smaller, loads like any other, and says what it
+lost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mla_med.errors import ConfigError
+from mla_med.model.compress import choose, coupled, distillation_loss, masked, recover, remove, weigh
+from mla_med.model.config import tiny
+from mla_med.model.findings import FindingTargets
+from mla_med.model.mla import MLAModel
+
+SIZES = {"widths": (16, 32, 32, 32), "units": (1, 2, 2, 1), "depth": 2, "width": 32}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def batches_of(model, count: int, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    findings = len(model.config.finding_keys)
+    for _ in range(count):
+        yield {
+            "image_BCIJK": torch.rand(2, 3, 32, 32, 32, generator=generator),
+            "text": ["cough", "fever"],
+            "present_BC": torch.ones(2, 3, dtype=torch.bool),
+            "affine_B44": torch.eye(4).expand(2, 4, 4) * 3,
+            "targets": FindingTargets((torch.rand(2, findings, generator=generator) < 0.3).float()),
+        }
+
+
+@pytest.fixture(scope="module")
+def world():
+    torch.manual_seed(0)
+    model = MLAModel(tiny(**SIZES))
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm3d):  # as after training: no channel is like another
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.1)
+    model.eval()
+    image = torch.rand(1, 3, 32, 32, 32)
+    groups = coupled(model, image, least_share=0)
+    weigh(groups, model, batches_of(model, 2))
+    return model, groups, image
+
+
+def said(model, image):
+    with torch.no_grad():
+        fused = model.encode(image, "cough")
+        return fused, model.find(fused)
+
+
+def test_groups_are_stages_between_units_heads_and_pairs(world):
+    _, groups, _ = world
+    names = {group.name for group in groups}
+    assert {"fusion.blocks.0.heads", "fusion.blocks.1.feed_forward"} <= names
+    assert any(name.startswith("image_encoder.stages.1.refine.conv.unit0") for name in names)
+    stage = next(g for g in groups if g.name.startswith("image_encoder.stages.1.halve"))
+    # with a stage go its norms, its gate, the next stage, the pyramid and the lesion map
+    assert len(stage.parts) >= 8
+    assert not any("pyramid.lateral" in name or "lesion_map" in name for name in names)
+
+
+def test_removed_equals_masked(world):
+    model, groups, image = world
+    plan = choose(groups, 0.5)
+    assert {"heads", "pairs", "channels"} == {g.kind for g in groups if g.name in plan}
+    fused, found = said(remove(model, groups, plan), image)
+    fused_masked, found_masked = said(masked(model, groups, plan), image)
+    assert (found.presence_logits_BF - found_masked.presence_logits_BF).abs().max() <= 1e-5
+    assert (fused.tokens_BSD - fused_masked.tokens_BSD).abs().max() <= 1e-5
+    assert (fused.lesions.logits_BFN - fused_masked.lesions.logits_BFN).abs().max() <= 1e-5
+    # and it is not as if nothing had been removed
+    assert (found.presence_logits_BF - said(model, image)[1].presence_logits_BF).abs().max() > 1e-3
+
+
+def test_nothing_removed_is_the_same_model(world):
+    model, groups, image = world
+    smaller = remove(model, groups, {})
+    assert not smaller.config.pruned
+    assert torch.equal(said(smaller, image)[1].presence_logits_BF, said(model, image)[1].presence_logits_BF)
+
+
+def test_a_pruned_model_loads_like_any_other(world, tmp_path):
+    model, groups, image = world
+    smaller = remove(model, groups, choose(groups, 0.6))
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in model.parameters())
+    smaller.save_pretrained(tmp_path)
+    loaded, told = MLAModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    assert not told["mismatched_keys"]
+    wanted = said(smaller, image)[1].presence_logits_BF
+    assert torch.allclose(said(loaded.eval(), image)[1].presence_logits_BF, wanted, atol=1e-6)
+
+
+def test_every_group_keeps_its_floor_and_its_steps(world):
+    _, groups, _ = world
+    plan = choose(groups, 1.0)
+    for group in groups:
+        left = group.channels - len(plan.get(group.name, ()))
+        assert left >= group.floor
+        assert len(plan.get(group.name, ())) % {"channels": 8, "pairs": 16, "heads": 1}[group.kind] == 0
+
+
+def test_what_is_worth_least_for_its_price_goes_first(world):
+    _, groups, _ = world
+    one = next(g for g in groups if g.kind == "pairs")
+    worth, one.worth_C = one.worth_C, torch.zeros(one.channels)
+    try:
+        assert one.name in choose(groups, 0.01)
+    finally:
+        one.worth_C = worth
+
+
+def test_recovery_brings_the_small_model_nearer_to_the_whole(world):
+    model, groups, _ = world
+    torch.manual_seed(1)
+    smaller = remove(model, groups, choose(groups, 0.6))
+    (batch,) = batches_of(model, 1, seed=9)
+    del batch["targets"]  # made up, so nothing to learn from
+    with torch.no_grad():
+        before = distillation_loss(smaller, model, batch)
+    recover(smaller, model, [batch] * 12, lr=3e-3, steps=24)
+    with torch.no_grad():
+        assert distillation_loss(smaller, model, batch) < 0.9 * before
+
+
+def test_other_encoders_are_not_pruned():
+    model = MLAModel(tiny(fusion_type="concat"))
+    with pytest.raises(ConfigError, match="Only models with the encoder"):
+        coupled(model, torch.rand(1, 3, 32, 32, 32))

@@ -1,0 +1,146 @@
+"""An exported checkpoint drafts what the checkpoint drafts, word for word, without PyTorch."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation.adversarial import train_tokenizer
+from evaluation.linter import random_findings
+from mla_med.drafting import write
+from mla_med.errors import CheckpointError, ConfigError
+from mla_med.imaging.grid import CHEST_CT
+from mla_med.looking import Prepared, find, image_feature, see
+from mla_med.model.calibrate import Calibration
+from mla_med.model.checkpoint import load_checkpoint, save_checkpoint
+from mla_med.model.config import tiny
+from mla_med.model.export import export_checkpoint, quantise
+from mla_med.model.exported import Verdict, load_exported
+from mla_med.model.gate import SCOPES
+from mla_med.model.mla import MLAModel
+from mla_med.model.seen import to_numpy
+from mla_med.report.render import body_text, render_report
+
+onnxruntime = pytest.importorskip("onnxruntime")
+SETTINGS = replace(CHEST_CT, shape=(40, 32, 36), spacing_mm=8.0)
+CONTEXT = "61 years, F, cough"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A checkpoint of random weights, which prefers what it likes, and what was exported of it."""
+    torch.manual_seed(5)
+    config = tiny(
+        vocab_size=512,
+        preprocessing=SETTINGS.to_dict(),
+        depth=2,
+        keep_ratio=0.7,
+        keep_stages=(0.4,),
+        decoder={"n_layer": 2, "n_embd": 32, "n_inner": 64, "n_head": 4, "n_positions": 1280},
+    )
+    model = MLAModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.mul_(3)
+    texts = [body_text(render_report(random_findings("chest_ct", random.Random(n)))) for n in range(20)]
+    model.tokenizer = train_tokenizer(texts, vocab_size=512)
+    codes, width = config.finding_keys, config.width
+    calibration = Calibration(
+        thresholds={code: 0.0 if n % 3 == 0 else 1.0 for n, code in enumerate(codes)},
+        feature_mean=(0.0,) * width,
+        feature_precision=tuple(map(tuple, np.eye(width).tolist())),
+        feature_limit=1e9,
+        lung_range=(0.0, 1.0),
+        further_from=dict.fromkeys(codes, -9.0),
+    )
+    home = tmp_path_factory.mktemp("exported")
+    source = save_checkpoint(home / "whole", model, calibration, SCOPES["chest_ct"], "tiny", "1", "card")
+    return source, export_checkpoint(load_checkpoint(source), source, home / "onnx")
+
+
+def prepared(seed: int) -> Prepared:
+    image = np.random.default_rng(seed).random((3, *SETTINGS.shape), np.float32)
+    affine = np.diag([8.0, 8.0, 8.0, 1.0]).astype(np.float32)
+    affine[:3, 3] = (-150, -120, 40)
+    return Prepared.whole(image, affine)
+
+
+def drafted(checkpoint, seed: int, context: str = CONTEXT):
+    seen = see(prepared(seed), context, checkpoint.model)
+    findings = find(seen, checkpoint.model, checkpoint.calibration)
+    return findings, write(findings, seen, checkpoint.model, "")
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_a_backend_drafts_the_same_words_and_findings(folders, backend):
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    source, exported = folders
+    whole, other = load_checkpoint(source), load_exported(exported, backend)
+    assert other.weights_sha256 == whole.weights_sha256
+    for seed, context in ((0, CONTEXT), (1, "M"), (2, "77 years, O, a much longer indication than before")):
+        (findings, report), (same, again) = (drafted(one, seed, context) for one in (whole, other))
+        assert any(f.size_mm for f in findings)
+        assert same == findings
+        assert again == report
+    seen, also = (see(prepared(0), CONTEXT, one.model) for one in (whole, other))
+    for name in ("presence_logits_BF", "site_logits_BFT", "size_mm_BF", "position_BF3"):
+        one, two = (to_numpy(getattr(x.outputs, name)) for x in (seen, also))
+        np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(image_feature(other.model, also), image_feature(whole.model, seen), atol=1e-4)
+
+
+def test_a_draft_through_onnx_imports_no_torch(folders):
+    code = f"""
+import sys
+import mla_med.drafting, mla_med.documents.write, mla_med.cli
+from pathlib import Path
+from mla_med.model.exported import load_exported
+load_exported(Path({str(folders[1])!r}))
+print([m for m in ("torch", "monai", "transformers") if m in sys.modules])
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"
+
+
+def test_what_is_missing_is_said(folders, tmp_path):
+    with pytest.raises(CheckpointError, match=r"see\.onnx is missing"):
+        load_exported(tmp_path)
+    with pytest.raises(ConfigError, match="No backend"):
+        load_exported(folders[1], "tensorrt")
+
+
+def test_eight_bits_are_refused_where_the_judge_says_so(folders, tmp_path):
+    made = Path(shutil.copytree(folders[1], tmp_path / "onnx"))
+    before = (made / "step.onnx").read_bytes()
+    seen = []
+
+    def judge(one, other):
+        seen.append((one.weights_sha256, other.weights_sha256))
+        return Verdict((("finding F1", 0.9, 0.5, False),), 0, 8)
+
+    words = quantise(made, judge)
+    assert words.startswith("INT8_REFUSED")
+    assert (made / "step.onnx").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["onnx"]
+    # whoever compares measurements must see that they are of two models
+    assert seen[0][0] != seen[0][1]
+
+
+def test_eight_bits_are_written_where_the_judge_agrees(folders, tmp_path):
+    made = Path(shutil.copytree(folders[1], tmp_path / "onnx"))
+    size = (made / "step.onnx").stat().st_size
+    words = quantise(made, lambda one, other: Verdict((("finding F1", 0.9, 0.9, True),), 8, 8))
+    assert words.startswith("Weights in 8 bits")
+    assert (made / "step.onnx").stat().st_size < size
+    assert json.loads((made / "exported.json").read_text())["int8"]
+    assert drafted(load_exported(made), 0)[1].sentences

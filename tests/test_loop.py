@@ -22,7 +22,8 @@ from small_world import (
 
 from dapt.augment import Augment
 from dapt.batches import Wanted, once
-from dapt.loop import BEST, LOG, STATE, Loop, LoopConfig, TrainingError, bench
+from dapt.loop import BEST, LOG, STATE, Loop, LoopConfig, TrainingError
+from dapt.loop_bench import bench
 from dapt.objectives.objective import Objective
 from dapt.objectives.text import ReportText
 from dapt.site import Stage

@@ -13,7 +13,7 @@ OVERHEAD = Target("overhead of the loop", 5, "%", at_least=False)
 
 
 def measure(job: Job) -> Measured:
-    from dapt.loop import bench
+    from dapt.loop_bench import bench
 
     numbers = bench(job.sizes["steps"], job.sizes["size"])
     off, on = selection_steps(job.sizes["steps"], job.sizes["size"])

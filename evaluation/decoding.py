@@ -6,7 +6,8 @@ The reports are those of phantoms that nobody trains on. Every way writes the sa
 one does not), in turn in each round, so that a busy machine is busy for all; printed are medians over rounds,
 the median of the ratio within a round, and its lowest and highest. `constraint` is what the state machine
 adds: the same readings by the decoder are done again without it. `free` is `generate` without any constraint,
-with as many tokens; its text is another one.
+with as many tokens; its text is another one. `slot by slot` reads no slot before the one in front of it is
+known: what a batch of reports gains there, side by side has gained already within one report.
 """
 
 # B texts
@@ -17,7 +18,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
@@ -29,6 +30,7 @@ from transformers import LogitsProcessorList
 
 from evaluation.exported import patients_of
 from evaluation.selection import processor
+from evaluation.targets import Spread, Target, targets_table
 from mla_med.errors import MlaMedError
 from mla_med.files import write_text
 from mla_med.imaging.grid import Preprocessing
@@ -45,7 +47,10 @@ from mla_med.model.writing import AHEAD, Reader, write_side_by_side
 from mla_med.report.context import context_text
 
 HF = "HF generate, constrained"
+ONE, MANY = "side by side", "side by side, batch"
+SLOWLY, SLOWLY_MANY = "slot by slot", "slot by slot, batch"
 Texts = list[tuple[int, ...]]
+Times = dict[str, list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +66,8 @@ class Report:
 class Row:
     name: str
     tokens_per_s: float
-    faster: float
-    """Than HF generate with the same constraint, median over rounds."""
-    lowest: float
-    highest: float
+    faster: Spread
+    """Than HF generate with the same constraint."""
 
 
 class Recorded:
@@ -187,9 +190,9 @@ def reports_of(checkpoint: Checkpoint, n: int) -> list[Report]:
     return reports
 
 
-def time_ways(ways: dict[str, Callable[[], Texts]], rounds: int) -> tuple[list[Row], float]:
-    """-> a row each, and how many tokens the reports have."""
-    spent: dict[str, list[float]] = {name: [] for name in ways}
+def time_ways(ways: Mapping[str, Callable[[], Texts]], rounds: int) -> tuple[Times, int]:
+    """-> seconds of each way in each round, and how many tokens the reports have."""
+    spent: Times = {name: [] for name in ways}
     wanted: Texts = []
     for number in range(rounds + 1):
         for name, way in ways.items():
@@ -202,23 +205,20 @@ def time_ways(ways: dict[str, Callable[[], Texts]], rounds: int) -> tuple[list[R
                 wanted = texts
             elif texts != wanted and not name.startswith("free"):
                 raise AssertionError(f"{name} writes another text")
-    tokens = sum(map(len, wanted))
-    rows = []
-    for name, times in spent.items():
-        ratios = sorted(hf / own for hf, own in zip(spent[HF], times, strict=True))
-        rows.append(Row(name, tokens / median(times), median(ratios), ratios[0], ratios[-1]))
-    return rows, tokens
+    return spent, sum(map(len, wanted))
 
 
-def run(given: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
+def run(given: argparse.Namespace) -> tuple[list[Row], list[Target], dict[str, Any]]:
     checkpoint = load_checkpoint(given.checkpoint)
     reports = reports_of(checkpoint, given.n)
     writer = Writer(checkpoint.model, reports)
     ways: dict[str, Callable[[], Texts]] = {
         HF: writer.by_generate,
         "choice by choice": writer.choice_by_choice,
-        "side by side": lambda: writer.side_by_side(1),
-        f"side by side, batch of {given.n}": lambda: writer.side_by_side(given.n),
+        SLOWLY: lambda: writer.side_by_side(1, ahead=1),
+        SLOWLY_MANY: lambda: writer.side_by_side(given.n, ahead=1),
+        ONE: lambda: writer.side_by_side(1),
+        MANY: lambda: writer.side_by_side(given.n),
         "free: HF generate, other text": lambda: writer.by_generate(free=True),
     }
     for backend in given.backends.split(",") if given.exported else ():
@@ -228,9 +228,22 @@ def run(given: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
         def by_graph(network: Any = exported, numbers: Any = numbers) -> Texts:
             return [network.write(fused, found, [slots])[0].token_ids for fused, found, slots in numbers]
 
-        ways[f"side by side, {backend}"] = by_graph
-    rows, tokens = time_ways(ways, given.rounds)
-    overhead = sorted(writer.constraint() for _ in range(given.rounds))
+        ways[f"{ONE}, {backend}"] = by_graph
+    spent, tokens = time_ways(ways, given.rounds)
+    rows = [
+        Row(name, tokens / median(times), Spread.of_ratios(spent[HF], times)) for name, times in spent.items()
+    ]
+    overhead = Spread.of(writer.constraint() for _ in range(given.rounds))
+    targets = [
+        Target(f"{ONE}, by {HF}", Spread.of_ratios(spent[HF], spent[ONE]), 3.5),
+        Target(f"{MANY} of {given.n}, by one at a time", Spread.of_ratios(spent[ONE], spent[MANY]), 2),
+        Target(
+            f"{SLOWLY_MANY} of {given.n}, by one at a time",
+            Spread.of_ratios(spent[SLOWLY], spent[SLOWLY_MANY]),
+            2,
+        ),
+        Target("what the constraint adds", overhead, 0.15, at_most=True),
+    ]
     facts = {
         "name": checkpoint.name,
         "sha256": checkpoint.weights_sha256,
@@ -239,11 +252,8 @@ def run(given: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
         "threads": torch.get_num_threads(),
         "processor": processor(),
         "rounds": given.rounds,
-        "constraint": median(overhead),
-        "constraint_range": [overhead[0], overhead[-1]],
-        "batch_faster": median([rows[3].tokens_per_s / rows[2].tokens_per_s]),
     }
-    return rows, facts
+    return rows, targets, facts
 
 
 def _arrays(report: Report) -> tuple[Any, Any, Slots]:
@@ -254,25 +264,18 @@ def _arrays(report: Report) -> tuple[Any, Any, Slots]:
     return to_arrays(report.fused), to_arrays(report.found), report.slots
 
 
-def to_markdown(rows: Sequence[Row], facts: dict[str, Any]) -> str:
-    low, high = facts["constraint_range"]
+def to_markdown(rows: Sequence[Row], targets: Sequence[Target], facts: dict[str, Any]) -> str:
     lines = [
         f"# Writing {facts['reports']} reports of {facts['tokens']} tokens",
         "",
         f"{facts['name']} ({facts['sha256'][:12]}), {facts['threads']} thread(s) of {facts['processor']}, "
-        f"{facts['rounds']} rounds.",
+        f"{facts['rounds']} rounds; medians (lowest to highest).",
         "",
-        "| way | tokens/s | times HF generate | lowest to highest |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r.name} | {r.tokens_per_s:.0f} | {r.faster:.2f} | {r.lowest:.2f} to {r.highest:.2f} |"
-        for r in rows
-    ]
-    lines += [
+        "| way | tokens/s | times HF generate |",
+        "|---|---|---|",
+        *(f"| {row.name} | {row.tokens_per_s:.0f} | {row.faster.to_text()} |" for row in rows),
         "",
-        f"Batch of {facts['reports']} by one at a time: {facts['batch_faster']:.2f}. "
-        f"Constraint: {100 * facts['constraint']:+.1f} % ({100 * low:+.1f} to {100 * high:+.1f}).",
+        *targets_table(targets),
     ]
     return "\n".join(lines) + "\n"
 
@@ -289,15 +292,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     try:
-        rows, facts = run(given)
+        rows, targets, facts = run(given)
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
-    words = to_markdown(rows, facts)
+    words = to_markdown(rows, targets, facts)
     print(words)
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)
         values = {"facts": facts, "rows": [asdict(row) for row in rows]}
+        values["targets"] = [asdict(target) | {"met": target.met} for target in targets]
         write_text(given.out / "decoding.json", json.dumps(values, indent=1) + "\n")
         write_text(given.out / "decoding.md", words)
     return 0

@@ -29,7 +29,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,7 @@ from evaluation.decoding import HF, Writer, reports_of
 from evaluation.linter import random_findings
 from evaluation.selection import processor
 from evaluation.speed import write_phantom
+from evaluation.targets import Spread, Target, targets_table
 from evaluation.text import text_scores
 from mla_med.dicom.select import choose_series
 from mla_med.dicom.study import read_study
@@ -59,6 +59,11 @@ from mla_med.types import ClinicalContext, Sex, Volume
 
 OURS, PEER, FLOOR = "ours", "peer", "floor"
 KNOWN = ClinicalContext(61, Sex.FEMALE, "cough")
+MONAI = "MONAI's default chain, one window"
+WARM, FRESH = "PyTorch, warm", "ONNX Runtime, a new process"
+SECONDS = {WARM: 3.0, FRESH: 5.0}
+"""At most, of a draft of 300 slices from DICOM to documents."""
+HEAVY = ("torch", "monai", "transformers")
 Work = Callable[[], Any]
 
 
@@ -75,10 +80,10 @@ class Row:
     stage: str
     name: str
     kind: str
-    median_ms: float | None
+    ms: Spread | None
     """None: not installed."""
-    lowest_ms: float | None = None
-    highest_ms: float | None = None
+    by_ours: Spread | None = None
+    """Of each round, by the first of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,7 @@ def transforms(world: World) -> Iterator[Who]:
         return default({"image": image})["image"]
 
     yield Who("one fused pass, three windows", OURS, lambda: fused.to_array(volume, settings))
-    yield Who("MONAI's default chain, one window", PEER, by_monai)
+    yield Who(MONAI, PEER, by_monai)
     yield Who("the same as a MONAI chain (reference)", PEER, lambda: to_tensor(volume, settings))
     yield Who("the volume copied once", FLOOR, lambda: volume.voxels.copy(order="K"))
 
@@ -249,17 +254,29 @@ def whole(world: World) -> Iterator[Who]:
 
         return work
 
-    def fresh(arguments: Sequence[str]) -> Work:
-        known = ("--age", "61", "--sex", "F", "--indication", "cough")
-        command = [sys.executable, "-m", "mla_med.cli", "draft", str(world.folder.parent), "--out", str(out)]
-        return lambda: subprocess.run([*command, *known, *arguments], check=True, capture_output=True)
+    known = ("--age", "61", "--sex", "F", "--indication", "cough")
+    command = ("draft", str(world.folder.parent), "--out", str(out), *known)
 
-    yield Who("PyTorch, warm", OURS, warm(world.checkpoint))
+    def fresh(*arguments: str, without: Sequence[str] = ()) -> Work:
+        code = _NEW_PROCESS.format(arguments=["mla-med", *command, *arguments], without=tuple(without))
+        return lambda: subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+    yield Who(WARM, OURS, warm(world.checkpoint))
     if world.exported is not None:
         yield Who("ONNX Runtime, warm", OURS, warm(load_exported(world.exported)))
-        arguments = ("--backend", "onnx", "--checkpoint", str(world.exported))
-        yield Who("ONNX Runtime, a new process", OURS, fresh(arguments))
-    yield Who("PyTorch, a new process", PEER, fresh(()))
+        given = ("--backend", "onnx", "--checkpoint", str(world.exported))
+        yield Who(FRESH, OURS, fresh(*given, without=HEAVY))
+    yield Who("PyTorch, a new process", PEER, fresh())
+
+
+_NEW_PROCESS = """
+import sys
+sys.argv = {arguments}
+from mla_med.cli import app
+app(standalone_mode=False)
+assert not (heavy := [name for name in {without} if name in sys.modules]), heavy
+"""
+"""The command, and what it may not have imported."""
 
 
 STAGES = {
@@ -281,16 +298,33 @@ def measure(stage: str, who: Sequence[Who], rounds: int) -> list[Row]:
                 continue
             began = time.perf_counter()
             one.work()
-            if number or rounds == 0:  # the first warms up
+            if number:  # the first warms up
                 spent[one.name].append(1000 * (time.perf_counter() - began))
+    own = next(spent[one.name] for one in who if one.kind == OURS)
     rows = []
     for one in who:
         times = spent[one.name]
-        if one.work is None or not times:
-            rows.append(Row(stage, one.name, one.kind, None))
+        if times:
+            rows.append(Row(stage, one.name, one.kind, Spread.of(times), Spread.of_ratios(times, own)))
         else:
-            rows.append(Row(stage, one.name, one.kind, median(times), min(times), max(times)))
+            rows.append(Row(stage, one.name, one.kind, None))
     return rows
+
+
+def targets_of(rows: Sequence[Row]) -> list[Target]:
+    """Of the stages that were measured."""
+    found = []
+    for row in rows:
+        if row.ms is None or row.by_ours is None:
+            continue
+        if row.name == MONAI:
+            found.append(Target("transforms: MONAI's default chain, by ours", row.by_ours, 10))
+        if row.name == HF:
+            found.append(Target("decoding: HF generate, by ours", row.by_ours, 3.5))
+        if row.name in SECONDS:
+            name = f"{row.stage}: {row.name}, seconds"
+            found.append(Target(name, row.ms.times(1e-3), SECONDS[row.name], at_most=True))
+    return found
 
 
 def run(given: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
@@ -329,21 +363,19 @@ def to_markdown(rows: Sequence[Row], facts: dict[str, Any]) -> str:
         "",
         f"{facts['name']} ({facts['sha256'][:12]}); {' x '.join(map(str, facts['shape']))} voxels; "
         f"{facts['threads']} thread(s) of {facts['processor']}, torch {facts['torch']}; medians of "
-        f"{facts['rounds']} rounds, lowest to highest.",
+        f"{facts['rounds']} rounds (lowest to highest).",
         "",
-        "| stage | who | | ms | lowest to highest | times ours |",
-        "|---|---|---|---|---|---|",
+        "| stage | who | | ms | times ours |",
+        "|---|---|---|---|---|",
     ]
     for row in rows:
-        own = next((r.median_ms for r in rows if r.stage == row.stage and r.kind == OURS), None)
-        if row.median_ms is None:
-            lines.append(f"| {row.stage} | {row.name} | {row.kind} | not installed | | |")
-            continue
-        factor = "" if not own else f"{row.median_ms / own:.2f}"
-        lines.append(
-            f"| {row.stage} | {row.name} | {row.kind} | {row.median_ms:.1f} | "
-            f"{row.lowest_ms:.1f} to {row.highest_ms:.1f} | {factor} |"
-        )
+        if row.ms is None or row.by_ours is None:
+            lines.append(f"| {row.stage} | {row.name} | {row.kind} | not installed | |")
+        else:
+            numbers = f"{row.ms.to_text()} | {row.by_ours.to_text()}"
+            lines.append(f"| {row.stage} | {row.name} | {row.kind} | {numbers} |")
+    if targets := targets_of(rows):
+        lines += ["", *targets_table(targets)]
     return "\n".join(lines) + "\n"
 
 
@@ -357,8 +389,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     colours = {OURS: "#2f6f8f", PEER: "#9f9f9f", FLOOR: "#d9b44a"}
     figure, axes = pyplot.subplots(len(stages), 1, figsize=(9, 1.6 * len(stages)), squeeze=False)
     for stage, axis in zip(stages, axes[:, 0], strict=True):
-        some = [r for r in rows if r.stage == stage and r.median_ms is not None][::-1]
-        axis.barh([r.name for r in some], [r.median_ms for r in some], color=[colours[r.kind] for r in some])
+        some = [(r, r.ms.median) for r in rows if r.stage == stage and r.ms is not None][::-1]
+        axis.barh([r.name for r, _ in some], [ms for _, ms in some], color=[colours[r.kind] for r, _ in some])
         axis.set_xscale("log")
         axis.set_title(stage, loc="left", fontsize=10)
         axis.tick_params(labelsize=8)

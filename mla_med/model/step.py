@@ -5,22 +5,23 @@ what `generate` does around every token. Keys and values of what was read before
 new tokens an output, and whoever calls writes them into the cache. Knows nothing of findings or of texts.
 """
 
-# B batch, T new tokens of a text, R places of the cache, S memory tokens, W wanted logits of a text, V
-# vocabulary, L blocks, H heads, E width of a head, X width of the decoder
+# B batch, T new tokens of a text, N of all texts, R places of the cache, S memory tokens, W wanted logits of
+# a text, V vocabulary, L blocks, H heads, E width of a head, X width of the decoder
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mla_med.model.attention import gather_tokens, join_heads, split_heads
-from mla_med.model.writing import filled
 
 
 class DecoderStep(nn.Module):
@@ -54,30 +55,47 @@ class DecoderStep(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Texts go on at `first_B`; shorter ones are filled behind. `wanted_BW`: places among the new tokens
         whose logits (B, W, V) are wanted. Also the keys and values (L, B, H, T, E) of the new tokens."""
-        gpt = self.lm.transformer
         order_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        places_BT = (first_B[:, None] + order_T).clamp(max=self.lm.config.n_positions - 1)
-        x_BTX = gpt.wte(ids_BT) + gpt.wpe(places_BT)
         before_BR = torch.arange(keys_LBHRE.shape[3], device=ids_BT.device) < first_B[:, None]
         seen_BTR = before_BR[:, None].expand(-1, ids_BT.shape[1], -1)
         seen_BTT = (order_T <= order_T[:, None])[None].expand(ids_BT.shape[0], -1, -1)
         seen_B1TK = torch.cat([seen_BTR, seen_BTT], -1)[:, None]
         memory_B11S = memory_mask_BS[:, None, None]
         new_keys, new_values = [], []
-        for n, block in enumerate(gpt.h):
-            asked = _linear(block.attn.c_attn, block.ln_1(x_BTX))
-            q, k, v = (split_heads(x, self.heads) for x in asked.chunk(3, -1))
+
+        def before(n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (split_heads(x, self.heads) for x in (q, k, v))
             new_keys.append(k)
             new_values.append(v)
             k, v = torch.cat([keys_LBHRE[n], k], 2), torch.cat([values_LBHRE[n], v], 2)
-            x_BTX = x_BTX + _linear(block.attn.c_proj, join_heads(_attend(q, k, v, seen_B1TK)))
-            q = split_heads(_linear(block.crossattention.q_attn, block.ln_cross_attn(x_BTX)), self.heads)
-            looked = _attend(q, memory_keys_LBHSE[n], memory_values_LBHSE[n], memory_B11S)
-            x_BTX = x_BTX + _linear(block.crossattention.c_proj, join_heads(looked))
-            hidden = block.mlp.act(_linear(block.mlp.c_fc, block.ln_2(x_BTX)))
-            x_BTX = x_BTX + _linear(block.mlp.c_proj, hidden)
-        wanted_BWX = gather_tokens(x_BTX, wanted_BW)
-        return self.lm.lm_head(gpt.ln_f(wanted_BWX)), torch.stack(new_keys), torch.stack(new_values)
+            return join_heads(_attend(q, k, v, seen_B1TK))
+
+        def look(n: int, q: Tensor) -> Tensor:
+            q = split_heads(q, self.heads)
+            return join_heads(_attend(q, memory_keys_LBHSE[n], memory_values_LBHSE[n], memory_B11S))
+
+        x_BTX = self.through(self.embed(ids_BT, first_B[:, None] + order_T), before, look)
+        logits_BWV = self.logits(gather_tokens(x_BTX, wanted_BW))
+        return logits_BWV, torch.stack(new_keys), torch.stack(new_values)
+
+    def embed(self, ids: Tensor, places: Tensor) -> Tensor:
+        gpt = self.lm.transformer
+        # what only fills may stand behind the last place
+        return gpt.wte(ids) + gpt.wpe(places.clamp(max=self.lm.config.n_positions - 1))
+
+    def through(self, x: Tensor, before: Callable[..., Tensor], look: Callable[..., Tensor]) -> Tensor:
+        """All blocks. In block n a token takes `before(n, q, k, v)` from those before it, and `look(n, q)`
+        from the memory."""
+        for n, block in enumerate(self.lm.transformer.h):
+            asked = _linear(block.attn.c_attn, block.ln_1(x))
+            x = x + _linear(block.attn.c_proj, before(n, *asked.chunk(3, -1)))
+            q = _linear(block.crossattention.q_attn, block.ln_cross_attn(x))
+            x = x + _linear(block.crossattention.c_proj, look(n, q))
+            x = x + _linear(block.mlp.c_proj, block.mlp.act(_linear(block.mlp.c_fc, block.ln_2(x))))
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.lm.lm_head(self.lm.transformer.ln_f(x))
 
 
 def _linear(layer: nn.Module, x: Tensor) -> Tensor:
@@ -104,25 +122,59 @@ def can_step(lm: Any) -> bool:
 
 
 class TorchReader:
-    """A batch of texts that begins, and what the decoder keeps of it: see writing.Reader."""
+    """A batch of texts that begins, and what the decoder keeps of it: see writing.Reader.
+
+    New tokens of all texts go through the layers as one row, N of them, without filling; only attention is
+    text by text, over what that text has read and the memory that it has, so that nothing is masked."""
 
     def __init__(self, lm: Any, memory_BSX: Tensor, mask_BS: Tensor, places: int):
         self.step = DecoderStep(lm)
-        self.memory = (*self.step.memory_keys(memory_BSX), mask_BS.bool())
-        blocks, batch, heads, _, width = self.memory[0].shape
-        self.keys = memory_BSX.new_zeros(blocks, batch, heads, places, width)
+        self.memory = [
+            self.step.memory_keys(memory_SX[mask_S.bool()][None])
+            for memory_SX, mask_S in zip(memory_BSX, mask_BS, strict=True)
+        ]
+        blocks, _, heads, _, width = self.memory[0][0].shape
+        self.keys = memory_BSX.new_zeros(len(memory_BSX), blocks, heads, places, width)
         self.values = torch.zeros_like(self.keys)
 
     @torch.no_grad()
     def read(
         self, ids: Sequence[Sequence[int]], first: Sequence[int], wanted: Sequence[Sequence[int]]
-    ) -> np.ndarray:
-        device = self.keys.device
-        ids_BT, wanted_BW = (torch.from_numpy(filled(rows)).to(device) for rows in (ids, wanted))
-        logits_BWV, keys, values = self.step(
-            ids_BT, torch.tensor(first, device=device), wanted_BW, self.keys, self.values, *self.memory
-        )
-        for row, (begin, text) in enumerate(zip(first, ids, strict=True)):
-            self.keys[:, row, :, begin : begin + len(text)] = keys[:, row, :, : len(text)]
-            self.values[:, row, :, begin : begin + len(text)] = values[:, row, :, : len(text)]
-        return logits_BWV.float().cpu().numpy()
+    ) -> list[np.ndarray]:
+        device, heads = self.keys.device, self.step.heads
+        begins = list(accumulate(map(len, ids), initial=0))
+        # row, where its tokens are among the N, and the places that they take
+        rows = [
+            (row, slice(begins[row], begins[row + 1]), slice(begin, begin + len(text)))
+            for row, (begin, text) in enumerate(zip(first, ids, strict=True))
+            if text
+        ]
+        seen = [
+            torch.ones(new.stop - new.start, new.stop, dtype=torch.bool, device=device).tril(new.start)
+            for _, _, new in rows
+        ]
+
+        def before(n: int, q_NX: Tensor, k_NX: Tensor, v_NX: Tensor) -> Tensor:
+            q_HNE, k_HNE, v_HNE = (split_heads(x[None], heads)[0] for x in (q_NX, k_NX, v_NX))
+            looked = []
+            for (row, here, new), seen_TK in zip(rows, seen, strict=True):
+                keys_HRE, values_HRE = self.keys[row, n], self.values[row, n]
+                keys_HRE[:, new], values_HRE[:, new] = k_HNE[:, here], v_HNE[:, here]
+                k, v = keys_HRE[None, :, : new.stop], values_HRE[None, :, : new.stop]
+                looked.append(F.scaled_dot_product_attention(q_HNE[None, :, here], k, v, seen_TK))
+            return join_heads(torch.cat(looked, 2))[0]
+
+        def look(n: int, q_NX: Tensor) -> Tensor:
+            q_HNE = split_heads(q_NX[None], heads)[0]
+            looked = [
+                F.scaled_dot_product_attention(q_HNE[None, :, here], *(x[n] for x in self.memory[row]))
+                for row, here, _ in rows
+            ]
+            return join_heads(torch.cat(looked, 2))[0]
+
+        ids_N = torch.tensor([token for text in ids for token in text], device=device)
+        places_N = torch.cat([torch.arange(new.start, new.stop, device=device) for _, _, new in rows])
+        x_NX = self.step.through(self.step.embed(ids_N, places_N), before, look)
+        asked = [begins[row] + place for row, places in enumerate(wanted) for place in places]
+        logits_WV = self.step.logits(x_NX[asked]).float().cpu().numpy()
+        return np.split(logits_WV, list(accumulate(map(len, wanted)))[:-1])

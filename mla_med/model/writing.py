@@ -34,9 +34,9 @@ class Reader(Protocol):
 
     def read(
         self, ids: Sequence[Sequence[int]], first: Sequence[int], wanted: Sequence[Sequence[int]]
-    ) -> np.ndarray:
-        """Tokens of each text from the place `first` on, over what was read there before -> logits (B, W, V)
-        after those of `wanted`, places among the new tokens of each text."""
+    ) -> Sequence[np.ndarray]:
+        """Tokens of each text from the place `first` on, over what was read there before -> for each text
+        the logits (W, V) after those of `wanted`, places among its new tokens; more rows only fill."""
 
 
 def filled(rows: Sequence[Sequence[int]]) -> np.ndarray:
@@ -115,8 +115,8 @@ def write_side_by_side(
             break
         first = [text.read for text in texts]
         wanted = [[place - text.read for _, _, place in text.asked] for text in texts]
-        logits_BWV = reader.read(ids, first, wanted)
-        for text, logits_WV in zip(texts, logits_BWV, strict=True):
+        answers = reader.read(ids, first, wanted)
+        for text, logits_WV in zip(texts, answers, strict=True):
             if text.asked:
                 text.take(logits_WV)
     return [_to_written(text) for text in texts]

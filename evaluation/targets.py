@@ -31,7 +31,11 @@ class Spread:
         return Spread(self.median * factor, self.lowest * factor, self.highest * factor)
 
     def to_text(self) -> str:
-        return f"{self.median:.3g} ({self.lowest:.3g} to {self.highest:.3g})"
+        return f"{_short(self.median)} ({_short(self.lowest)} to {_short(self.highest)})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 @dataclass(frozen=True, slots=True)

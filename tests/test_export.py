@@ -27,7 +27,7 @@ from mla_med.model.calibrate import Calibration
 from mla_med.model.checkpoint import load_checkpoint, save_checkpoint
 from mla_med.model.config import tiny
 from mla_med.model.export import export_checkpoint, quantise
-from mla_med.model.exported import Verdict, load_exported
+from mla_med.model.exported import Verdict, load_exported, threads_allowed
 from mla_med.model.gate import SCOPES
 from mla_med.model.mla import MLAModel
 from mla_med.model.seen import to_numpy
@@ -138,6 +138,12 @@ print([m for m in ("torch", "monai", "transformers") if m in sys.modules])
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "[]"
+
+
+def test_a_runtime_takes_no_more_threads_than_a_worker_may(monkeypatch):
+    for said, threads in (("2", 2), ("", 0), ("4,2", 0)):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        assert threads_allowed() == threads
 
 
 def test_what_is_missing_is_said(folders, tmp_path):

@@ -36,7 +36,7 @@ from mla_med.report.schema import schema_of
 from mla_med.types import Modality
 
 NAMES = {"chest_ct": "mla_med chest CT (phantom)", "brain_mr": "mla_med brain MR (phantom)"}
-VERSION = "0.3.0"
+VERSION = "0.4.0"
 TERMS = {"chest_ct": "chest CT", "brain_mr": "brain MR"}
 
 HELD_OUT = ("validation", "test")

@@ -183,16 +183,17 @@ class Visit:
     said: list[str] = field(default_factory=list)
 
 
-def visit(browser, world: World, scheme: str = "light", signed_in: bool = True) -> Visit:
+def visit(browser, world: World, scheme: str = "light", name: str = "reader") -> Visit:
+    """`name`: empty for nobody."""
     page = browser.new_page(base_url=world.url, viewport={"width": 1440, "height": 900}, color_scheme=scheme)
     page.set_default_timeout(LONG_MS)
     made = Visit(page)
     page.on("request", lambda request: made.asked.append(request.url))
     page.on("console", lambda message: made.said.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: made.said.append(str(error)))
-    if signed_in:
+    if name:
         page.goto("/sign-in")
-        page.fill("input[name=name]", "reader")
+        page.fill("input[name=name]", name)
         page.fill("input[name=password]", PASSWORD)
         page.click("main button")
         page.wait_for_url("**/")
@@ -398,24 +399,121 @@ def test_nothing_is_asked_of_another_machine_and_nothing_breaks_the_content_poli
     page.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("what", ["sign-in", "worklist", "draft"])
-def test_axe_finds_no_serious_barrier(chromium, world, what, scheme):
+PAGES = {
+    "sign-in": ("", "/sign-in"),
+    "worklist": ("reader", "/"),
+    "draft": ("reader", "/drafts/{job}"),
+    "versions": ("reader", "/drafts/{job}/versions"),
+    "nothing": ("reader", "/nowhere"),
+    "drift": ("admin", "/drift"),
+    "audit": ("admin", "/audit"),
+    "readers": ("admin", "/users"),
+}
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("what", PAGES)
+def test_axe_finds_no_serious_barrier(chromium, world, what, language):
     if not AXE.exists():
         pytest.skip("axe-core is not here: `npm ci` in mla_med/review/viewer")
-    page = visit(chromium, world, scheme, signed_in=what != "sign-in").page
-    page.goto({"sign-in": "/sign-in", "worklist": "/", "draft": f"/drafts/{world.job}"}[what])
+    name, path = PAGES[what]
+    page = visit(chromium, world, name=name).page
+    if name and language == "zh":
+        page.click("button[lang=zh]")
+    elif language == "zh":
+        page.set_extra_http_headers({"accept-language": "zh"})
+    page.goto(path.format(job=world.job))
     if what == "draft":
         page.wait_for_selector("#viewer .v-stage[data-complete=true]")
-    page.evaluate(AXE.read_text("utf-8"))
-    found = page.evaluate("async () => (await axe.run()).violations")
+        page.evaluate("() => document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    assert page.get_attribute("html", "lang") == language
+    found = barriers(page)
     page.close()
-    assert {"sign-in", "worklist", "draft"} >= {what}
-    assert [
-        (v["id"], v["impact"], [n["target"] for n in v["nodes"]][:3])
-        for v in found
-        if v["impact"] in ("serious", "critical")
-    ] == []
+    assert found == []
+
+
+def barriers(page) -> list:
+    """What axe calls serious or critical, in light and in the dark, on a narrow and a wide screen; and what
+    lies beyond the edge of the screen."""
+    found = []
+    page.evaluate(AXE.read_text("utf-8"))
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        for width in (1280, 1920):
+            page.set_viewport_size({"width": width, "height": 900})
+            for v in page.evaluate("async () => (await axe.run()).violations"):
+                if v["impact"] in ("serious", "critical"):
+                    where = [n["target"] for n in v["nodes"]][:3]
+                    found.append((scheme, width, v["id"], v["impact"], where))
+            over = page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
+            if over > 0:
+                found.append((scheme, width, f"{over} px too wide"))
+    return found
+
+
+def test_axe_finds_no_serious_barrier_on_the_page_without_a_server(chromium, world, tmp_path):
+    if not AXE.exists():
+        pytest.skip("axe-core is not here: `npm ci` in mla_med/review/viewer")
+    from mla_med.documents.html import draft_to_html
+
+    path = tmp_path / "draft.html"
+    path.write_text(draft_to_html(drafted(world.volume, {}), world.volume), encoding="utf-8")
+    page = chromium.new_page()
+    page.goto(path.as_uri())
+    found = barriers(page)
+    page.close()
+    assert found == []
+
+
+def test_a_patient_is_found_from_the_worklist(chromium, world):
+    made = visit(chromium, world)
+    page = made.page
+    name = world.site.desk.patient(world.job).name
+    page.fill("#who", name.split(",")[0])
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#looked p")
+    assert name in page.inner_text(f"#who-{world.job}")
+    assert "found: 1" in page.inner_text("#looked")
+    page.fill("#who", "nobody of this name")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#rows .empty")
+    assert name.split(",")[0] not in page.url
+    assert not made.said
+    page.close()
+
+
+def test_the_number_behind_a_sentence_leads_to_its_fields(reading, world):
+    page = reading.page
+    number = page.get_attribute(sentence_of(page, "effusion"), "data-findings").split()[0]
+    page.click(f".refs a[href='#finding-{number}'] >> nth=0")
+    wait_slice(page, world.slices["pleural_effusion"])
+    box = page.locator(f"#finding-{number}").bounding_box()
+    assert 0 <= box["y"] < 900
+    assert page.get_attribute(f"#finding-{number}", "aria-current") == "true"
+
+
+def test_a_second_click_that_falls_onto_the_next_draft_decides_nothing(chromium, world):
+    made = visit(chromium, world)
+    page = made.page
+    page.add_init_script("performance.now = () => 200")  # as soon as it is there
+    page.goto(f"/drafts/{world.job}")
+    page.click(".decide button.main")
+    page.wait_for_timeout(500)
+    assert not [url for url in made.asked if url.endswith("/decide")]
+    assert world.site.store.item(world.job).state == "OPEN"
+    page.close()
+
+
+def test_the_worklist_is_read_by_keys_alone(chromium, world):
+    made = visit(chromium, world)
+    page = made.page
+    page.keyboard.press("/")
+    assert page.evaluate("() => document.activeElement.id") == "search"
+    page.evaluate("() => document.activeElement.blur()")
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/drafts/*")
+    page.close()
 
 
 def test_everything_is_reached_by_the_tab_key(reading):

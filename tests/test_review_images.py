@@ -111,7 +111,7 @@ def client(draft: Draft, folder: Path | None, signed_in: bool = True) -> TestCli
         return draft
 
     app = FastAPI()
-    app.include_router(make_router(require_reader, lambda draft_id: folder, find_draft))
+    app.include_router(make_router(require_reader, lambda draft_id: [folder] if folder else [], find_draft))
     return TestClient(app)
 
 
@@ -183,14 +183,14 @@ def test_right_or_front_is_at_the_left_of_a_picture_and_front_or_head_at_its_top
 
 
 def test_a_picture_is_the_slice_in_its_window(draft, images, volume):
-    picture = Image.open(io.BytesIO(StudyImages(draft, images).slice_png(0, 7, -1350, 150)))
+    picture = Image.open(io.BytesIO(StudyImages(draft, [images]).slice_png(0, 7, -1350, 150)))
     grey = np.clip((volume.voxels[:, :, 7].T + 1350) / 1500, 0, 1) * 255  # rows from front to back, as stored
     assert np.abs(np.asarray(picture).astype(float) - np.floor(grey)).max() <= 1
     assert picture.mode == "L"
 
 
 def test_a_volume_comes_over_voxel_by_voxel_in_its_place(draft, images, volume):
-    image = received(StudyImages(draft, images).volume(0))
+    image = received(StudyImages(draft, [images]).volume(0))
     assert np.array_equal(np.asarray(image.dataobj), np.rint(volume.voxels))
     assert np.allclose(image.affine, volume.affine, atol=1e-3)
     assert image.header["descrip"].tobytes().strip(b"\0") == b""
@@ -212,10 +212,10 @@ def test_a_sequence_of_an_mr_gets_its_window_from_its_own_voxels(tmp_path):
         tmp_path, HEIGHTS_MM, stored=noise, Modality="MR", SOPClassUID=MR_CLASS, RescaleIntercept="0"
     )
     draft = drafted(tmp_path)
-    picture = np.asarray(Image.open(io.BytesIO(StudyImages(draft, tmp_path).slice_png(0, 8))))
+    picture = np.asarray(Image.open(io.BytesIO(StudyImages(draft, [tmp_path]).slice_png(0, 8))))
     assert picture.min() < 20 < 235 < picture.max()
     assert 90 < picture.mean() < 165
-    image = received(StudyImages(draft, tmp_path).volume(0))
+    image = received(StudyImages(draft, [tmp_path]).volume(0))
     assert np.array_equal(image.get_fdata(), read_volume(read_study(tmp_path).series[0]).voxels)
     assert 0 <= image.header["cal_min"] < 40
     assert 850 < image.header["cal_max"] < 900
@@ -226,13 +226,13 @@ def test_images_are_found_in_whatever_folder_they_lie_now(draft, images, tmp_pat
     (tmp_path / "elsewhere" / "a").mkdir()
     for path in images.iterdir():  # of the same names, and something else
         (tmp_path / "elsewhere" / "a" / path.name).write_bytes(b"not an image")
-    assert StudyImages(draft, tmp_path).slice_png(0, 7) == StudyImages(draft, images).slice_png(0, 7)
+    assert StudyImages(draft, [tmp_path]).slice_png(0, 7) == StudyImages(draft, [images]).slice_png(0, 7)
 
 
 def test_another_study_with_the_same_file_names_is_not_shown_for_it(draft, tmp_path):
     write_series(tmp_path, HEIGHTS_MM, SOPInstanceUID=lambda k: f"2.25.99{k}")
     with pytest.raises(SeriesError, match="not at hand") as refused:
-        StudyImages(draft, tmp_path).slice_png(0, 7)
+        StudyImages(draft, [tmp_path]).slice_png(0, 7)
     assert refused.value.code == "IMAGES_NOT_AT_HAND"
 
 
@@ -244,7 +244,7 @@ def test_the_prior_is_read_from_the_same_folder(draft, images, volume):
     evidence = evidence_of(with_prior)
     assert [one["kind"] for one in evidence["series"]] == ["current", "prior"]
     assert evidence["findings"][1]["compared"] == "41 mm now"
-    image = received(StudyImages(with_prior, images).volume(1))
+    image = received(StudyImages(with_prior, [images]).volume(1))
     assert np.array_equal(np.asarray(image.dataobj), np.rint(volume.voxels))
 
 

@@ -7,15 +7,12 @@ enhanced objects, and files that lie; knows nothing of series, volumes or people
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import os
 import re
 import struct
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +27,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from mla_med.archive import ZIP_MAGIC, open_file, size_of, stamp
 from mla_med.dicom.mosaic import slice_positions, tile_side
+from mla_med.dicom.quiet import quiet_pydicom as quiet_pydicom
 from mla_med.dicom.scan import EXPLICIT_LE, IMPLICIT_LE, Elements, clean, printable, scan
 
 # What pydicom raises on files that are damaged or hostile; found by fuzzing, none of it documented.
@@ -299,22 +297,6 @@ def _headers(
         yield from _tiles(dataset, common, file)
     else:
         yield from _frames(dataset, common)
-
-
-@contextmanager
-def quiet_pydicom() -> Iterator[None]:
-    """pydicom prints bad values, which may be names; what matters of them becomes a Reason here."""
-    loggers = [logging.getLogger(name) for name in ("pydicom", "openjpeg", "libjpeg")]
-    levels = [logger.level for logger in loggers]
-    with pydicom.config.disable_value_validation(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def guess_characters(dataset: Dataset) -> None:

@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import re
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -34,6 +31,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from mla_med.archive import is_file, open_file
+from mla_med.dicom.quiet import libraries_silent as libraries_silent
 from mla_med.documents.text import HASH_DIGITS, NOTICE
 from mla_med.errors import OutputError
 from mla_med.types import Draft, Finding, Provenance, Series
@@ -136,22 +134,6 @@ DRAFTED_ANEW = "Drafted anew from all images of the study"
 
 def reference_of(document: Dataset) -> Reference:
     return Reference(document.SOPClassUID, document.SOPInstanceUID, document.SeriesInstanceUID)
-
-
-@contextmanager
-def libraries_silent() -> Iterator[None]:
-    # pydicom and highdicom print attribute values, patients' names among them, in their warnings.
-    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
-    before = [logger.disabled for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.disabled = True
-            yield
-        finally:
-            for logger, disabled in zip(loggers, before, strict=True):
-                logger.disabled = disabled
 
 
 def read_header(path: Path, provenance: Provenance) -> Dataset:

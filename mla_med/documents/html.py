@@ -10,16 +10,17 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 
 import nibabel
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Template
 from PIL import Image
 
-from mla_med.documents.text import HASH_DIGITS, NOTICE, changed_words, sentence_findings
+from mla_med.documents.parts import environment, in_english, numbers_of, term
+from mla_med.documents.text import HASH_DIGITS, NOTICE, changed_words
 from mla_med.report.schema import Schema, schema_of
 from mla_med.types import (
     Box,
@@ -30,7 +31,6 @@ from mla_med.types import (
     Modality,
     Presence,
     Report,
-    Sentence,
     Side,
     Volume,
 )
@@ -125,7 +125,7 @@ def draft_to_html(draft: Draft, volume: Volume | Sequence[Volume] | None, change
 
 def _page(draft: Draft, volumes: Sequence[Volume], edge_px: int, changed_by: str) -> str:
     cards = _cards(draft, volumes, edge_px) if draft.report else ()
-    numbers = {id(card.finding): card.number for card in cards}
+    findings, impression = _lines(draft.report) if draft.report else ((), ())
     return _template().render(
         notice=NOTICE,
         changed=changed_words(changed_by) if changed_by else "",
@@ -137,23 +137,19 @@ def _page(draft: Draft, volumes: Sequence[Volume], edge_px: int, changed_by: str
             key=lambda c: c.finding.presence is not Presence.PRESENT,
         ),
         absent=[c for c in cards if c.finding.presence is Presence.ABSENT],
-        findings=_lines(draft.report.sentences, draft.report, numbers) if draft.report else [],
-        impression=_lines(draft.report.impression, draft.report, numbers) if draft.report else [],
-        weights=_shares(draft.modal_weights),
+        findings=findings,
+        impression=impression,
         chosen=[v for v in draft.verdicts if v.chosen],
         others=[v for v in draft.verdicts if not v.chosen],
         hash=draft.provenance.weights_sha256[:HASH_DIGITS],
         has_images=bool(volumes),
-        terms={card.finding.code: card.title for card in cards},
+        **in_english(),
     )
 
 
-def _template():
-    folder = FileSystemLoader(Path(__file__).parent / "templates")
-    environment = Environment(
-        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("draft.html.jinja")
+@cache
+def _template() -> Template:
+    return environment().get_template("draft.html.jinja")
 
 
 def _cards(draft: Draft, volumes: Sequence[Volume], edge_px: int) -> tuple[Card, ...]:
@@ -165,7 +161,7 @@ def _cards(draft: Draft, volumes: Sequence[Volume], edge_px: int) -> tuple[Card,
     return tuple(
         Card(
             number=n,
-            title=_title(finding, schema),
+            title=term(report.examination, finding.code),
             finding=finding,
             facts=_facts(finding, compared.get(finding.code)),
             critical=_is_critical(finding, schema),
@@ -173,12 +169,6 @@ def _cards(draft: Draft, volumes: Sequence[Volume], edge_px: int) -> tuple[Card,
         )
         for n, finding in enumerate(report.findings, start=1)
     )
-
-
-def _title(finding: Finding, schema: Schema) -> str:
-    kind = schema.get(finding.code)
-    term = kind.term if kind else finding.code.replace("_", " ")
-    return term[:1].upper() + term[1:]
 
 
 def _is_critical(finding: Finding, schema: Schema) -> bool:
@@ -210,18 +200,11 @@ def _coordinate(axis: int, value_mm: float) -> str:
     return f"{LETTERS[axis][int(value_mm >= 0)]} {abs(value_mm):.1f}"
 
 
-def _lines(sentences: tuple[Sentence, ...], report: Report, numbers: Mapping[int, int]) -> list[Line]:
-    stated = sentence_findings(sentences, report)
-    return [
-        Line(sentence.text, tuple(sorted({numbers[id(f)] for f in findings})))
-        for sentence, findings in zip(sentences, stated, strict=True)
-    ]
-
-
-def _shares(weights: Mapping[str, float]) -> list[tuple[str, float, float]]:
-    """Name, weight as the model gave it, and width in per cent of the bar."""
-    total = sum(weights.values()) or 1.0
-    return [(name, weight, 100 * weight / total) for name, weight in weights.items()]
+def _lines(report: Report) -> tuple[list[Line], list[Line]]:
+    """Of the findings section and of the impression."""
+    numbers, count = numbers_of(report), len(report.sentences)
+    lines = [Line(s.text, n) for s, n in zip((*report.sentences, *report.impression), numbers, strict=True)]
+    return lines[:count], lines[count:]
 
 
 def _pictures_of(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import re
-import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -41,8 +40,6 @@ COERCIBLE = frozenset(
 """What a PACS may set to its own record of patient and study when it stores (PS3.4 B.4.1.3, coercion).
 PatientID and AccessionNumber are not among them: a draft that moved to another patient is for a person."""
 
-_PARSING = threading.Lock()
-"""pydicom's validation and Python's warnings are switched off for a whole process, not for a thread."""
 _EVIDENCE = (
     "CurrentRequestedProcedureEvidenceSequence",
     "PertinentOtherEvidenceSequence",
@@ -151,7 +148,7 @@ def difference(sent: bytes, got: bytes) -> str:
     for keyword, code in (("PatientID", "PATIENT_CHANGED"), ("AccessionNumber", "ACCESSION_CHANGED")):
         if str(mine.get(keyword) or "") != str(theirs.get(keyword) or ""):
             return code
-    with _PARSING, quiet_pydicom():
+    with quiet_pydicom():
         try:
             before, after = _plain(mine), _plain(theirs)
         except MALFORMED:
@@ -184,7 +181,7 @@ def _whole(content: bytes) -> Dataset:
 
 
 def parse(content: bytes, tags: list[str] | None = None) -> Dataset:
-    with _PARSING, quiet_pydicom():
+    with quiet_pydicom():
         try:
             return dcmread(io.BytesIO(content), specific_tags=tags)
         except (InvalidDicomError, OSError, *MALFORMED):

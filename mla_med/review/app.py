@@ -13,10 +13,11 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from mla_med.documents.parts import STYLE
 from mla_med.errors import MlaMedError
 from mla_med.ledger.ledger import Ledger
 from mla_med.logs import log
@@ -73,11 +74,12 @@ def create_app(
     app = FastAPI(title="mla_med", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.front = Front(settings, desk, store, openid)
     app.add_middleware(Guard, settings=settings)
+    app.add_route("/static/shared.css", lambda _: FileResponse(STYLE))
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     for room in (entering, worklist, drafts, office):
         app.include_router(room.router)
     # as it was made: what is changed of a report moves no image, and the linter takes its time
-    app.include_router(make_router(drafts.image_reader, desk.images_of, desk.draft))
+    app.include_router(make_router(drafts.image_reader, desk.folders_of, desk.draft))
     _mount_errors(app)
     return app
 

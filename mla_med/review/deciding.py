@@ -42,7 +42,7 @@ _WORDS = {
 }
 MAX_WORDS = 500
 _SENDING = threading.Lock()
-"""pydicom's warnings are switched off for a whole process while documents are written."""
+"""One revision at a time is written and committed: what a killed server left may be decided now."""
 
 
 def decide(

@@ -14,11 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
+from mla_med.dicom.context import read_request
 from mla_med.documents.json import draft_from_json
 from mla_med.errors import ConfigError, LedgerError, MlaMedError, OutputError, ReportError
 from mla_med.ledger.ledger import Ledger
@@ -30,10 +31,10 @@ from mla_med.report.schema import SCHEMAS, schema_of
 from mla_med.review import editing
 from mla_med.review.editing import Edited
 from mla_med.review.nouns import Item, StaleVersion, Version
-from mla_med.review.patients import Origin, Patient, read_origin, read_patient
+from mla_med.review.patients import Origin, Patient, first_image, read_origin, read_patient, uid_in
 from mla_med.review.settings import ReviewSettings
 from mla_med.review.store import Store
-from mla_med.types import Draft, Presence
+from mla_med.types import ClinicalContext, Draft, Presence
 
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 DRAFTED = (JobState.DRAFTED, JobState.DELIVERED, JobState.PARKED, JobState.READY)
@@ -57,13 +58,15 @@ class Sheet:
     head: int
     can_undo: bool
     last: Version | None
+    request: ClinicalContext | None = field(default=None, repr=False)
+    """What the images say of the request, read now; None: they are not here."""
 
     @property
     def now(self) -> Draft:
         """The draft with the report as it stands."""
         if self.edited is None or self.edited.report == self.draft.report:
             return self.draft
-        found = editing.complaints_of(self.edited, self.draft)
+        found = editing.complaints_of(self.edited, self.draft, self.request)
         return replace(self.draft, report=self.edited.report, complaints=found)
 
     @property
@@ -164,7 +167,7 @@ class Desk:
         if draft.report is None:
             return Sheet(item, draft, None, 0, False, None)
         edited = editing.edited_from(last.content) if last else editing.edited_of(draft)
-        return Sheet(item, draft, edited, item.head, last is not None, last)
+        return Sheet(item, draft, edited, item.head, last is not None, last, self.request(job_id, draft))
 
     def edited_at(self, job_id: str, number: int) -> Edited:
         """The report as it stood at a version."""
@@ -184,6 +187,21 @@ class Desk:
             places.append(Path(self.settings.images) / job_id)
         return next((place for place in places if place.is_dir()), None)
 
+    def folders_of(self, job_id: str) -> tuple[Path, ...]:
+        """Where its images may lie, and those of the prior: in its own folder, or in that of the prior's own
+        job. Empty: nothing of it is here."""
+        places = [self.images_of(job_id)]
+        if prior := self.draft(job_id).prior:
+            earlier = self.book.newest_job(prior.study_uid)
+            places.append(self.images_of(earlier.id) if earlier else None)
+        return tuple(place for place in places if place is not None)
+
+    def request(self, job_id: str, draft: Draft) -> ClinicalContext | None:
+        """Without the patient's name and numbers, as when it was drafted; kept nowhere."""
+        here = self.images_of(job_id)
+        image = first_image(here, draft.provenance.study_uid) if here else None
+        return read_request(image).context if image else None
+
     def patient(self, job_id: str) -> Patient | None:
         """Read now, from the images; where these are gone, from the document of the draft."""
         try:
@@ -202,17 +220,22 @@ class Desk:
                 "keep_images in [night].",
                 code="IMAGES_GONE",
             )
-        study_uid, peer = self.book.study_uid(job_id), self._connect()
+        prior = self.draft(job_id).prior
+        studies = [self.book.study_uid(job_id), *([prior.study_uid] if prior else [])]
+        names, peer = _names_of(self.draft(job_id)), self._connect()
         with self._arriving(job_id) as partial:
             number = 0
 
             def write(content: bytes) -> None:
                 nonlocal number
                 number += 1
-                (partial / f"{number:06d}.dcm").write_bytes(content)
+                path = partial / names.get(uid_in(content), Path(f"more/{number:06d}.dcm"))
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(content)
 
-            for one in images(peer.count(study_uid), self.pacs.modalities):
-                peer.retrieve(study_uid, one.series_uid, write)
+            for study_uid in studies:
+                for one in images(peer.count(study_uid), self.pacs.modalities):
+                    peer.retrieve(study_uid, one.series_uid, write)
             return bool(number)
 
     def keep_images(self, job_id: str) -> None:
@@ -230,7 +253,9 @@ class Desk:
         for folder in Path(self.settings.images).glob(32 * "[0-9a-f]"):
             item = self.store.item(folder.name)
             waits = any(not d.sent_at_s for d in self.store.decisions_of(folder.name))
-            if item is None or (item.decided_at_s and not waits):
+            # a night leaves images here too, and its draft may not be on the worklist yet
+            arrives = folder.name not in self._ignored and (self.folder / folder.name).is_dir()
+            if (not arrives) if item is None else (item.decided_at_s and not waits):
                 shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
@@ -288,7 +313,7 @@ class Desk:
         sheet = self.sheet(job_id)
         if sheet.edited is None:
             return None, []
-        before = self.edited_at(job_id, min(base, sheet.head)).report
+        before = self.edited_at(job_id, max(0, min(base, sheet.head))).report
         return sheet.last, editing.difference(before, sheet.edited.report)
 
 
@@ -316,6 +341,13 @@ class Keeper:
                 self._desk.clear_images()
             except MlaMedError as error:
                 log("review_hindered", level="warning", code=error.code)
+
+
+def _names_of(draft: Draft) -> dict[str, Path]:
+    """UID -> where an image has to lie to be found by the draft: it comes in another order than before, and a
+    draft knows its images by the names of their files."""
+    series = [v.series for v in draft.verdicts] + list(draft.prior.series if draft.prior else ())
+    return {i.sop_instance_uid: Path(f"{k}", i.path.name) for k, s in enumerate(series) for i in s.instances}
 
 
 def _link(source: str, target: str) -> None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Form, Request
 from fastapi.responses import RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
-from mla_med.documents.text import sentence_findings
+from mla_med.documents.parts import numbers_of
 from mla_med.errors import ReportError
 from mla_med.report.schema import schema_of
 from mla_med.review import editing, words
@@ -18,7 +18,7 @@ from mla_med.review.deciding import REASONS, decide
 from mla_med.review.desk import JOB_ID, NoDraft, Sheet
 from mla_med.review.editing import Edited
 from mla_med.review.front import TURNING, AdminChanging, Changing, Front, Reader, front_of, is_part, reader
-from mla_med.review.images import evidence_of
+from mla_med.review.images import StudyImages, evidence_of
 from mla_med.review.nouns import OPEN_STATES, Filter, Session
 from mla_med.review.sign_in import ADMIN
 from mla_med.types import Change, Draft, Presence
@@ -37,14 +37,16 @@ router = APIRouter(prefix="/drafts/{draft_id}")
 @router.get("")
 def draft(request: Request, draft_id: str, session: Reader) -> Response:
     front = front_of(request)
-    front.desk.sheet(draft_id)
+    sheet = front.desk.sheet(draft_id)
     front.store.open_draft(draft_id, session.name)
+    front.seen[session.token, draft_id, "READ"] = None
     made = front.store.decisions_of(draft_id)
     return front.show(
         "draft.html",
         request,
         patient=front.desk.patient(draft_id),
         has_images=front.desk.images_of(draft_id) is not None,
+        has_prior=_has_prior(front, draft_id, sheet.draft),
         decisions=[d for d in made if not d.revoked_at_s],
         reasons=REASONS,
         is_admin=session.role == ADMIN,
@@ -53,24 +55,35 @@ def draft(request: Request, draft_id: str, session: Reader) -> Response:
 
 
 @router.get("/report")
-def report(request: Request, draft_id: str, _: Reader) -> Response:
-    return _changed(request, front_of(request).desk.sheet(draft_id))
+def report(request: Request, draft_id: str, session: Reader) -> Response:
+    front = front_of(request)
+    sheet = front.desk.sheet(draft_id)
+    _log_once(front, session, draft_id, "READ")
+    return _changed(request, sheet)
 
 
 @router.get("/evidence.json")
 def evidence(request: Request, draft_id: str, session: Reader) -> Response:
     front = front_of(request)
     sheet = front.desk.sheet(draft_id)
-    _log_images(front, session, draft_id)
+    _log_once(front, session, draft_id, "IMAGES")
     data = evidence_of(sheet.now, session.language, f"/drafts/{draft_id}")
+    if data["prior"]:
+        data["prior"]["at_hand"] = _has_prior(front, draft_id, sheet.draft)
     content = json.dumps(data, ensure_ascii=False, allow_nan=False)
     return Response(TURNING.sub("", content), media_type="application/json")
 
 
+def _has_prior(front: Front, draft_id: str, draft: Draft) -> bool:
+    """Whether the images that it was compared with can be shown."""
+    return draft.prior is not None and StudyImages(draft, front.desk.folders_of(draft_id)).has_prior()
+
+
 @router.get("/versions")
-def versions(request: Request, draft_id: str, _: Reader) -> Response:
+def versions(request: Request, draft_id: str, session: Reader) -> Response:
     front = front_of(request)
     front.desk.sheet(draft_id)
+    _log_once(front, session, draft_id, "READ")
     rows = front.store.history(draft_id)
     return front.show("versions.html", request, rows=list(reversed(rows)), draft_id=draft_id)
 
@@ -81,17 +94,18 @@ def image_reader(request: Request) -> Session:
     draft_id = str(request.path_params.get("draft_id", ""))
     if not JOB_ID.fullmatch(draft_id) or front.store.item(draft_id) is None:
         raise NoDraft("There is no such draft.")
-    _log_images(front, session, draft_id)
+    _log_once(front, session, draft_id, "IMAGES")
     return session
 
 
-def _log_images(front: Front, session: Session, draft_id: str) -> None:
-    key = (session.token, draft_id)
-    if key not in front.images_seen:
-        front.store.log(session.name, "IMAGES", draft_id)
-        if len(front.images_seen) > 10_000:
-            front.images_seen.clear()
-        front.images_seen[key] = None
+def _log_once(front: Front, session: Session, draft_id: str, action: str) -> None:
+    """A session and draft."""
+    key = (session.token, draft_id, action)
+    if key not in front.seen:
+        front.store.log(session.name, action, draft_id)
+        if len(front.seen) > 10_000:
+            front.seen.clear()
+        front.seen[key] = None
 
 
 # To change
@@ -228,9 +242,15 @@ def decide_draft(
     session: Changing,
     reason: Annotated[str, Form()] = "",
     remark: Annotated[str, Form()] = "",
+    despite: Annotated[str, Form()] = "",
 ) -> Response:
+    """`despite`: she was told that the checks object. What she typed last may be checked only now."""
     front = front_of(request)
     said = editing.clean_text(remark)
+    sheet = front.desk.sheet(draft_id)
+    is_told = bool(despite) or sheet.edited is None or sheet.head != version
+    if verb == "accept" and not is_told and sheet.now.complaints:
+        raise ReportError("The checks object; look at them, and accept once more.", code="OBJECTIONS")
     decide(front.desk, draft_id, version, session.name, session.display, verb, reason, said)
     item = front.store.item(draft_id)
     following = front.store.next_after(item, Filter()) if item else None
@@ -252,8 +272,9 @@ def reopen(request: Request, draft_id: str, session: AdminChanging) -> Response:
 def fetch(request: Request, draft_id: str, session: Changing) -> Response:
     front = front_of(request)
     front.desk.sheet(draft_id)
-    front.store.log(session.name, "FETCHED", draft_id)
-    front.desk.fetch_images(draft_id)
+    if not front.desk.images_of(draft_id):
+        front.store.log(session.name, "FETCHED", draft_id)
+        front.desk.fetch_images(draft_id)
     return RedirectResponse(f"/drafts/{draft_id}", 303)
 
 
@@ -281,19 +302,17 @@ def _report(sheet: Sheet) -> dict[str, Any]:
     }
 
 
-def _stated(draft: Draft) -> dict[str, list[str]]:
-    """For each sentence the numbers of the findings that it states ("1 3"), and how it is shown."""
-    links, tones = [], []
+def _stated(draft: Draft) -> dict[str, list]:
+    """For each sentence the numbers of the findings that it states, and how it is shown."""
     report = draft.report
-    if report is not None:
-        numbers = {id(f): n for n, f in enumerate(report.findings, start=1)}
-        for part in (report.sentences, report.impression):
-            for found in sentence_findings(part, report):
-                links.append(" ".join(str(n) for n in sorted({numbers[id(f)] for f in found})))
-                said = {f.presence for f in found}
-                tones.append("absent" if said == {Presence.ABSENT} else "")
-                if Presence.PRESENT in said and part is report.sentences:
-                    tones[-1] = "present"
+    if report is None:
+        return {"links": [], "tones": []}
+    links, tones = numbers_of(report), []
+    for place, numbers in enumerate(links):
+        said = {report.findings[n - 1].presence for n in numbers}
+        tones.append("absent" if said == {Presence.ABSENT} else "")
+        if Presence.PRESENT in said and place < len(report.sentences):
+            tones[-1] = "present"
     return {"links": links, "tones": tones}
 
 

@@ -267,24 +267,29 @@ def change_language(edited: Edited, language: str) -> Edited:
     return Edited(_with_impression(blank, style), style.name)
 
 
-def complaints_of(edited: Edited, draft: Draft) -> tuple[Complaint, ...]:
-    """What the linter says of the report as it stands, and what could not be checked again."""
+def complaints_of(
+    edited: Edited, draft: Draft, request: ClinicalContext | None = None
+) -> tuple[Complaint, ...]:
+    """What the linter says of the report as it stands. `request`: as the images state it; None: they are not
+    here, and what was meant when it was drafted is all that is known."""
     report = edited.report
     assert draft.report is not None
     given = [v.certificate for v in draft.verdicts if v.chosen and v.certificate is not None]
     stated = {c.contrast_header for c in given}
+    known = request or ClinicalContext()
+    if draft.prior:
+        known = replace(known, prior="compared by measurement")
+    # what was supported when it was drafted still is: more was known then, a prior report perhaps
+    meant = set(draft.report.interpretations)
+    unsure = tuple(key for key in report.interpretations if key not in meant)
     found = check_report(
-        report,
-        ClinicalContext(prior="compared by measurement" if draft.prior else ""),
+        replace(report, interpretations=unsure),
+        known,
         contrast_given=stated.pop() if len(stated) == 1 else None,
         midline_mm=_midline_mm(draft),
         style=_style(edited),
         codes=[f.code for f in draft.report.findings if schema_of(report.examination)[f.code].required],
     )
-    # the request is not kept with a draft: what it supported when drafted it still does
-    meant = set(draft.report.interpretations)
-    if set(report.interpretations) <= meant:
-        found = tuple(c for c in found if c.rule != "INTERPRETATION")
     return tuple(dict.fromkeys(found))
 
 

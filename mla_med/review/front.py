@@ -21,6 +21,7 @@ from fastapi.responses import HTMLResponse, Response
 from itsdangerous import URLSafeTimedSerializer
 from markupsafe import Markup
 
+from mla_med.documents.parts import environment
 from mla_med.review import words
 from mla_med.review.desk import Desk
 from mla_med.review.nouns import Session
@@ -58,8 +59,8 @@ class Front:
         self.signer = URLSafeTimedSerializer(store.derive("cookies"), salt="review")
         self._form_secret = store.derive("forms")
         self._templates = _templates()
-        self.images_seen: dict[tuple[str, str], None] = {}
-        """Session and draft, of which the audit says so already."""
+        self.seen: dict[tuple[str, str, str], None] = {}
+        """Session, draft and what was looked at of it, of which the audit says so already."""
         self.known_rows: dict[tuple[str, str, str, int], Markup] = {}
         """Of the worklist, as they were shown a moment ago."""
 
@@ -68,7 +69,7 @@ class Front:
     def reader(self, request: Request) -> Session:
         """Whoever is signed in; a proxy that is named signs in by itself."""
         secret = request.cookies.get(self.cookie, "")
-        session = self._session(secret) if secret else None
+        session = self._session(secret, not _is_clockwork(request)) if secret else None
         if self.settings.proxy_user_header:
             person = by_proxy(self.settings, _address(request), request.headers)
             if session is not None and session.method == "proxy" and _is_other(person, session):
@@ -82,8 +83,9 @@ class Front:
         request.state.session = session
         return session
 
-    def _session(self, secret: str) -> Session | None:
-        return self.store.session(secret, self.settings.idle_min * 60, self.settings.session_h * 3600)
+    def _session(self, secret: str, is_awake: bool = True) -> Session | None:
+        idle_s, longest_s = self.settings.idle_min * 60, self.settings.session_h * 3600
+        return self.store.session(secret, idle_s, longest_s, is_awake)
 
     def known(self, person: Person) -> Person | None:
         """What the site's own list says of somebody who signed in elsewhere: how he is named, and that he may
@@ -114,6 +116,8 @@ class Front:
         """A template, with what each of them needs."""
         around = {
             "t": lambda english: words.say(english, language),
+            "said": lambda code, english: words.said(code, english, language),
+            "term": lambda examination, code: words.term(examination, code, language),
             "language": language,
             "settings": self.settings,
             "words": words,
@@ -205,6 +209,11 @@ def is_part(request: Request) -> bool:
     return request.headers.get("HX-Request") == "true"
 
 
+def _is_clockwork(request: Request) -> bool:
+    """Asked by the page itself for what is new: nobody need sit before it."""
+    return is_part(request) and "seen" in request.query_params
+
+
 def _is_other(person: Person | None, session: Session) -> bool:
     return person is None or (person.name, person.role) != (session.name, session.role)
 
@@ -221,17 +230,10 @@ def language_of(request: Request) -> str:
 
 @cache
 def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
-    environment.filters["when"] = _when
-    environment.filters["inert"] = inert
-    return environment
+    made = environment(TEMPLATES)
+    made.filters["when"] = _when
+    made.filters["inert"] = inert
+    return made
 
 
 def _when(at_s: float) -> str:

@@ -89,7 +89,8 @@ class Guard:
         if origin is not None and urlsplit(origin).netloc != host:
             return 403, "ORIGIN"
         length = given.get(b"content-length", "")
-        if not length.isdecimal():
+        # in chunks, a body is as long as its sender likes, whatever else is said of it
+        if not length.isdecimal() or b"transfer-encoding" in given:
             return 411, "LENGTH"
         return (413, "TOO_LARGE") if int(length) > MAX_BODY else None
 

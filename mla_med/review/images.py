@@ -27,7 +27,7 @@ from mla_med.documents.html import LUNG_FINDINGS, WINDOWS_HU
 from mla_med.documents.text import sentence_findings
 from mla_med.errors import MlaMedError, SeriesError, StudyError
 from mla_med.report.schema import schema_of
-from mla_med.review.words import term
+from mla_med.review.words import said, say, term
 from mla_med.types import Certificate, Draft, Evidence, Finding, Instance, Modality, Presence, Series, Volume
 
 BONE_HU = (500.0, 2000.0)
@@ -81,10 +81,10 @@ def evidence_of(draft: Draft, lang: str = "en", base: str = "") -> dict[str, Any
         "series": [_series(k, one, lang, base) for k, one in enumerate(shown)],
         "findings": [_finding(n, f, draft, shown, lang) for n, f in enumerate(findings, start=1)],
         "sentences": _sentences(draft),
-        "prior": _prior(draft),
+        "prior": _prior(draft, lang),
         "gate": {
             "accepted": draft.gate.accepted,
-            "reasons": [{"code": r.code, "words": r.words} for r in draft.gate.reasons],
+            "reasons": [{"code": r.code, "words": said(r.code, r.words, lang)} for r in draft.gate.reasons],
             "scores": dict(draft.gate.scores),
         },
         "modal_weights": dict(draft.modal_weights),
@@ -126,7 +126,9 @@ def windows_of(modality: str, lang: str = "en") -> list[dict[str, Any]]:
 def _finding(n: int, finding: Finding, draft: Draft, shown: Sequence[Shown], lang: str) -> dict[str, Any]:
     assert draft.report is not None
     kind = schema_of(draft.report.examination).get(finding.code)
-    compared = {c.code: c.words for c in draft.prior.comparisons} if draft.prior else {}
+    compared = (
+        {c.code: said("COMPARED", c.words, lang) for c in draft.prior.comparisons} if draft.prior else {}
+    )
     return {
         "n": n,
         "code": finding.code,
@@ -195,14 +197,20 @@ def _sentences(draft: Draft) -> list[dict[str, Any]]:
     return lines
 
 
-def _prior(draft: Draft) -> dict[str, Any] | None:
-    if draft.prior is None:
+def _prior(draft: Draft, lang: str) -> dict[str, Any] | None:
+    if draft.prior is None or draft.report is None:
         return None
     return {
         "study_uid": draft.prior.study_uid,
         "study_date": draft.prior.study_date,
         "comparisons": [
-            {"code": c.code, "change": c.change, "words": c.words} for c in draft.prior.comparisons
+            {
+                "code": c.code,
+                "term": term(draft.report.examination, c.code, lang),
+                "change": c.change and say(c.change, lang),
+                "words": said("COMPARED", c.words, lang),
+            }
+            for c in draft.prior.comparisons
         ],
     }
 
@@ -210,10 +218,18 @@ def _prior(draft: Draft) -> dict[str, Any] | None:
 class StudyImages:
     """The images of one draft, where they lie now. Made for one request: it keeps open nothing."""
 
-    def __init__(self, draft: Draft, folder: Path):
+    def __init__(self, draft: Draft, folders: Sequence[Path]):
         self._shown = series_of(draft)
-        self._folder = folder
+        self._folders = folders
         self._near = Path()  # where the last one lay: several series often hold the same file names
+
+    def has_prior(self) -> bool:
+        """Whether an image of the prior is at hand; by its UIDs, not by the name of a file."""
+        earlier = [one.series for one in self._shown if one.kind == "prior" and one.series.instances]
+        try:
+            return any(self._find(series, series.instances[0]) for series in earlier)
+        except SeriesError:
+            return False
 
     def slice_png(self, k: int, i: int, low: float | None = None, high: float | None = None) -> bytes:
         """Slice i of series k in a window, as the radiological convention has it: 8 bits, for the eye."""
@@ -297,9 +313,10 @@ class StudyImages:
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = {}
-        for at, _, names in os.walk(self._folder):
-            for name in names:
-                found.setdefault(name, []).append(Path(at, name))
+        for folder in self._folders:
+            for at, _, names in os.walk(folder):
+                for name in names:
+                    found.setdefault(name, []).append(Path(at, name))
         return found
 
 
@@ -371,23 +388,23 @@ def nifti_header(
 
 def make_router(
     require_reader: Callable[..., Any],
-    find_study: Callable[[str], Path | None],
+    find_folders: Callable[[str], Sequence[Path]],
     find_draft: Callable[[str], Draft],
 ) -> APIRouter:
     """The routes of slices and volumes. `require_reader` lets nobody in who has not signed in; `find_draft`
-    raises where there is none; `find_study` is None where its images are not kept here. Like the page's other
-    refusals, those for the viewer are JSON with a code and words."""
+    raises where there is none; `find_folders` is empty where its images are not kept here. Like the page's
+    other refusals, those for the viewer are JSON with a code and words."""
     router = APIRouter(dependencies=[Depends(require_reader)])
 
     def images(draft_id: str) -> StudyImages:
-        draft, folder = find_draft(draft_id), find_study(draft_id)
-        if folder is None or not folder.is_dir():
+        draft, folders = find_draft(draft_id), find_folders(draft_id)
+        if not folders:
             raise SeriesError(
                 "The images of this draft are not kept here. Read them in the PACS, or have the study pulled "
                 "again.",
                 code="IMAGES_NOT_AT_HAND",
             )
-        return StudyImages(draft, folder)
+        return StudyImages(draft, folders)
 
     # not async: pixels are read in a thread, and the worklist goes on answering
     @router.get("/drafts/{draft_id}/slice/{k}/{i}.png")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request
+from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from mla_med.report.schema import SCHEMAS
 from mla_med.review import words
 from mla_med.review.front import Admin, AdminChanging, front_of
 from mla_med.review.learning import account_of
+from mla_med.review.patients import inert
 
+Before = Annotated[int, Query(ge=0, lt=2**53)]
+"""A row of the audit; what no database counts up to is no row."""
 router = APIRouter()
 
 
@@ -38,9 +41,9 @@ def drift(request: Request, session: Admin, days: int = 90) -> Response:
 
 
 @router.get("/audit")
-def audit(request: Request, session: Admin, who: str = "", job: str = "", before: int = 0) -> Response:
+def audit(request: Request, session: Admin, who: str = "", job: str = "", before: Before = 0) -> Response:
     front = front_of(request)
-    rows = front.store.audit_rows(job[:32], who[:64], before, 200)
+    rows = front.store.audit_rows(inert(job)[:32], inert(who)[:64], before, 200)
     front.store.log(session.name, "AUDIT")
     return front.show("audit.html", request, rows=rows, who=who, job=job)
 
@@ -53,7 +56,7 @@ def users(request: Request, _: Admin) -> Response:
 
 @router.post("/users/disable")
 def disable(request: Request, session: AdminChanging, name: Annotated[str, Form()]) -> Response:
-    front_of(request).store.disable_user(name, session.name)
+    front_of(request).store.disable_user(inert(name), session.name)
     return RedirectResponse("/users", 303)
 
 

@@ -7,7 +7,9 @@ what follows (Unicode UAX 9: a name can be made to read as another one) are take
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,8 +21,8 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from mla_med.archive import open_file
-from mla_med.dicom.header import MALFORMED, quiet_pydicom
-from mla_med.pacs.letter import _PARSING  # the process's one lock for it
+from mla_med.dicom.header import MALFORMED
+from mla_med.dicom.quiet import quiet_pydicom
 
 LONGEST = 96
 """Characters of one value; PS3.5 6.2 allows 64 a component group."""
@@ -77,6 +79,33 @@ def read_origin(folder: Path, study_uid: str) -> Origin:
     model = inert(header.get("ManufacturerModelName"))
     scanner = model if model.casefold().startswith(maker.casefold()) else f"{maker} {model}"
     return Origin(scanner.strip()[:64], _subgroup(header))
+
+
+def is_meant(patient: Patient, asked: str) -> bool:
+    """Whether somebody looks for this one: by the number or accession number, or by words of the name, in
+    whatever case and without accents."""
+    wanted, name = _plain(asked), _plain(patient.name)
+    if not wanted:
+        return False
+    numbers = [_plain(patient.patient_id), _plain(patient.accession)]
+    words = re.split(r"[\s,^]+", wanted)
+    return wanted in numbers or all(word in name for word in words)
+
+
+def _plain(text: str) -> str:
+    apart = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(c for c in apart if not unicodedata.combining(c)).strip()
+
+
+def uid_in(content: bytes) -> str:
+    """SOPInstanceUID of an image; empty where it is none."""
+    with quiet_pydicom():
+        try:
+            return str(
+                dcmread(io.BytesIO(content), specific_tags=["SOPInstanceUID"]).get("SOPInstanceUID") or ""
+            )
+        except (InvalidDicomError, OSError, *MALFORMED):
+            return ""
 
 
 def first_image(folder: Path, study_uid: str) -> Path | None:
@@ -146,7 +175,7 @@ def _images(folder: Path, study_uid: str) -> Iterator[tuple[Path, Dataset]]:
         if number == FILES_TRIED:
             return
         try:
-            with _PARSING, quiet_pydicom(), open_file(path) as file:
+            with quiet_pydicom(), open_file(path) as file:
                 header = dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
                 header.decode()
         except (OSError, InvalidDicomError, *MALFORMED):
@@ -156,11 +185,11 @@ def _images(folder: Path, study_uid: str) -> Iterator[tuple[Path, Dataset]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        return
-    yield from (Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False))
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _files(Path(entry.path))
+    """One of each folder below, then the others: a prior may lie beside the study, with hundreds of files."""
+    folders: list[list[Path]] = []
+    for at, below, names in os.walk(folder):
+        below.sort()
+        folders.append([Path(at, name) for name in sorted(names)])
+    for some in (slice(1), slice(1, None)):
+        for files in folders:
+            yield from (path for path in files[some] if not path.is_symlink())

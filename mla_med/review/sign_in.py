@@ -157,7 +157,8 @@ class OpenId:
         from authlib.integrations.httpx_client import OAuth2Client
         from httpx import HTTPError
 
-        if not hmac.compare_digest(query.get("state", ""), kept.get("state", "-")) or not query.get("code"):
+        state, known = query.get("state", "").encode(), kept.get("state", "-").encode()
+        if not hmac.compare_digest(state, known) or not query.get("code"):
             raise SignInError("The answer of the sign-in does not belong to a question of ours; try again.")
         try:
             configuration = self._configuration()

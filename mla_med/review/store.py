@@ -458,8 +458,8 @@ class Store:
             self._log(c, name, "SIGNED_IN", "", method)
         return secret
 
-    def session(self, secret: str, idle_s: float, longest_s: float) -> Session | None:
-        """None: there is none, or it has ended."""
+    def session(self, secret: str, idle_s: float, longest_s: float, is_awake: bool = True) -> Session | None:
+        """None: there is none, or it has ended. `is_awake`: somebody asks, and not a clock."""
         token, now = _hash(secret), self.clock()
         with self._read() as c:
             row = c.execute(select(sessions).where(sessions.c.token == token)).mappings().first()
@@ -470,7 +470,7 @@ class Store:
                 c.execute(sessions.delete().where(sessions.c.token == token))
                 self._log(c, row["name"], "SESSION_ENDED")
             return None
-        if now - row["seen_at"] > min(_SEEN_EVERY_S, idle_s / 4):
+        if is_awake and now - row["seen_at"] > min(_SEEN_EVERY_S, idle_s / 4):
             with self._write() as c:
                 c.execute(sessions.update().where(sessions.c.token == token).values(seen_at=now))
         return Session(

@@ -7,32 +7,14 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+from mla_med.documents import parts
+from mla_med.report import reasons
 from mla_med.report.schema import SCHEMAS
 from mla_med.report.style import load_style
 from mla_med.types import Finding, Side
 
 LANGUAGES = ("en", "zh")
 EXAMINATIONS = {"chest_ct": "CT chest", "brain_mr": "MR brain", "abdomen_ct": "CT abdomen"}
-RULES = {
-    "REQUIRED_SLOT": "Not said",
-    "SAID_TWICE": "Said twice",
-    "UNKNOWN_SENTENCE": "Cannot be checked",
-    "NEGATION": "Present or absent",
-    "SIDE": "Side",
-    "SITE": "Site",
-    "SIZE": "Size",
-    "COUNT": "Count",
-    "CHANGE": "Change",
-    "NOT_A_FINDING": "No such finding",
-    "IMPRESSION": "Impression",
-    "SIDE_OF_EVIDENCE": "Side of the evidence",
-    "INTERPRETATION": "Interpretation",
-    "COMPARISON_WITHOUT_PRIOR": "Compares without a prior",
-    "ORGAN_OF_OTHER_SEX": "Organ of the other sex",
-    "CONTRAST": "Contrast medium",
-    "NO_SUCH_PLACE": "No such place",
-    "PRIOR_NOT_COMPARED": "Prior not compared",
-}
 
 
 @cache
@@ -45,15 +27,24 @@ def say(english: str, language: str) -> str:
     return table(language).get(english, english)
 
 
+def said(code: str, english: str, language: str) -> str:
+    """What the page, the gate, the reader, the linter or a comparison said."""
+    known = say(english, language)
+    return known if known != english else reasons.in_language(code, english, language)
+
+
 @cache
 def term(examination: str, code: str, language: str) -> str:
     """A finding's name."""
     style = load_style("prose", language)
     if language != "en" and examination in style.examinations:
         return style.wording(examination).terms.get(code, code)
-    kind = SCHEMAS.get(examination, {}).get(code)
-    words = kind.term if kind else code.replace("_", " ")
-    return words[:1].upper() + words[1:]
+    return parts.term(examination, code)
+
+
+def refusal(code: str, language: str) -> str:
+    """What a code of the gate means, in a few words."""
+    return reasons.meaning(code, language) or code.replace("_", " ").capitalize()
 
 
 @cache

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from time import monotonic
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -10,14 +13,18 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response
 from markupsafe import Markup
 
+from mla_med.errors import ReportError
 from mla_med.report.schema import SCHEMAS
 from mla_med.review import words
 from mla_med.review.desk import JOB_ID
-from mla_med.review.front import Changing, Front, Reader, front_of, is_part
+from mla_med.review.front import Changing, Front, NotAllowed, Reader, front_of, is_part
 from mla_med.review.nouns import DECIDED_STATES, OPEN_STATES, Filter, Item
+from mla_med.review.patients import Patient, inert, is_meant
 
 PAGE = 50
 """Rows of the worklist."""
+LOOK_S = 2.0
+"""How long a patient is looked for before she is asked whether to go on."""
 ROWS_S, KNOWN_PAGES = 10, 64
 """How long rows are shown again to others as they are (their ages are minutes old at best), and how many."""
 STATE_CHOICES = {
@@ -54,10 +61,12 @@ def worklist(request: Request, session: Reader, seen: str = "") -> Response:
         "query": kept,
         "here": urlencode(kept | ({"after": query["after"]} if after else {})),
         "start": urlencode(kept),
-        "later": urlencode(kept | {"after": _key(items[-1])}) if more else "",
+        "later": urlencode(kept | {"after": _joined(items[-1].key)}) if more else "",
         "is_first": after is None,
         "schemas": SCHEMAS,
         "critical": CRITICAL_CODES,
+        "live": True,
+        "patients": {},
     }
     values["rows"] = _rows(front, session.language, values)
     if is_part(request):
@@ -95,9 +104,75 @@ def names(request: Request, session: Changing, ids: Annotated[str, Form()] = "")
     return front.show("names.html", request, patients=patients)
 
 
+@router.post("/find")
+def find(
+    request: Request,
+    session: Changing,
+    who: Annotated[str, Form(max_length=96)] = "",
+    after: Annotated[str, Form(max_length=96)] = "",
+    state: Annotated[str, Form()] = "open",
+    examination: Annotated[str, Form()] = "",
+    rank: Annotated[str, Form()] = "",
+    age: Annotated[str, Form()] = "",
+    q: Annotated[str, Form()] = "",
+) -> Response:
+    """Drafts of a patient. Names and numbers are stored nowhere, so the images of the listed drafts are
+    asked, one after the other, as long as LOOK_S. By a form: addresses stand in histories and logs."""
+    front = front_of(request)
+    if not front.settings.names_on_worklist:
+        raise NotAllowed("NAMES_OFF")
+    if len(inert(who)) < 2:
+        raise ReportError("Give a number, or two letters of a name.", code="WHO_TOO_SHORT")
+    query = {"state": state, "examination": examination, "rank": rank, "age": age, "q": q}
+    found = _find(front, filter_of(query), _after(after), inert(who))
+    front.store.log(session.name, "SEARCHED", detail=f"{found.looked_at} rows, {len(found.patients)} found")
+    items = [item for item, _ in found.patients]
+    for item in items:
+        front.store.log(session.name, "FOUND", item.job_id)
+    return front.show(
+        "found.html",
+        request,
+        items=items,
+        patients={item.job_id: patient for item, patient in found.patients},
+        present=front.store.present_codes([item.job_id for item in items]),
+        found=found,
+        who=inert(who),
+        ranks=RANKS,
+        critical=CRITICAL_CODES,
+        live=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    patients: list[tuple[Item, Patient]]
+    looked_at: int
+    unread: int
+    """Whose images are not here, or do not say."""
+    later: str
+    """Where to go on; empty: everything that is listed was looked at."""
+
+
+def _find(front: Front, wanted: Filter, after: tuple[int, float, str] | None, who: str) -> Found:
+    until = monotonic() + LOOK_S
+    patients: list[tuple[Item, Patient]] = []
+    looked_at = unread = 0
+    while items := front.store.page(wanted, after, PAGE):
+        for item in items:
+            if looked_at and (monotonic() > until or len(patients) == PAGE):
+                return Found(patients, looked_at, unread, _joined(after) if after else "")
+            patient = front.desk.patient(item.job_id)
+            looked_at += 1
+            unread += patient is None
+            if patient is not None and is_meant(patient, who):
+                patients.append((item, patient))
+            after = item.key
+    return Found(patients, looked_at, unread, "")
+
+
 def filter_of(query: Mapping[str, str]) -> Filter:
     """What is asked for in an address; what makes no sense there is left out."""
-    said = query.get("q", "").strip()[:64]
+    said = inert(query.get("q", ""))[:64]
     least, most = AGES.get(query.get("age", ""), (0.0, 0.0))
     rank = _as_number(query.get("rank", ""), -1)
     job_id, scanner = "", ""
@@ -120,16 +195,12 @@ def filter_of(query: Mapping[str, str]) -> Filter:
 
 
 def _after(text: str) -> tuple[int, float, str] | None:
-    rank, _, rest = text.partition("_")
-    arrived, _, job_id = rest.partition("_")
-    try:
-        return (int(rank), float(arrived), job_id) if JOB_ID.fullmatch(job_id) else None
-    except ValueError:
-        return None
+    parts = re.fullmatch(r"(\d)_(\d{1,12}(?:\.\d{1,12})?)_([0-9a-f]{32})", text)
+    return (int(parts[1]), float(parts[2]), parts[3]) if parts else None
 
 
-def _key(item: Item) -> str:
-    return f"{item.rank}_{item.arrived_at_s!r}_{item.job_id}"
+def _joined(key: tuple[int, float, str]) -> str:
+    return f"{key[0]}_{key[1]!r}_{key[2]}"
 
 
 def _as_number(text: str, otherwise: int) -> int:

@@ -20,19 +20,30 @@
     }
   });
 
+  // the number behind a sentence leads to its fields, folded away or not
+  document.addEventListener("click", function (e) {
+    const link = e.target.closest && e.target.closest(".refs a");
+    const place = link && document.getElementById(link.hash.slice(1));
+    if (!place) return;
+    e.preventDefault();
+    const folded = place.closest("details");
+    if (folded) folded.open = true;
+    place.focus();
+  });
+
   // a sentence is one line of text however many it takes on the screen
   function fit(area) {
     area.style.height = "auto";
     area.style.height = area.scrollHeight + 2 + "px";
   }
   function fitAll(root) {
-    root.querySelectorAll("textarea.sentence").forEach(fit);
+    root.querySelectorAll("textarea.words").forEach(fit);
   }
   document.addEventListener("input", function (e) {
-    if (e.target.matches("textarea.sentence")) fit(e.target);
+    if (e.target.matches("textarea.words")) fit(e.target);
   });
   document.addEventListener("keydown", function (e) {
-    if (e.key === "Enter" && e.target.matches("textarea.sentence")) {
+    if (e.key === "Enter" && e.target.matches("textarea.words")) {
       e.preventDefault(); // done with this one
       e.target.blur();
     }
@@ -52,22 +63,22 @@
   // what was typed between a request and its answer is put back, and saved
   let typed = null;
   document.addEventListener("input", function (e) {
-    if (e.target.matches("textarea.sentence")) e.target.dataset.typed = "yes";
+    if (e.target.matches("textarea.words")) e.target.dataset.typed = "yes";
   });
   document.addEventListener("htmx:configRequest", function (e) {
-    if (e.target.matches && e.target.matches("textarea.sentence")) delete e.target.dataset.typed;
+    if (e.target.matches && e.target.matches("textarea.words")) delete e.target.dataset.typed;
   });
   document.addEventListener("htmx:beforeSwap", function (e) {
     const at = document.activeElement;
     typed = null;
-    if (e.detail.target.id === "report" && at && at.matches("textarea.sentence") && at.dataset.typed) {
-      typed = { id: at.id, text: at.value, of: document.querySelectorAll("textarea.sentence").length };
+    if (e.detail.target.id === "report" && at && at.matches("textarea.words") && at.dataset.typed) {
+      typed = { id: at.id, text: at.value, of: document.querySelectorAll("textarea.words").length };
     }
   });
   document.addEventListener("htmx:afterSettle", function () {
     if (!typed) return;
     const area = document.getElementById(typed.id);
-    const same = document.querySelectorAll("textarea.sentence").length === typed.of;
+    const same = document.querySelectorAll("textarea.words").length === typed.of;
     if (area && same && area.value !== typed.text) {
       area.value = typed.text;
       area.dispatchEvent(new Event("input", { bubbles: true }));
@@ -75,13 +86,23 @@
     typed = null;
   });
 
-  // accepting against the checks is asked once more
+  // accepting against the checks is asked once more; and the second click of a double one, which falls onto the
+  // next draft, decides nothing there
+  const SOON_MS = 1500;
   document.addEventListener("htmx:confirm", function (e) {
+    if (e.target.closest(".decide") && performance.now() < SOON_MS) {
+      e.preventDefault();
+      return;
+    }
     const words = e.target.dataset && e.target.dataset.confirm;
     const linter = document.getElementById("linter");
     if (words && linter && linter.classList.contains("speaks")) {
       e.preventDefault();
-      if (window.confirm(words)) e.detail.issueRequest(true);
+      e.target.elements.despite.value = "";
+      if (window.confirm(words)) {
+        e.target.elements.despite.value = "yes";
+        e.detail.issueRequest(true);
+      }
     }
   });
 

@@ -365,7 +365,7 @@ class Viewer {
       button("›", () => this.stepFinding(1), { "aria-label": words.next, title: `${words.next} (n)` }),
     ]);
     parts.push(this.modes, this.windows, toggles, steps);
-    if (series.some((one) => one.kind === "prior")) {
+    if (this.evidence.prior?.at_hand && series.some((one) => one.kind === "prior")) {
       this.priorButton = button(words.prior, () => this.togglePrior(), { "aria-pressed": "false", "data-prior": "" });
       parts.push(group(words.prior, [this.priorButton]));
     }
@@ -454,7 +454,7 @@ class Viewer {
       if (this.linked) this.offset = this.placeOf(this.prior) - this.placeOf(this.main);
     });
     const rows = (this.evidence.prior?.comparisons ?? []).map((c) =>
-      element("li", {}, element("b", {}, this.termOf(c.code)), ` ${c.change ?? words.unchanged}: ${c.words}`));
+      element("li", {}, element("b", {}, c.term), ` ${c.change ?? words.unchanged}: ${c.words}`));
     this.priorBox = element("div", { className: "v-prior" }, holder,
       element("div", { className: "v-compared", role: "region", "aria-label": words.measured, tabindex: "0" },
         element("label", {}, link, ` ${words.priorLinked}`),
@@ -472,11 +472,6 @@ class Viewer {
     this.prior.show(one, this.volume(one, this.prior));
     this.windowPrior();
     this.follow();
-  }
-
-  termOf(code) {
-    const finding = this.evidence.findings.find((f) => f.code === code);
-    return finding ? finding.term : code.replaceAll("_", " ");
   }
 
   /** Along the stack of the current images, in mm. */

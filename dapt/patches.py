@@ -107,8 +107,10 @@ class PatchSampler:
         return replace(patch, image=image.flip([axis - 3 for axis in axes]), affine=affine)
 
     def targets(self, patches: Sequence[Patch]) -> FindingTargets:
-        """Presence and boxes of the lesions in each patch; NaN where too little of one is in it."""
+        """Presence and boxes of the lesions in each patch; NaN where too little of one is all there is."""
         presence = torch.zeros(len(patches), len(self.keys))
+        # what fits into no patch would be taught as absent alone, and be forgotten
+        presence[:, [f for f, key in enumerate(self.keys) if key not in self.lesions]] = torch.nan
         most = max([1, *(len(boxes) for p in patches for boxes in p.example.parts_mm.values())])
         boxes = torch.full((*presence.shape, most, 2, 3), torch.nan)
         for b, patch in enumerate(patches):
@@ -116,15 +118,19 @@ class PatchSampler:
             ends = corners @ patch.affine[:3, :3].T + patch.affine[:3, 3]
             low, high = ends.min(0), ends.max(0)
             for code, lesions in patch.example.parts_mm.items():
-                f = self.keys.index(code)
-                for number, box in enumerate(np.array(lesions, float)):
-                    inside = np.clip(np.minimum(box[1], high) - np.maximum(box[0], low), 0, None)
-                    share = float(np.prod(inside / np.maximum(box[1] - box[0], 1e-6)))
-                    if share >= ENOUGH and not presence[b, f].isnan():
-                        presence[b, f] = 1
-                        boxes[b, f, number] = torch.from_numpy(box)
-                    elif share > 0:
-                        presence[b, f] = torch.nan
+                if code not in self.lesions:
+                    continue
+                f, lesions_L23 = self.keys.index(code), np.array(lesions, float)
+                seen_L23 = np.clip(lesions_L23, low, high)
+                whole_L3 = np.maximum(np.ptp(lesions_L23, axis=1), 1e-6)
+                share_L = np.prod(np.ptp(seen_L23, axis=1) / whole_L3, -1)
+                if (share_L >= ENOUGH).any():
+                    presence[b, f] = 1
+                    # of what is cut off, what is seen of it: of that alone nothing would be said
+                    shown_L23 = np.where((share_L >= ENOUGH)[:, None, None], lesions_L23, seen_L23)
+                    boxes[b, f, : (share_L > 0).sum()] = torch.from_numpy(shown_L23[share_L > 0])
+                elif (share_L > 0).any():
+                    presence[b, f] = torch.nan
         return FindingTargets(presence, lesion_boxes_BFL23=boxes)
 
     def frames(self, patches: Sequence[Patch]) -> tuple[Tensor, Frame]:

@@ -252,6 +252,9 @@ def test_a_patch_holds_the_lesion_it_was_drawn_for_and_lies_where_it_says(corpus
     assert all(there == 0 for there, has in zip(drawn_for, shown, strict=True) if not has)
     assert 0.1 < 1 - np.mean(shown) < 0.7
     assert targets.presence_BF.isnan().any()
+    too_large = [keys.index(code) for code in keys if code not in sampler.lesions]
+    assert too_large
+    assert targets.presence_BF[:, too_large].isnan().all()
     taught = ~targets.lesion_boxes_BFL23.isnan().flatten(3).any(-1).any(-1)
     assert (taught[targets.presence_BF == 0] == 0).all()
 

@@ -5,9 +5,9 @@
 The reports are those of phantoms that nobody trains on. Every way writes the same texts (it is an error if
 one does not), in turn in each round, so that a busy machine is busy for all; printed are medians over rounds,
 the median of the ratio within a round, and its lowest and highest. `constraint` is what the state machine
-adds: the same readings by the decoder are done again without it. `free` is `generate` without any constraint,
-with as many tokens; its text is another one. `slot by slot` reads no slot before the one in front of it is
-known: what a batch of reports gains there, side by side has gained already within one report.
+takes, by what the decoder takes in the same run. `free` is `generate` without any constraint, with as many
+tokens; its text is another one. `slot by slot` reads no slot before the one in front of it is known: much of
+what a batch of reports gains there, side by side has gained already within one report.
 """
 
 # B texts
@@ -70,16 +70,21 @@ class Row:
     """Than HF generate with the same constraint."""
 
 
-class Recorded:
-    """A reader that remembers what it was asked."""
+class Watched:
+    """A reader, how often it read, and how long that took, with its beginning."""
 
-    def __init__(self, reader: Reader):
-        self.reader = reader
-        self.asked: list[tuple[Any, ...]] = []
+    def __init__(self, make: Callable[[], Reader]):
+        self.readings = 0
+        began = time.perf_counter()
+        self.reader = make()
+        self.seconds = time.perf_counter() - began
 
     def read(self, *asked: Any) -> Any:
-        self.asked.append(asked)
-        return self.reader.read(*asked)
+        began = time.perf_counter()
+        answer = self.reader.read(*asked)
+        self.seconds += time.perf_counter() - began
+        self.readings += 1
+        return answer
 
 
 class Writer:
@@ -137,39 +142,32 @@ class Writer:
 
     @torch.no_grad()
     def side_by_side(self, batch: int, ahead: int = AHEAD) -> Texts:
-        return self.recorded(batch, ahead)[0]
+        return self.watched(batch, ahead)[0]
 
-    def recorded(self, batch: int, ahead: int = AHEAD) -> tuple[Texts, list[Recorded]]:
+    @torch.no_grad()
+    def watched(self, batch: int, ahead: int = AHEAD) -> tuple[Texts, list[Watched]]:
         texts: Texts = []
         readers = []
         for begin in range(0, len(self.reports), batch):
             some = self.reports[begin : begin + batch]
             machines = self.machines(some)
-            reader = Recorded(
-                TorchReader(self.model.decoder.lm, *self.memory(some), max(m.longest for m in machines))
-            )
+            places = max(machine.longest for machine in machines)
+
+            def make(some: Sequence[Report] = some, places: int = places) -> Reader:
+                return TorchReader(self.model.decoder.lm, *self.memory(some), places)
+
+            reader = Watched(make)
             written = write_side_by_side(reader, machines, self.model.config.bos_token_id, ahead)
             texts += [one.token_ids for one in written]
             readers.append(reader)
         return texts, readers
 
-    @torch.no_grad()
     def constraint(self, batch: int = 1) -> float:
-        """What the machines take, by what the decoder alone takes for the same readings."""
+        """What the machines take, by what the decoder takes in the same run."""
         began = time.perf_counter()
-        _, readers = self.recorded(batch)
+        _, readers = self.watched(batch)
         whole = time.perf_counter() - began
-        asked = [reader.asked for reader in readers]
-        began = time.perf_counter()
-        for number, begin in enumerate(range(0, len(self.reports), batch)):
-            some = self.reports[begin : begin + batch]
-            places = max(
-                first + len(ids) for one in asked[number] for ids, first in zip(*one[:2], strict=True)
-            )
-            reader = TorchReader(self.model.decoder.lm, *self.memory(some), places)
-            for one in asked[number]:
-                reader.read(*one)
-        return whole / (time.perf_counter() - began) - 1
+        return whole / sum(reader.seconds for reader in readers) - 1
 
 
 def machine_tokens(machine: SlotMachine) -> list[int]:

@@ -199,8 +199,8 @@ def _products(model: Any, world: World) -> Work:
 def decoding(world: World) -> Iterator[Who]:
     writer = Writer(world.checkpoint.model, reports_of(world.checkpoint, 1 if world.quick else 4))
     weights = [p.detach().numpy() for p in world.checkpoint.model.decoder.parameters()]
-    _, readers = writer.recorded(1)
-    readings = sum(len(reader.asked) for reader in readers)
+    _, readers = writer.watched(1)
+    readings = sum(reader.readings for reader in readers)
     yield Who("side by side", OURS, lambda: writer.side_by_side(1))
     yield Who(HF, PEER, writer.by_generate)
     yield Who(

@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = to_markdown(rows, facts)
     print(words)
     given.out.mkdir(parents=True, exist_ok=True)
-    values = {"facts": facts | {"masked_encoder": asdict(facts["masked_encoder"])}}
+    values: dict[str, Any] = {"facts": facts | {"masked_encoder": asdict(facts["masked_encoder"])}}
     values |= {"rows": [asdict(row) for row in rows]}
     write_text(given.out / "pruning.json", json.dumps(values, indent=1) + "\n")
     write_text(given.out / "pruning.md", words)

@@ -39,7 +39,7 @@ def test_a_stage_is_measured_by_the_first_of_ours_and_what_is_missing_is_said():
     assert rows[1].by_ours == Spread(1, 1, 1)
     assert rows[2].ms is None
     facts = {"name": "n", "sha256": "0" * 64, "shape": [2, 3], "threads": 1, "processor": "p"}
-    words = peers_draft.to_markdown(rows, facts | {"torch": "2", "rounds": 2})
+    words = peers_draft.to_markdown(rows, facts | {"torch": "2", "rounds": 2, "quick": False})
     assert "| reading | a stranger | peer | not installed | |" in words
     assert "target" not in words
 

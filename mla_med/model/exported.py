@@ -278,7 +278,7 @@ class ExportedReader:
 
     def read(
         self, ids: Sequence[Sequence[int]], first: Sequence[int], wanted: Sequence[Sequence[int]]
-    ) -> np.ndarray:
+    ) -> list[np.ndarray]:
         # no more of the cache than was read: the graph looks at, and hides, every place that it is given
         used = max(1, *first)
         answer = self.graphs.run(
@@ -296,7 +296,7 @@ class ExportedReader:
             here = slice(begin, begin + len(tokens))
             self.keys[:, row, :, here] = answer["new_keys"][:, row, :, : len(tokens)]
             self.values[:, row, :, here] = answer["new_values"][:, row, :, : len(tokens)]
-        return answer["logits"]
+        return list(answer["logits"])
 
 
 def load_exported(folder: Path, backend: str = "onnx") -> Checkpoint:

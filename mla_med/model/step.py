@@ -166,10 +166,12 @@ class TorchReader:
 
         def look(n: int, q_NX: Tensor) -> Tensor:
             q_HNE = split_heads(q_NX[None], heads)[0]
-            looked = [
-                F.scaled_dot_product_attention(q_HNE[None, :, here], *(x[n] for x in self.memory[row]))
-                for row, here, _ in rows
-            ]
+            looked = []
+            for row, here, _ in rows:
+                keys_LBHSE, values_LBHSE = self.memory[row]
+                looked.append(
+                    F.scaled_dot_product_attention(q_HNE[None, :, here], keys_LBHSE[n], values_LBHSE[n])
+                )
             return join_heads(torch.cat(looked, 2))[0]
 
         ids_N = torch.tensor([token for text in ids for token in text], device=device)

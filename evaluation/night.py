@@ -39,7 +39,7 @@ WORDS = {
     "1": "night, 1 worker",
     "2": "night, 2 workers",
     "prefect": "night as a Prefect flow, 1 worker",
-    "dask": "night as a Prefect flow on Dask, 2 processes",
+    "dask": "night on a Dask cluster, 2 processes",
 }
 NIGHT_HOURS = 10.0
 NEEDS = {"a hospital of 500 CTs a day": 500, "a network of 50 such hospitals": 25_000}
@@ -101,7 +101,7 @@ def run_arm(arm: str, folder: Path, studies: int, checkpoint: str) -> Row:
     with empty_pacs() as url, _cluster(arm) as dask:
         night = {"workers": workers, "checkpoint": checkpoint, "dask": dask, "hold": True}
         settings_file = make_site(folder / arm, url, folder / "phantom" / "study", studies + warm, night)
-        if arm in ("prefect", "dask"):
+        if arm == "prefect":
             # not imported: flows stand above this
             command = (sys.executable, "-m", "flows.nightly", str(settings_file))
             subprocess.run(command, check=True, stdout=sys.stderr)

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect import Task, flow, pause_flow_run, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import FlowPauseTimeout
 from prefect.logging import get_run_logger
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import stopping, wordless
 
@@ -55,8 +55,8 @@ def nightly_flow(
     counts = account.audit.counts
     logger.info("night %s: %s", account.audit.night.id, counts or "nothing to do")
     _show(account)
-    if counts.get("HELD") and ask_h:
-        _ask(settings_file, ask_h)
+    if ask_h and (held := [row.job_id for row in account.audit.rows if row.state == "HELD"]):
+        _ask(settings_file, ask_h, held)
     return counts
 
 
@@ -74,24 +74,16 @@ def _night(settings_file: Path, site: Site, stop) -> Account:
 
 @contextmanager
 def _workers(settings_file: Path, site: Site) -> Iterator[tuple[Submit, int]]:
-    """How a job id becomes a task run, and how many there are at once."""
-    hold, night = site.night.hold, site.night
-    runner: TaskRunner[Any]
-    if night.dask:
-        from prefect_dask import DaskTaskRunner
+    """How a job id becomes a task run, and how many there are at once. The task waits here for a worker that
+    knows nothing of Prefect: what libraries say there never comes near it, nor need they its server."""
+    from mla_med.night.run import workers_of
 
-        with DaskTaskRunner(address=night.dask) as runner:
-            slots = sum(runner.client.nthreads().values())
-            fixed = {"settings_file": settings_file.resolve(), "hold": hold}
-            yield lambda job_id: runner.submit(draft_task, {"job_id": job_id} | fixed), slots
-        return
-    from mla_med.night.pool import Pool
-
-    with Pool(settings_file, night.workers, night.ahead, hold) as pool:
-        # The task waits for a process of the pool: what libraries say there never comes near Prefect.
-        draft = _as_task(pool.draft)
-        with ThreadPoolTaskRunner(max_workers=pool.slots) as runner:
-            yield lambda job_id: runner.submit(draft, {"job_id": job_id}), pool.slots
+    with (
+        workers_of(settings_file, site.night) as workers,
+        ThreadPoolTaskRunner(max_workers=workers.slots) as runner,
+    ):
+        draft = _as_task(workers.draft)
+        yield lambda job_id: runner.submit(draft, {"job_id": job_id}), workers.slots
 
 
 def _as_task(draft: Callable[..., Drafted]) -> Task[..., Drafted]:
@@ -104,17 +96,6 @@ def _as_task(draft: Callable[..., Drafted]) -> Task[..., Drafted]:
         cache_policy=NO_CACHE,
         tags=["draft"],
     )
-
-
-def _draft(settings_file: Path, job_id: str, hold: bool) -> Drafted:
-    """On a worker of a cluster."""
-    with wordless():
-        from mla_med.night.work import draft_job
-
-        return draft_job(settings_file, job_id, hold)
-
-
-draft_task = _as_task(_draft)
 
 
 def _show(account: Account) -> None:
@@ -138,7 +119,8 @@ def _show(account: Account) -> None:
     )
 
 
-def _ask(settings_file: Path, ask_h: float) -> None:
+def _ask(settings_file: Path, ask_h: float, held: list[str]) -> None:
+    """The answer is one about these drafts, and not about what another night holds meanwhile."""
     logger = get_run_logger()
     try:
         pause_flow_run(timeout=int(3600 * ask_h))
@@ -151,7 +133,7 @@ def _ask(settings_file: Path, ask_h: float) -> None:
         from mla_med.pacs.deliver import deliver_due
 
         with open_site(settings_file) as site:
-            released = release_all(site)
+            released = release_all(site, held)
             deliver_due(site.book, site.peer, site.pacs.name, batch=site.pacs.batch)
     logger.info("%d drafts released", len(released))
 

@@ -200,6 +200,24 @@ def retry(job: JobId, settings_file: SettingsFile = SITE) -> None:
         out.print(f"{found.state:11} {found.id}")
 
 
+@night.command()
+def alarm(settings_file: SettingsFile = SITE, log_level: LogLevel = "warning") -> None:
+    """Try the webhook and the e-mail: they are told that nothing needs a person. Exit code 1 where one does
+    not take it."""
+    _start_logging(log_level)
+    from mla_med.night.alarm import tell_people
+    from mla_med.night.settings import read_night
+    from mla_med.pacs.settings import read_settings
+
+    settings = read_night(settings_file)
+    if not (settings.webhook_url or settings.mail_host):
+        raise ConfigError("[night] names neither webhook_url nor mail_host; there is nobody to tell.")
+    name = read_settings(settings_file).name
+    if not tell_people(settings, {"text": f"mla_med, {name}: a trial. Nothing needs a person.", "jobs": []}):
+        raise typer.Exit(1)
+    out.print("told")
+
+
 def _stop_on_signals() -> threading.Event:
     """A second signal ends the process as usual: nothing is lost by that either."""
     stop = threading.Event()

@@ -6,7 +6,6 @@ images and drafts, which their owner alone may read.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -276,7 +275,7 @@ def deliver(
                 out.print(", ".join(f"{number} {kind}" for kind, number in sorted(tally.items())))
             book.purge()
             if clear_inbox:
-                _clear_inbox(book, settings)
+                _clear_inbox(book, settings, settings_file)
             if metrics_file:
                 metrics.write(metrics_file)
         if not watch:
@@ -312,14 +311,12 @@ def _kept_going(watch: bool, said: list[str]) -> Iterator[None]:
         said[:] = [error.code]
 
 
-def _clear_inbox(book: Ledger, settings: PacsSettings) -> None:
-    """Until then the images are there: whoever looks at a parked document may want to draft it again."""
-    from mla_med.ledger.nouns import JobState
+def _clear_inbox(book: Ledger, settings: PacsSettings, settings_file: Path) -> None:
+    from mla_med.pacs.inbox import clear_images, review_folder
 
-    over = (JobState.DELIVERED, JobState.SUPERSEDED, JobState.DISCARDED)
+    kept = review_folder(settings_file)
     for folder in Path(settings.inbox).glob(32 * "[0-9a-f]"):
-        if book.job(folder.name).state in over:
-            shutil.rmtree(folder, ignore_errors=True)
+        clear_images(folder, book.job(folder.name).state, kept)
 
 
 def _documents(path: Path) -> list[Path]:

@@ -115,6 +115,10 @@ def draft_job(settings_file: Path, job_id: str, hold: bool) -> Drafted:
     return worker.draft(job_id, hold)
 
 
+def break_down(settings_file: Path, job_id: str, hold: bool) -> Drafted:
+    raise ValueError("could not convert 'Xanthippe^Quercy'")
+
+
 def main() -> None:
     """A night in a process that a test may kill: python night_site.py SETTINGS WORKERS."""
     from night_site import draft_job as work  # by the name that its workers find it under

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,8 +127,15 @@ class Prefect:
         data = json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url + place, data=data, headers=headers)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read())
+        for wait_s in (1, 2, 4, 8, 16, 0):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.loads(answer.read())
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or not wait_s:  # its database is busy: Prefect's own client asks again
+                    raise
+                time.sleep(wait_s)
+        return None
 
     def wait_until(self, is_so, seconds: float = 600):
         end = time.monotonic() + seconds
@@ -279,3 +287,91 @@ def test_nothing_of_a_patient_is_in_prefects_database_logs_or_artifacts(shift):
     hits = [word for word in words if word.encode() in everything]
     print(f"{len(PLANTED)} identifiers and {len(shift.uids)} UIDs in {len(everything)} bytes: {hits}")
     assert hits == []
+
+
+# By hand: prefect.yaml as it is, a pause, a cancellation
+
+
+class ByHand:
+    """prefect.yaml deployed on a server of its own, with a worker of its own."""
+
+    def __init__(self, server: Prefect):
+        self.server = server
+
+    def deployments(self) -> dict[str, str]:
+        return {one["name"]: one["id"] for one in self.server.ask("/deployments/filter")}
+
+    def begin(self, name: str, **parameters: Any) -> str:
+        place = f"/deployments/{self.deployments()[name]}/create_flow_run"
+        return self.server.ask(place, parameters=parameters)["id"]
+
+    def state(self, run: str) -> str:
+        (found,) = self.server.ask("/flow_runs/filter", flow_runs={"id": {"any_": [run]}})
+        return found["state"]["type"]
+
+    def wait_for(self, run: str, state: str) -> None:
+        """Not until the first that is an end: a cancelled run is CRASHED for a moment."""
+        self.server.wait_until(lambda: self.state(run) == state)
+
+
+@pytest.fixture(scope="module")
+def by_hand(running, tmp_path_factory) -> Iterator[ByHand]:
+    if not SLOW:
+        pytest.skip("a server of its own, and four nights: MLA_MED_SLOW=1")
+    with prefect(tmp_path_factory.mktemp("by_hand") / "prefect") as server:
+        server.environment["MLA_MED_HOME"] = str(ROOT)
+        pool = ("work-pool", "create", "night", "--type", "process")
+        for arguments in (pool, ("--no-prompt", "deploy", "--all")):
+            command = [sys.executable, "-m", "prefect", *arguments]
+            subprocess.run(command, check=True, env=server.environment, cwd=ROOT, capture_output=True)
+        server.start("worker", "prefect", "worker", "start", "--pool", "night", "--limit", "2")
+        yield ByHand(server)
+
+
+def test_prefect_takes_every_deployment(by_hand):
+    names = {"nightly", "nightly-held", "drift", "evaluate", "prepare-corpus", "gather-corpus", "pretrain"}
+    assert by_hand.deployments().keys() == names
+
+
+def test_a_held_night_pauses_and_resume_releases_its_drafts_alone(by_hand, server, phantom_series, tmp_path):
+    sent = send_phantoms(server, phantom_series, 2)
+    path = write_settings(tmp_path, server.dicomweb_url)
+    run = by_hand.begin("nightly-held", settings_file=str(path))
+    by_hand.wait_for(run, "PAUSED")
+    assert documents(server) == []
+    with open_site(path) as site:
+        later = site.book.see("2.25.4711", 1)  # another night holds it, while nobody has answered yet
+        site.book.ready(later.id, 1)
+        site.claims.end(site.claims.take(later.id, "another"), "HELD", "DRAFTED")
+    by_hand.server.ask(f"/flow_runs/{run}/resume")
+    by_hand.wait_for(run, "COMPLETED")
+    assert documents(server) == sorted(sent)
+    with open_site(path) as site:
+        assert [one.job_id for one in site.claims.standing("HELD")] == [later.id]
+
+
+def test_a_cancelled_night_stops_after_its_studies_and_the_next_loses_nothing(
+    by_hand, server, phantom_series, tmp_path
+):
+    sent = send_phantoms(server, phantom_series, 8)
+    path = write_settings(tmp_path, server.dicomweb_url)
+    run = by_hand.begin("nightly", settings_file=str(path))
+
+    def drafted() -> int:
+        with open_site(path) as site:
+            found = site.book.job_counts()
+        return found[JobState.DRAFTED] + found[JobState.DELIVERED]
+
+    by_hand.server.wait_until(lambda: path.with_name("ledger.db").exists() and drafted() >= 1)
+    by_hand.server.ask(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
+    by_hand.wait_for(run, "CANCELLED")
+    time.sleep(2)  # whoever went on all the same would draft now
+    after = drafted()
+    time.sleep(5)
+    assert 1 <= drafted() == after < 8
+    again = by_hand.begin("nightly", settings_file=str(path))
+    by_hand.wait_for(again, "COMPLETED")
+    print(f"cancelled after {after} of 8; the next night drafted the others")
+    assert documents(server) == sorted(sent)
+    with open_site(path) as site:
+        assert site.book.job_counts() == {JobState.DELIVERED: 8}

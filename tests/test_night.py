@@ -34,6 +34,7 @@ from mla_med.ledger.nouns import JobState
 from mla_med.ledger.owners import owner
 from mla_med.night.alarm import alarm_of, send_alarm
 from mla_med.night.claims import CLAIM_S, MAX_TRIES, Claims
+from mla_med.night.cluster import Cluster
 from mla_med.night.drift import Reading, compare, drift
 from mla_med.night.loop import by_threads, open_site
 from mla_med.night.metrics import NightMetrics
@@ -41,7 +42,8 @@ from mla_med.night.pool import Pool, threads_of
 from mla_med.night.run import night_with, release_all
 from mla_med.night.schedule import next_time_s, serve
 from mla_med.night.settings import NightSettings, read_night
-from mla_med.night.work import Ahead, Worker
+from mla_med.night.work import Ahead, Drafted, Worker
+from mla_med.pacs.inbox import clear_images
 from mla_med.pacs.settings import read_settings
 
 SLOW = bool(os.environ.get("MLA_MED_SLOW"))
@@ -172,14 +174,18 @@ def test_r10_a_worker_that_was_too_slow_throws_its_draft_away(tmp_path):
         assert events["COMMITTED"] == 1
 
 
+def night_on(settings_file, host: str = "") -> subprocess.Popen:
+    """In a process of its own; `host`: on a machine of that name, as far as it can tell."""
+    command = [sys.executable, str(ROOT / "tests/night_site.py"), str(settings_file), "1"]
+    if host:
+        command = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host, *command]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "STUB_SECONDS": "0.1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+
 def test_r10_two_nights_at_once_draft_each_study_once(server, settings_file):
     upload(server, range(1, 9))
-    command = [sys.executable, str(ROOT / "tests/night_site.py"), str(settings_file), "1"]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "STUB_SECONDS": "0.1"}
-    both = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-        for _ in range(2)
-    ]
+    both = [night_on(settings_file) for _ in range(2)]
     try:
         told = [process.communicate(timeout=600) for process in both]
     finally:
@@ -191,23 +197,89 @@ def test_r10_two_nights_at_once_draft_each_study_once(server, settings_file):
     assert states(settings_file) == {JobState.DELIVERED: 8}
 
 
+@pytest.fixture
+def shared(server, tmp_path):
+    """The settings of two machines: one inbox, one ledger on PostgreSQL."""
+    url = new_ledger_url("postgresql", tmp_path)
+    return write_settings(tmp_path, server.dicomweb_url, ledger_url=url)
+
+
+def test_r10_two_machines_on_postgresql_draft_each_study_once(server, shared):
+    upload(server, range(1, 9))
+    both = [night_on(shared, host) for host in ("one", "two")]
+    try:
+        told = [process.communicate(timeout=600) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], told
+    drafted = [json.loads(words).get("drafted", 0) for words, _ in told]
+    run(shared)
+    assert documents(server) == uids(range(1, 9))
+    assert states(shared) == {JobState.DELIVERED: 8}
+    print(f"two machines drafted {drafted}")
+    assert committed_once(shared)
+
+
+def test_what_a_machine_had_under_work_when_it_was_lost_another_drafts_when_the_claim_has_ended(
+    server, shared
+):
+    upload(server, range(1, 9))
+    lost = night_on(shared, "lost")
+    while states(shared)[JobState.DELIVERED] == 0:
+        assert lost.poll() is None
+        time.sleep(0.05)
+    for process in (*psutil.Process(lost.pid).children(recursive=True), psutil.Process(lost.pid)):
+        process.kill()
+    lost.wait(30)
+    later = [0.0]
+
+    def pause(seconds: float) -> None:
+        time.sleep(0.01)
+        later[0] += seconds
+
+    with open_site(shared, lambda: time.time() + later[0]) as here:
+        worker = Worker(here.pacs, here.night, here.book, here.claims, Stub())
+        with by_threads(lambda job_id: worker.draft(job_id, False), 2) as submit:
+            night_with(here, submit, 2, pause=pause)
+    print(f"the other machine had waited for {later[0] / 60:.0f} minutes when all was delivered")
+    assert documents(server) == uids(range(1, 9))
+    assert states(shared) == {JobState.DELIVERED: 8}
+    assert committed_once(shared)
+
+
+def committed_once(settings_file) -> bool:
+    with open_site(settings_file) as here:
+        events = [
+            Counter(event.event for event in here.book.history(job.id)) for job in here.book.list_jobs()
+        ]
+    return all(one["COMMITTED"] == one["DELIVERED"] == 1 for one in events)
+
+
 def test_the_same_night_on_a_dask_cluster_of_two_processes(server, settings_file):
     distributed = pytest.importorskip("distributed", reason="Dask is not installed (the extra flows)")
     upload(server, range(1, 9))
-    with (
-        open_site(settings_file) as here,
-        distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-
-        def submit(job_id: str):
-            return client.submit(stub_site.draft_job, settings_file, job_id, False, pure=False)
-
-        account = night_with(here, submit, sum(client.nthreads().values()))
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as dask:
+        with (
+            open_site(settings_file) as here,
+            Cluster(dask.scheduler_address, settings_file, work=stub_site.draft_job) as workers,
+            by_threads(workers.draft, workers.slots) as submit,
+        ):
+            account = night_with(here, submit, workers.slots)
+        assert workers.slots == 4
+        with Cluster(dask.scheduler_address, settings_file, work=stub_site.break_down) as broken:
+            # no words: Dask would write them into its log and send them on
+            assert broken.draft("j") == Drafted("j", "failed", ("ValueError",))
     assert account.audit.night.drafts == {"drafted": 8}
     assert documents(server) == uids(range(1, 9))
     models = (settings_file.parent / "workers").read_text().split()
     assert len(models) == len(set(models)) <= 2
+
+
+def test_a_cluster_that_is_not_there_is_one_line(settings_file):
+    pytest.importorskip("distributed", reason="Dask is not installed (the extra flows)")
+    with pytest.raises(ConfigError, match="No Dask scheduler with a worker answers at nonsense"):
+        Cluster("nonsense", settings_file)
 
 
 # R11: kills
@@ -334,6 +406,43 @@ def test_held_drafts_wait_for_a_person(server, settings_file):
         assert release_all(here) == []
     run(settings_file)
     assert documents(server) == uids(range(1, 4))
+
+
+# Images, until somebody has looked
+
+
+def test_images_of_a_delivered_draft_stay_for_the_review_page_where_it_keeps_them(server, tmp_path):
+    path = write_settings(tmp_path, server.dicomweb_url, night=f'[review]\nimages = "{tmp_path / "kept"}"')
+    upload(server, range(1, 3))
+    account = run(path)
+    assert account.audit.counts == {"DELIVERED": 2}
+    assert not list((tmp_path / "inbox").iterdir())
+    kept = {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / "kept").iterdir()}
+    assert kept == {row.job_id: 4 for row in account.audit.rows}
+
+
+def test_images_that_cannot_be_kept_stay_in_the_inbox(full_disk, tmp_path):
+    folder = tmp_path / ("a" * 32)
+    folder.mkdir()
+    (folder / "1.dcm").write_bytes(bytes(100_000))
+    assert not clear_images(folder, JobState.DELIVERED, full_disk / "kept")
+    assert (folder / "1.dcm").exists()
+    assert not clear_images(folder, JobState.PARKED, None)
+    assert clear_images(folder, JobState.DISCARDED, full_disk / "kept")
+    assert not folder.exists()
+
+
+def test_the_review_page_leaves_images_whose_draft_is_not_on_its_worklist_yet(tmp_path):
+    from review_site import Site as ReviewSite
+
+    from mla_med.review.settings import ReviewSettings
+
+    page = ReviewSite(tmp_path, ReviewSettings(images=str(tmp_path / "kept")))
+    new, gone = "a" * 32, "b" * 32
+    for folder in (page.drafts / new, tmp_path / "kept" / new, tmp_path / "kept" / gone):
+        folder.mkdir(parents=True)
+    page.desk.clear_images()
+    assert [folder.name for folder in (tmp_path / "kept").iterdir()] == [new]
 
 
 # What cannot be drafted

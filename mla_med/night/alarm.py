@@ -1,7 +1,7 @@
-"""What needs a person -> a POST to the site's webhook, tried again until it is taken.
+"""What needs a person -> a POST to the site's webhook and an e-mail, tried again until they are taken.
 
-JSON with counts and job ids; a chat, a pager or an e-mail gateway makes of it what it likes. Knows the
-night's account and nothing of patients. Its address may hold a secret and is never logged.
+JSON with counts and job ids; a chat or a pager makes of it what it likes. Knows the night's account and
+nothing of patients. A webhook's address may hold a secret and is never logged.
 """
 
 from __future__ import annotations
@@ -15,12 +15,21 @@ import requests
 
 from mla_med.logs import log
 from mla_med.night.audit import Audit
+from mla_med.night.mail import send_mail
+from mla_med.night.settings import NightSettings
 
 TRIES = 5
 FIRST_WAIT_S = 1.0
 TIMEOUT_S = 10.0
 MAX_JOBS = 50
 """Named in one message; the audit report has them all."""
+
+
+def tell_people(night: NightSettings, message: dict[str, Any]) -> bool:
+    """Everywhere the settings name; False where somebody did not take it."""
+    told = [send_alarm(night.webhook_url, message)] if night.webhook_url else []
+    told += [send_mail(night, message)] if night.mail_host else []
+    return all(told)
 
 
 def alarm_of(audit: Audit) -> dict[str, Any] | None:

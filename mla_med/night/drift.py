@@ -28,7 +28,7 @@ from mla_med.errors import PacsError
 from mla_med.files import write_text
 from mla_med.ledger.nouns import JobState, Kind
 from mla_med.logs import log
-from mla_med.night.alarm import send_alarm
+from mla_med.night.alarm import tell_people
 from mla_med.night.loop import Call, Site, open_site
 from mla_med.night.work import Draw, Drawer, Worker
 from mla_med.pacs.deliver import deliver_due
@@ -97,9 +97,9 @@ def drift(
             file.write(json.dumps(row) + "\n")
         for code in found.alarms:
             log("drift", level="error", code=code)
-        if found.alarms and site.night.webhook_url:
+        if found.alarms:
             words = f"mla_med, {site.pacs.name}: QA phantoms are read otherwise: {', '.join(found.alarms)}."
-            send_alarm(site.night.webhook_url, {"text": words, "now": asdict(now), "was": asdict(baseline)})
+            tell_people(site.night, {"text": words, "now": asdict(now), "was": asdict(baseline)})
         return found
 
 

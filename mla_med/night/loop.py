@@ -10,7 +10,6 @@ Knows neither Prefect nor Dask: who runs it says how a job id is handed to a wor
 from __future__ import annotations
 
 import queue
-import shutil
 import threading
 import time
 import uuid
@@ -30,6 +29,7 @@ from mla_med.night.claims import Claims
 from mla_med.night.settings import NightSettings, read_night
 from mla_med.night.work import Drafted
 from mla_med.pacs.deliver import deliver_due
+from mla_med.pacs.inbox import clear_images, review_folder
 from mla_med.pacs.peer import Peer
 from mla_med.pacs.pull import folder_of, pull_due
 from mla_med.pacs.run import make_peer, open_ledger
@@ -44,6 +44,8 @@ FIRST_WAIT_S, MAX_WAIT_S = 30.0, 900.0
 """Of a PACS that does not answer queries, doubled each time; as the ledger does for deliveries."""
 TRIES = 3
 """Of a study whose worker died or whose reader was too slow, in one night."""
+ELSEWHERE_S = 15.0
+"""Between two looks at studies that another machine has claimed: it may be lost, and its claim ends."""
 _TICK_S = 0.5
 
 
@@ -69,6 +71,8 @@ class Site:
     book: Ledger
     peer: Peer
     claims: Claims
+    kept: Path | None = None
+    """Where images of delivered drafts stay for the review page; None: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,8 @@ def open_site(settings_file: Path, clock: Callable[[], float] = time.time) -> It
     book.clock = clock
     claims = Claims.open(pacs.ledger_url, clock)
     try:
-        yield Site(pacs, night, book, make_peer(pacs, read_credentials(pacs)), claims)
+        peer = make_peer(pacs, read_credentials(pacs))
+        yield Site(pacs, night, book, peer, claims, review_folder(settings_file))
     finally:
         claims.close()
         book.close()
@@ -151,6 +156,7 @@ class _Shift:
         self.until_s = self.began_s + 3600 * self.site.night.window_h
         self.news: queue.Queue[tuple[str, Any]] = queue.Queue()
         self.uncleared: list[str] = []
+        self.passed: list[str] = []
         self.room = threading.Semaphore(self.slots + PREFETCH)
         self.committed = threading.Event()
         self.drafting_over = threading.Event()
@@ -239,7 +245,12 @@ class _Shift:
                 if job_id not in under_work:
                     under_work.add(job_id)
                     self._hand_out(job_id)
-            if not under_work and (self._over() or (not ready and pulling.done() and self.news.empty())):
+            is_idle = not (under_work or ready) and pulling.done() and self.news.empty()
+            if is_idle and not self._over():
+                ready.extend(self._elsewhere())
+                if ready:
+                    continue
+            if is_idle or (self._over() and not under_work):
                 return
             try:
                 job_id, handed = self.news.get(timeout=_TICK_S)
@@ -255,6 +266,7 @@ class _Shift:
                 if not self._ended(handed.result()):
                     ready.append(job_id)
                 elif job_id in offered:
+                    offered.remove(job_id)
                     self.room.release()
 
     def _left_over(self) -> list[str]:
@@ -276,11 +288,31 @@ class _Shift:
             standing = {s.job_id for s in self.site.claims.standing("FAILED")}
             if drafted.job_id not in standing and not self._over():
                 return False
+        elif drafted.state == "passed" and not drafted.codes:
+            self.passed.append(drafted.job_id)  # is it done there, or only claimed?
+            return True
+        self._count(drafted)
+        return True
+
+    def _count(self, drafted: Drafted) -> None:
         self.drafts[drafted.state] += 1
         self.done(drafted)
         self.uncleared.append(drafted.job_id)
         self.committed.set()
-        return True
+
+    def _elsewhere(self) -> list[str]:
+        """Of the studies that others had claimed, those that are still not drafted: they are tried again, and
+        the night waits a while before."""
+        ready = set(self._left_over())
+        waiting = [job_id for job_id in self.passed if job_id in ready]
+        for job_id in self.passed:
+            if job_id not in ready:
+                self._count(Drafted(job_id, "passed"))
+        self.passed.clear()
+        if waiting:
+            self._pause(ELSEWHERE_S)
+            self.tries.subtract(waiting)
+        return waiting
 
     # Out
 
@@ -321,18 +353,15 @@ class _Shift:
         return sum(depths.get((self.site.pacs.name, state), 0) for state in ("PENDING", "SENDING"))
 
     def _clear_inbox(self) -> None:
-        """Of their images, studies of this night that are over. Until then they are there: what is parked
-        may be drafted again."""
+        """Of their images, studies of this night that are over."""
         if self.site.night.keep_images:
             return
-        over = (JobState.DELIVERED, JobState.SUPERSEDED, JobState.DISCARDED)
         for job_id in list(self.uncleared):
             try:
-                is_over = self.site.book.job(job_id).state in over
+                state = self.site.book.job(job_id).state
             except LedgerError:
                 continue  # a folder of another ledger
-            if is_over:
-                shutil.rmtree(folder_of(self.site.pacs, job_id), ignore_errors=True)
+            if clear_images(folder_of(self.site.pacs, job_id), state, self.site.kept):
                 self.uncleared.remove(job_id)
 
     def _sweep(self) -> None:

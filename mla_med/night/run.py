@@ -1,19 +1,21 @@
-"""A settings file -> a whole night: workers started, the loop run, the account written, the alarm sent."""
+"""A settings file -> a whole night: workers started, the loop run, the account written, people told."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mla_med.dicom.apart import ReaderProcess
 from mla_med.ledger.nouns import Job, JobState
-from mla_med.night.alarm import alarm_of, send_alarm
+from mla_med.night.alarm import alarm_of, tell_people
 from mla_med.night.audit import Audit, audit_night, write_audit
+from mla_med.night.cluster import Cluster
 from mla_med.night.loop import Site, Submit, Tell, by_threads, open_site, run_night
 from mla_med.night.metrics import NightMetrics
 from mla_med.night.pool import Pool
+from mla_med.night.settings import NightSettings
 from mla_med.night.work import Drafted, release
 
 
@@ -33,16 +35,21 @@ def whole_night(
     done: Callable[[Drafted], None] = lambda drafted: None,
     metrics: NightMetrics | None = None,
 ) -> Account:
-    """With this machine's workers. `hold`: other than the settings say."""
+    """With this machine's workers, or those of the cluster. `hold`: other than the settings say."""
     with open_site(settings_file) as site:
         if hold is not None:
             site = replace(site, night=replace(site.night, hold=hold))
-        night = site.night
         with (
-            Pool(settings_file, night.workers, night.ahead, night.hold) as pool,
-            by_threads(pool.draft, pool.slots) as submit,
+            workers_of(settings_file, site.night) as workers,
+            by_threads(workers.draft, workers.slots) as submit,
         ):
-            return night_with(site, submit, pool.slots, stop=stop, tell=tell, done=done, metrics=metrics)
+            return night_with(site, submit, workers.slots, stop=stop, tell=tell, done=done, metrics=metrics)
+
+
+def workers_of(settings_file: Path, night: NightSettings) -> Pool | Cluster:
+    if night.dask:
+        return Cluster(night.dask, settings_file, night.hold)
+    return Pool(settings_file, night.workers, night.ahead, night.hold)
 
 
 def night_with(
@@ -80,13 +87,13 @@ def night_with(
     audit = audit_night(site, night)
     folder = write_audit(audit, Path(site.night.records))
     message = alarm_of(audit)
-    if message and site.night.webhook_url:
-        send_alarm(site.night.webhook_url, message)
+    if message:
+        tell_people(site.night, message)
     return Account(audit, folder)
 
 
-def release_all(site: Site) -> list[Job]:
-    """Every held draft goes out, but of what grew meanwhile or was discarded."""
-    held = [one.job_id for one in site.claims.standing("HELD")]
+def release_all(site: Site, among: Collection[str] | None = None) -> list[Job]:
+    """Every held draft goes out, but of what grew meanwhile or was discarded. `among`: of these alone."""
+    held = [one.job_id for one in site.claims.standing("HELD") if among is None or one.job_id in among]
     ready = [job_id for job_id in held if site.book.job(job_id).state is JobState.READY]
     return [release(site.book, site.claims, site.pacs, site.night, job_id) for job_id in ready]

@@ -44,7 +44,7 @@ FIRST_WAIT_S, MAX_WAIT_S = 30.0, 900.0
 """Of a PACS that does not answer queries, doubled each time; as the ledger does for deliveries."""
 TRIES = 3
 """Of a study whose worker died or whose reader was too slow, in one night."""
-ELSEWHERE_S = 15.0
+ELSEWHERE_S = 5.0
 """Between two looks at studies that another machine has claimed: it may be lost, and its claim ends."""
 _TICK_S = 0.5
 

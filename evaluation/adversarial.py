@@ -101,7 +101,7 @@ class Verdict:
 
 
 Bend = Callable[[Tensor, Tensor], Tensor]
-"""Logits (B, V), and which tokens are in any wording of a row's slots -> what an adversary makes of them."""
+"""Logits (N, V), and which tokens are in any wording of any text -> what an adversary makes of them."""
 
 
 def adversaries(tokenizer: PreTrainedTokenizerFast, generator: torch.Generator) -> dict[str, Bend]:
@@ -109,17 +109,17 @@ def adversaries(tokenizer: PreTrainedTokenizerFast, generator: torch.Generator) 
     words = [w for some in WANTED.values() for word in some for w in (word, " " + word, word.capitalize())]
     wanted = sorted({token for word in words for token in tokenizer(word)["input_ids"]})
 
-    def noise(logits: Tensor, legal_BV: Tensor) -> Tensor:
+    def noise(logits: Tensor, legal_NV: Tensor) -> Tensor:
         return 100 * torch.randn(logits.shape, generator=generator)
 
-    def want(logits: Tensor, legal_BV: Tensor) -> Tensor:
+    def want(logits: Tensor, legal_NV: Tensor) -> Tensor:
         return logits.index_fill(-1, torch.tensor(wanted), 100.0)
 
-    def starve(logits: Tensor, legal_BV: Tensor) -> Tensor:
+    def starve(logits: Tensor, legal_NV: Tensor) -> Tensor:
         """Every token of every legal wording is impossible."""
-        return logits.masked_fill(legal_BV, -torch.inf)
+        return logits.masked_fill(legal_NV, -torch.inf)
 
-    def break_(logits: Tensor, legal_BV: Tensor) -> Tensor:
+    def break_(logits: Tensor, legal_NV: Tensor) -> Tensor:
         bent, dice = logits.clone(), torch.rand(logits.shape, generator=generator)
         bent[dice < 0.3] = torch.nan
         bent[dice > 0.7] = torch.inf
@@ -127,12 +127,12 @@ def adversaries(tokenizer: PreTrainedTokenizerFast, generator: torch.Generator) 
         return bent
 
     return {
-        "none, its own weights": lambda logits, legal_BV: logits,
+        "none, its own weights": lambda logits, legal_NV: logits,
         "noise": noise,
         "forbidden words": want,
         "legal words impossible": starve,
-        "ends at once": lambda logits, legal_BV: logits.index_fill(-1, torch.tensor([end]), 1e4),
-        "never ends": lambda logits, legal_BV: logits.index_fill(-1, torch.tensor([end]), -torch.inf),
+        "ends at once": lambda logits, legal_NV: logits.index_fill(-1, torch.tensor([end]), 1e4),
+        "never ends": lambda logits, legal_NV: logits.index_fill(-1, torch.tensor([end]), -torch.inf),
         "not a number": break_,
     }
 
@@ -214,18 +214,19 @@ def write_cases(model: MLAModel, cases: Sequence[Case], bend: Bend, beams: int) 
 
 
 def _legal_of(model: MLAModel, slots: Sequence[Sequence[Sequence[str]]]) -> Tensor:
-    legal_BV = torch.zeros(len(slots), model.config.vocab_size, dtype=torch.bool)
-    for row, some in enumerate(slots):
-        ids = model.tokenizer([text for texts in some for text in texts])["input_ids"]
-        legal_BV[row, [token for path in ids for token in path]] = True
-    return legal_BV
+    ids = model.tokenizer([text for some in slots for texts in some for text in texts])["input_ids"]
+    legal_V = torch.zeros(model.config.vocab_size, dtype=torch.bool)
+    legal_V[[token for path in ids for token in path]] = True
+    return legal_V
 
 
 @contextmanager
-def _bent(model: MLAModel, bend: Bend, legal_BV: Tensor) -> Iterator[None]:
+def _bent(model: MLAModel, bend: Bend, legal_V: Tensor) -> Iterator[None]:
+    """Whatever is asked of the decoder, one place of each text of a batch or many places of some."""
+
     def hook(module, args, logits: Tensor) -> Tensor:
-        rows_BV = legal_BV.repeat_interleave(len(logits) // len(legal_BV), 0)
-        return torch.stack([bend(at, rows_BV) for at in logits.unbind(1)], 1)
+        rows_NV = logits.flatten(0, -2)
+        return bend(rows_NV, legal_V.expand_as(rows_NV)).view_as(logits)
 
     handle = model.get_output_embeddings().register_forward_hook(hook)
     try:

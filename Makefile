@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# processes that run tests; 0: one, in which a debugger can stop
+WORKERS ?= 2
 VENV := .venv
 PY := $(VENV)/bin/python
 SITE := $(VENV)/lib/python*/site-packages
@@ -28,7 +30,7 @@ demo-train: $(VENV)/.has-all ## make a corpus, train, draft and score, as Prefec
 	$(VENV)/bin/mla-med demo --train $(ARGS)
 
 test: $(VENV)/.has-dev system-packages lint ## lint, then every test
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.has-dev ## ruff, the import floors, mypy
 	$(VENV)/bin/ruff check .

@@ -15,7 +15,6 @@ what a batch of reports gains there, side by side has gained already within one 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +30,8 @@ from transformers import LogitsProcessorList
 from evaluation.exported import patients_of
 from evaluation.selection import processor
 from evaluation.targets import Spread, Target, targets_table
+from evaluation.telling import tell
 from mla_med.errors import MlaMedError
-from mla_med.files import write_text
 from mla_med.imaging.grid import Preprocessing
 from mla_med.looking import find, see
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
@@ -294,14 +293,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
-    words = to_markdown(rows, targets, facts)
-    print(words)
-    if given.out is not None:
-        given.out.mkdir(parents=True, exist_ok=True)
-        values = {"facts": facts, "rows": [asdict(row) for row in rows]}
-        values["targets"] = [asdict(target) | {"met": target.met} for target in targets]
-        write_text(given.out / "decoding.json", json.dumps(values, indent=1) + "\n")
-        write_text(given.out / "decoding.md", words)
+    values = {"facts": facts, "rows": [asdict(row) for row in rows]}
+    values["targets"] = [asdict(target) | {"met": target.met} for target in targets]
+    tell("decoding", to_markdown(rows, targets, facts), values, given.out)
     return 0
 
 

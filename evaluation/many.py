@@ -12,7 +12,6 @@ the last quarter of all studies by that of the second: the first fills caches.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -28,11 +27,11 @@ from evaluation.bar import bar_of
 from evaluation.selection import processor
 from evaluation.speed import SEED, write_phantom
 from evaluation.targets import Spread, Target, targets_table
+from evaluation.telling import tell
 from mla_med.dicom.apart import ReaderProcess
 from mla_med.dicom.study import read_studies
 from mla_med.drafting import draft_studies
 from mla_med.errors import ConfigError, MlaMedError
-from mla_med.files import write_text
 
 FLAT = 1.05
 """At most, the memory at the end by that at a quarter."""
@@ -144,13 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
-    words = to_markdown(passes, facts)
-    print(words)
-    if given.out is not None:
-        given.out.mkdir(parents=True, exist_ok=True)
-        values = {"facts": facts, "passes": [asdict(one) for one in passes]}
-        write_text(given.out / "many.json", json.dumps(values, indent=1) + "\n")
-        write_text(given.out / "many.md", words)
+    values = {"facts": facts, "passes": [asdict(one) for one in passes]}
+    tell("many", to_markdown(passes, facts), values, given.out)
     return 0
 
 

@@ -27,8 +27,8 @@ from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from evaluation.telling import tell
 from mla_med.errors import ConfigError, MlaMedError
-from mla_med.files import write_text
 
 SEED = 3_998_000_002
 """Of a cohort that nobody trains on."""
@@ -259,12 +259,8 @@ def main() -> None:
             print("\n" + json.dumps(asdict(row)))
             return
         rows = run(given.studies, given.only.split(","), given.checkpoint)
-        text = to_markdown(rows, len(os.sched_getaffinity(0)))
-        print(text)
-        if given.out:
-            given.out.mkdir(parents=True, exist_ok=True)
-            write_text(given.out / "night.md", text)
-            write_text(given.out / "night.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        words = to_markdown(rows, len(os.sched_getaffinity(0)))
+        tell("night", words, [asdict(row) for row in rows], given.out)
     except MlaMedError as error:
         sys.exit(f"{error.code}: {error}")
 

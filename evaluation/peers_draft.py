@@ -19,7 +19,6 @@ lowest and highest. What is not installed is said to be missing. `--out` gets pe
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from evaluation.linter import random_findings
 from evaluation.selection import processor
 from evaluation.speed import write_phantom
 from evaluation.targets import Spread, Target, targets_table
+from evaluation.telling import tell
 from evaluation.text import text_scores
 from mla_med.dicom.select import choose_series
 from mla_med.dicom.study import read_study
@@ -47,7 +47,6 @@ from mla_med.dicom.volume import read_volume
 from mla_med.documents.write import write_draft
 from mla_med.drafting import draft_study, with_context
 from mla_med.errors import MlaMedError
-from mla_med.files import write_text
 from mla_med.imaging import fused
 from mla_med.imaging.grid import Preprocessing
 from mla_med.imaging.transforms import to_tensor
@@ -421,12 +420,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
-    words = to_markdown(rows, facts)
-    print(words)
-    given.out.mkdir(parents=True, exist_ok=True)
-    write_text(given.out / "peers.md", words)
     values = {"facts": facts, "rows": [asdict(row) for row in rows]}
-    write_text(given.out / "peers.json", json.dumps(values, indent=1) + "\n")
+    tell("peers", to_markdown(rows, facts), values, given.out)
     draw(rows, given.out / "peers.png")
     return 0
 

@@ -15,7 +15,6 @@ whole model with as many channels at zero as the first pruned one lacks: a mask 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -31,8 +30,8 @@ from torch import nn
 from evaluation.exported import Patient, Said, draft_of, patients_of, said_by
 from evaluation.selection import processor
 from evaluation.targets import Spread, Target, targets_table
+from evaluation.telling import tell
 from mla_med.errors import ConfigError, MlaMedError
-from mla_med.files import write_text
 from mla_med.imaging.grid import Preprocessing
 from mla_med.looking import see
 from mla_med.model import CHECKPOINTS
@@ -219,13 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
-    words = to_markdown(rows, facts)
-    print(words)
-    given.out.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = {"facts": facts | {"masked_encoder": asdict(facts["masked_encoder"])}}
     values |= {"rows": [asdict(row) for row in rows]}
-    write_text(given.out / "pruning.json", json.dumps(values, indent=1) + "\n")
-    write_text(given.out / "pruning.md", words)
+    tell("pruning", to_markdown(rows, facts), values, given.out)
     return 0
 
 

@@ -20,7 +20,6 @@ refusal.png.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import tempfile
@@ -37,6 +36,7 @@ import torch
 
 from evaluation.bar import bar_of
 from evaluation.decoys import auc
+from evaluation.telling import tell
 from mla_med.corpus import place
 from mla_med.dicom.study import read_studies
 from mla_med.dicom.volume import read_volume
@@ -421,22 +421,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
     found = areas(scored)
-    words = to_markdown(judged, found, facts)
-    print(words)
     values = {"facts": facts, "areas": found, "judged": [asdict(j) for j in judged]}
-    values["scored"] = [asdict(s) | _finite(s) for s in scored]
-    write_text(given.out / "refusal.md", words)
-    write_text(given.out / "refusal.json", json.dumps(values, indent=1) + "\n")
+    values["scored"] = [asdict(s) for s in scored]
+    tell("refusal", to_markdown(judged, found, facts), values, given.out)
     if scored:
         draw(scored, given.out / "refusal.png")
     print(f"{given.out} written after {time.perf_counter() - began:.0f} s")
     return 0
-
-
-def _finite(one: Scored) -> dict[str, float | None]:
-    """JSON knows no infinity."""
-    values = {"distance": one.distance, "gate": one.gate}
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,7 +16,6 @@ size, of findings that have one. `--out` gets selection.json, selection.md and s
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import platform
 import sys
@@ -34,9 +33,9 @@ from evaluation.bar import bar_of
 from evaluation.phantom_measures import LEAST_MM, Counts
 from evaluation.seen import Progress
 from evaluation.statistics import RESAMPLES, Resamples, draw_resamples, estimate
+from evaluation.telling import tell
 from mla_med.corpus import SPLITS, Example, load_channels, read_about, read_examples
 from mla_med.errors import ConfigError, MlaMedError
-from mla_med.files import write_text
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
 from mla_med.model.config import ModalConfig
@@ -360,12 +359,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
-    words = to_markdown(rows, numbers, facts)
-    print(words)
-    given.out.mkdir(parents=True, exist_ok=True)
-    write_text(given.out / "selection.md", words)
     values = {"facts": facts, "sizes_mm": [low for low, _ in SIZES_MM], "rows": [asdict(row) for row in rows]}
-    write_text(given.out / "selection.json", json.dumps(values, indent=1).replace("NaN", "null") + "\n")
+    tell("selection", to_markdown(rows, numbers, facts), values, given.out)
     draw(rows, given.out / "selection.png")
     return 0
 

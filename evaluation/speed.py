@@ -11,7 +11,6 @@ largest resident set of this process (getrusage), which is why one that drew the
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import resource
 import sys
@@ -28,10 +27,10 @@ import torch
 
 from evaluation.bar import bar_of
 from evaluation.selection import processor
+from evaluation.telling import tell
 from mla_med.dicom.study import read_studies
 from mla_med.drafting import draft_one
 from mla_med.errors import ConfigError, MlaMedError
-from mla_med.files import write_text
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
 
 SEED = 3_998_000_001
@@ -164,13 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
-    words = to_markdown(runs, facts)
-    print(words)
-    if given.out is not None:
-        given.out.mkdir(parents=True, exist_ok=True)
-        values = {"facts": facts, "runs": [asdict(one) for one in runs]}
-        write_text(given.out / "speed.json", json.dumps(values, indent=1) + "\n")
-        write_text(given.out / "speed.md", words)
+    values = {"facts": facts, "runs": [asdict(one) for one in runs]}
+    tell("speed", to_markdown(runs, facts), values, given.out)
     return 1 if facts["reasons"] else 0
 
 

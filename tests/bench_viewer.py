@@ -11,19 +11,15 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-import uvicorn
 from dicom_series import write_series
-from orthanc import free_port
 from playwright.sync_api import sync_playwright
-from review_site import PASSWORD, Site
+from review_site import PASSWORD, Site, served
 
 from mla_med.dicom.study import read_study
 from mla_med.dicom.volume import read_volume
@@ -55,17 +51,8 @@ def main() -> None:
     try:
         site = Site(folder)
         job = add(site, folder / "study")
-        port = free_port()
-        server = uvicorn.Server(uvicorn.Config(site.app, port=port, log_level="error"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            time.sleep(0.02)
-        try:
-            measure(f"http://127.0.0.1:{port}", job)
-        finally:
-            server.should_exit = True
-            thread.join(30)
+        with served(site) as url:
+            measure(url, job)
     finally:
         shutil.rmtree(folder)
 

@@ -3,14 +3,20 @@ PACS, no model."""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import phantom_drafts
+import uvicorn
 from fastapi import FastAPI
 from ledgers import default_kind, new_ledger_url
+from orthanc import free_port
 from pydicom import dcmread
 from starlette.testclient import TestClient
 
@@ -155,3 +161,19 @@ class Client(TestClient):
     def press(self, path: str, **fields):
         """As htmx does."""
         return self.post(path, data=fields, headers={"X-CSRF-Token": self.csrf, "HX-Request": "true"})
+
+
+@contextmanager
+def served(site: Site) -> Iterator[str]:
+    """The page behind a real server on loopback; its address."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(site.app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)

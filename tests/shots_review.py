@@ -11,20 +11,15 @@ import json
 import shutil
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-import uvicorn
-from orthanc import free_port
 from playwright.sync_api import Browser, Page, sync_playwright
-from review_site import PASSWORD, Site
+from review_site import PASSWORD, Site, served
 
 from mla_med.demo import DEMO_SEED
 from mla_med.dicom.study import read_study
@@ -151,21 +146,6 @@ def history(site: Site) -> None:
         )
         site.store.sent(made, "")
     site.clock.now = now
-
-
-@contextmanager
-def served(site: Site) -> Iterator[str]:
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(site.app, port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
 
 
 def take(browser: Browser, url: str, jobs: dict[str, str], out: Path) -> None:

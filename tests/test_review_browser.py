@@ -8,21 +8,17 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
-from orthanc import free_port
 from phantoms import patient
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from review_site import PASSWORD, Site
+from review_site import PASSWORD, Site, served
 
 from mla_med.dicom.study import read_study
 from mla_med.dicom.volume import describe, read_volume
@@ -147,18 +143,11 @@ def world(running, phantom_study, tmp_path_factory) -> Iterator[World]:
     (series,) = (s for s in read_study(study).series if len(s.instances) > 20)
     volume = describe(read_volume(series))
     site = Site(tmp_path_factory.mktemp("site"))
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(site.app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
     peer = WebPeer(PacsSettings(dicomweb_url=running.dicomweb_url, timeout_s=20.0), Credentials())
-    made = World(site, f"http://127.0.0.1:{port}", peer, volume)
-    made.job = made.add(study)
-    yield made
-    server.should_exit = True
-    thread.join(20)
+    with served(site) as url:
+        made = World(site, url, peer, volume)
+        made.job = made.add(study)
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,16 @@ import json
 import os
 import sys
 import warnings
-from importlib import import_module
 from pathlib import Path
-from threading import Thread
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from mla_med import cli_adapt, cli_model, cli_night, cli_pacs, cli_review
-from mla_med.errors import ConfigError, MlaMedError, OutputError
+from mla_med import cli_adapt, cli_draft, cli_model, cli_night, cli_pacs, cli_phantom, cli_review
+from mla_med.cli_draft import Source
+from mla_med.console import Out, err, out, print_files
+from mla_med.errors import MlaMedError, OutputError
 
 app = typer.Typer(
     name="mla-med",
@@ -37,19 +36,10 @@ app.add_typer(cli_review.review, name="review")
 app.command()(cli_adapt.adapt)
 app.command(context_settings=cli_adapt.PASSED_ON, add_help_option=False)(cli_adapt.corpus)
 app.command()(cli_adapt.annotate_next)
+app.command()(cli_draft.draft)
 app.command()(cli_model.export)
 app.command()(cli_model.prune)
-out = Console(highlight=False, soft_wrap=True, markup=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-
-Source = Annotated[
-    Path,
-    typer.Argument(help="A folder of any depth, a DICOMDIR, a ZIP archive, a DICOM file or a NIfTI file."),
-]
-Out = Annotated[Path, typer.Option("--out", help="Folder for the results; made if missing.")]
-Checkpoint = Annotated[
-    Path | None, typer.Option("--checkpoint", help="A checkpoint folder; the packaged one by default.")
-]
+app.add_typer(cli_phantom.phantoms, name="phantom")
 
 
 def main() -> None:
@@ -119,104 +109,6 @@ def inspect(
 
 
 @app.command()
-def draft(
-    path: Source,
-    to: Out,
-    checkpoint: Checkpoint = None,
-    age: Annotated[
-        float | None, typer.Option(min=0, max=130, help="Years, where the header does not say.")
-    ] = None,
-    sex: Annotated[str | None, typer.Option(help="F, M or O, where the header does not say.")] = None,
-    indication: Annotated[
-        str, typer.Option(help="Why it was asked for, where the header does not say.")
-    ] = "",
-    prior: Annotated[
-        Path | None,
-        typer.Option(
-            help="An earlier study of the same patient, or its draft.json with the draft.dcm beside it: "
-            "changes are measured and stated."
-        ),
-    ] = None,
-    faithfulness: Annotated[
-        bool,
-        typer.Option(
-            "--faithfulness", help="Mask what each finding cites and ask again; takes seconds more."
-        ),
-    ] = False,
-    language: Annotated[str, typer.Option(help="Of the report: en or zh.")] = "en",
-    style: Annotated[str, typer.Option(help="Of the report: prose, itemised, terse, template.")] = "prose",
-    formats: Annotated[
-        str,
-        typer.Option(
-            "--format", help="sr, sr3d, pdf, kos, seg, pm, fhir, hl7, txt, html, json; with commas."
-        ),
-    ] = "sr,txt,html,json",
-    backend: Annotated[
-        str,
-        typer.Option(
-            help="torch, onnx or openvino. The last two start in seconds, and want as --checkpoint what "
-            "mla-med export wrote."
-        ),
-    ] = "torch",
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Say how long each stage took; profile.html beside the draft.")
-    ] = False,
-) -> None:
-    """Draft a report of a study, or refuse with a reason: draft.json, .txt, .html and .dcm (SR). Of several
-    studies each goes into a folder of its own, and one that fails stops none."""
-    from mla_med.dicom.apart import ReaderProcess
-    from mla_med.dicom.study import read_studies
-    from mla_med.imaging.nifti import is_nifti
-
-    with err.status("reading the headers, loading the model") as status, ReaderProcess() as reader:
-        pending = None if is_nifti(path) else reader.start(read_studies, path)
-        from mla_med.documents.profile import Profile
-        from mla_med.documents.text import draft_to_text
-        from mla_med.documents.write import parse_formats
-        from mla_med.drafting import (
-            Options,
-            draft_nifti,
-            draft_one,
-            draft_studies,
-            packaged,
-            packaged_for,
-            with_context,
-        )
-        from mla_med.report.style import load_style
-        from mla_med.types import ClinicalContext
-
-        stages = Profile(also=status.update)
-        stages("reading the headers")
-        studies = () if pending is None else pending.result()
-        known = ClinicalContext(age, _sex(sex), indication)
-        studies = tuple(with_context(study, known) for study in studies)
-        whole = [study for study in studies if study.study_uid]
-        earlier = None if prior is None else _prior(prior, whole, reader.call)
-        wanted = parse_formats(formats)
-        if {"sr", "sr3d"} & set(wanted):
-            # a second of imports, while another process reads and this one would wait
-            Thread(target=import_module, args=("mla_med.documents.sr",), daemon=True).start()
-        options = Options(faithfulness, earlier, load_style(style, language), wanted)
-        stages("loading the model")
-        loaded = _load(checkpoint, backend)
-        model = loaded or packaged_for
-        if pending is None:
-            model = loaded or packaged("chest_ct")
-            made, files = draft_nifti(path, known, to, model, stages, reader.call, options)
-        elif len(whole) == 1:
-            made, files = draft_one(studies, to, model, stages, reader.call, options)
-        else:
-            _draft_many(draft_studies(studies, to, model, stages, reader.call, options), to)
-            if profile:
-                _print_profile(stages.end(), to)
-            return
-    out.print(draft_to_text(made))
-    _print_files(files)
-    if profile:
-        _print_profile(stages.end(), to)
-
-
-@app.command()
 def deidentify(
     source: Annotated[Path, typer.Argument(help="A folder, file or ZIP archive of DICOM images.")],
     to: Out,
@@ -236,12 +128,13 @@ def deidentify(
 ) -> None:
     """Copy CT and MR images without identity, for research. Refuses what may show text in its pixels."""
     from mla_med.dicom.deidentify import deidentify_study
+    from mla_med.secret import read_secret
 
     with err.status("removing identity") as status:
         result = deidentify_study(
             source,
             to,
-            key=_key(key_file),
+            key=read_secret(key_file, make=True),
             keep_dates=keep_dates,
             allow=tuple(allow or ()),
             progress=lambda done, total: status.update(f"removing identity: {done} of {total}"),
@@ -253,115 +146,6 @@ def deidentify(
     )
     if not result.written:
         raise typer.Exit(1)
-
-
-phantoms = typer.Typer(
-    help="People who do not exist: a study as a scanner sends it, a cohort, or a picture of some of them.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(phantoms, name="phantom")
-Examination = Annotated[str, typer.Option(help="chest_ct or brain_mr.")]
-SiteKey = Annotated[str, typer.Option(help="a or b: scanner, dose, prevalence, style and language.")]
-
-
-@phantoms.command()
-def study(
-    seed: Annotated[int, typer.Argument(min=0, help="Which patient; the same seed gives the same bytes.")],
-    to: Out,
-    examination: Examination = "chest_ct",
-    site: SiteKey = "a",
-    finding: Annotated[
-        list[str] | None,
-        typer.Option(help="A finding to plant, again for each; otherwise the history chooses."),
-    ] = None,
-    prior: Annotated[
-        bool, typer.Option("--prior", help="With an earlier study of the same patient, and its report.")
-    ] = False,
-    maker: Annotated[str | None, typer.Option(help="Whose scanner, instead of the site's.")] = None,
-    matrix: Annotated[int, typer.Option(min=64, max=512, help="Rows and columns of a CT.")] = 512,
-) -> None:
-    """Make one study as the scanner of a site sends it: every series, request, report and truth."""
-    _use_one_thread()
-    from mla_med.files import write_text
-    from mla_med.phantom.cohort import record_of, report_of
-    from mla_med.phantom.examine import check_codes, examine
-    from mla_med.phantom.scanning import write_dicom
-    from mla_med.phantom.sites import site_of
-    from mla_med.report.render import report_text
-    from mla_med.report.style import load_style
-
-    chosen = site_of(site)
-    codes = check_codes(finding, examination)
-    with err.status("making the patient") as status:
-        examined = examine(seed, examination, chosen, prior_share=float(prior), codes=codes)
-        status.update("scanning")
-        images = write_dicom(examined, to / examined.id, maker, matrix)
-    text = report_text(report_of(examined), load_style(chosen.style, chosen.language))
-    write_text(to / f"{examined.id}.txt", text + "\n")
-    record = record_of(examined, {"dicom": examined.id} | images)
-    write_text(to / f"{examined.id}.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
-    out.print(text)
-    _print_files(to / f"{examined.id}{ending}" for ending in ("", ".txt", ".json"))
-
-
-@phantoms.command()
-def cohort(
-    to: Out,
-    n: Annotated[int, typer.Option("--n", min=1, help="Patients.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Cohorts of two seeds share no patient.")] = 7,
-    examination: Examination = "chest_ct",
-    site: SiteKey = "a",
-    form: Annotated[
-        str, typer.Option(help="arrays (on the training grid) or dicom (full series).")
-    ] = "arrays",
-    prior_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Of how many patients there is an earlier study.")
-    ] = 0.25,
-    style: Annotated[str, typer.Option(help="Of the reports, instead of the site's.")] = "",
-    language: Annotated[str, typer.Option(help="Of the reports, instead of the site's.")] = "",
-    matrix: Annotated[int, typer.Option(min=64, max=512, help="Rows and columns of a CT in DICOM.")] = 512,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
-) -> None:
-    """Make many patients with images, truth and report: the same bytes from the same seed. Stopped, it goes
-    on where it was."""
-    from mla_med.phantom.cohort import CohortConfig, make_cohort
-
-    config = CohortConfig(
-        n=n,
-        seed=seed,
-        examination=examination,
-        site=site,
-        form=form,
-        prior_share=prior_share,
-        style=style,
-        language=language,
-        matrix=matrix,
-        workers=workers,
-    )
-    with _bar() as bar:
-        task = bar.add_task("patients", total=n)
-        made = make_cohort(config, to, lambda done, total: bar.update(task, completed=done))
-    _print_files([made / "cohort.json", made / "manifest.jsonl"])
-
-
-@phantoms.command()
-def sheet(
-    to: Annotated[Path, typer.Option("--out", help="A PNG file.")],
-    n: Annotated[int, typer.Option("--n", min=1, max=60, help="Patients.")] = 12,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first patient.")] = 7_000_000,
-    examination: Examination = "chest_ct",
-    site: SiteKey = "a",
-) -> None:
-    """Draw patients in three planes, with their findings, into one picture."""
-    _use_one_thread()
-    from mla_med.phantom.sheet import draw_sheet
-    from mla_med.phantom.sites import site_of
-
-    with _bar() as bar:
-        task = bar.add_task("patients", total=n)
-        draw_sheet(range(seed, seed + n), examination, site_of(site), to, lambda: bar.advance(task))
-    _print_files([to])
 
 
 @app.command()
@@ -450,7 +234,7 @@ def evaluate(
             allow=allowed | {"missing"} if allow_missing else allowed,
         )
     out.print(to_markdown(scores), markup=False, highlight=False, soft_wrap=True)
-    _print_files(sorted(to.iterdir()))
+    print_files(sorted(to.iterdir()))
     missed = [words for threshold in thresholds if (words := threshold.missed(scores))]
     for words in missed:
         err.print(f"THRESHOLD: {words}.", markup=False)
@@ -518,108 +302,6 @@ def _print_inspection(inspection) -> None:
         out.print(table)
     for problem in study.problems:
         out.print(f"{problem.code}: {problem.words}", style="dim")
-
-
-def _prior(path: Path, studies, call):
-    """The earlier examination of the one study that is drafted."""
-    from mla_med.comparison import read_prior
-    from mla_med.dicom.study import read_study
-
-    if len(studies) != 1:
-        raise ConfigError(
-            f"--prior belongs to one study in DICOM, and {len(studies)} are given. Draft them one by one.",
-            code="PRIOR_OF_SEVERAL",
-        )
-    return read_prior(path, studies[0], lambda earlier: call(read_study, earlier))
-
-
-def _print_profile(profiled, to: Path) -> None:
-    from mla_med.files import write_text
-
-    out.print(profiled.to_text())
-    write_text(to / "profile.html", profiled.to_html())
-    _print_files([to / "profile.html"])
-
-
-def _load(checkpoint: Path | None, backend: str):
-    """A checkpoint, or what was exported of one; None: whichever packaged one fits."""
-    if backend == "torch":
-        from mla_med.model.checkpoint import load_checkpoint
-
-        return load_checkpoint(checkpoint) if checkpoint else None
-    from mla_med.model.exported import load_exported
-
-    if checkpoint is None:
-        raise ConfigError(
-            f"--backend {backend} runs an exported checkpoint. Make one (mla-med export chest_ct --out DIR), "
-            "and give it as --checkpoint DIR.",
-            code="NOT_EXPORTED",
-        )
-    return load_exported(checkpoint, backend)
-
-
-def _sex(given: str | None):
-    from mla_med.types import Sex
-
-    if given is not None and given.upper() not in tuple(Sex):
-        raise ConfigError(f"--sex is {given!r}; give F, M or O.")
-    return None if given is None else Sex(given.upper())
-
-
-def _draft_many(outcomes, to: Path) -> None:
-    """A line for each study as it ends, and all of them in studies.json. Exit code 1 if any failed."""
-    from mla_med.files import write_text
-
-    rows = []
-    for outcome in outcomes:
-        refused = outcome.draft is not None and outcome.draft.report is None
-        reasons = outcome.draft.gate.reasons if refused else [outcome.reason] if outcome.reason else []
-        codes = ", ".join(reason.code for reason in reasons)
-        state = "failed" if outcome.draft is None else "refused" if refused else "drafted"
-        if codes == "IGNORED":
-            state = "ignored"
-        folder = outcome.files[0].parent.name if outcome.files else ""
-        out.print(f"{state:8} {outcome.study_uid or 'files of no study'}  {codes or folder}")
-        rows.append(
-            {
-                "study_uid": outcome.study_uid,
-                "state": state,
-                "folder": folder,
-                "reasons": [{"code": reason.code, "words": reason.words} for reason in reasons],
-            }
-        )
-    to.mkdir(parents=True, exist_ok=True)
-    write_text(to / "studies.json", json.dumps(rows, indent=1) + "\n")
-    _print_files([to / "studies.json"])
-    if any(row["state"] == "failed" for row in rows):
-        raise typer.Exit(1)
-
-
-def _key(path: Path) -> bytes:
-    """The secret of a de-identification; a new one is readable by its owner alone."""
-    if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(os.urandom(32))
-    return path.read_bytes()
-
-
-def _use_one_thread() -> None:
-    """Before numpy is imported: with more, the last bit of a sum differs, and so do a phantom's bytes."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
-
-
-def _bar():
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=err)
-
-
-def _print_files(files) -> None:
-    for path in files:
-        out.print(str(path))
 
 
 def _keep_libraries_quiet() -> None:

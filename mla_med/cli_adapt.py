@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from mla_med.console import out
 from mla_med.errors import ConfigError, MlaMedError
 
 if TYPE_CHECKING:
     from dapt.judge import Sums
 
 adapting = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-out = Console(highlight=False, soft_wrap=True, markup=False)
 PROTOCOLS = {"zh": "zh"}
 """Of BLEU, by language; the others are cut into words as COCO does."""
 EVERY_S = 5.0

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-out = Console(highlight=False, soft_wrap=True, markup=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+from mla_med.console import err, out
 
 Source = Annotated[Path, typer.Argument(help="A checkpoint folder; chest_ct or brain_mr: the packaged one.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the result; made if missing.")]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from mla_med.cli_pacs import SITE, JobId, LogLevel, SettingsFile, _start_logging
+from mla_med.console import err, out
 from mla_med.errors import ConfigError
 
 night = typer.Typer(
@@ -23,8 +23,6 @@ night = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False, soft_wrap=True, markup=False)
-err = Console(stderr=True, highlight=False, markup=False)
 
 MetricsPort = Annotated[
     int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on 127.0.0.1.")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from mla_med.console import out
 from mla_med.errors import ConfigError, LedgerError, MlaMedError, PacsError
 from mla_med.logs import log
 
@@ -33,7 +33,6 @@ pacs = typer.Typer(
 ledger = typer.Typer(
     help="What became of every study and document.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-out = Console(highlight=False, soft_wrap=True, markup=False)
 
 SettingsFile = Annotated[
     Path, typer.Option("--settings", envvar="MLA_MED_SETTINGS", help="A TOML file with a section 'pacs'.")

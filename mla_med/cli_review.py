@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from mla_med.cli_pacs import SITE, LogLevel, SettingsFile, _start_logging
+from mla_med.console import out
 from mla_med.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ review = typer.Typer(
 )
 user = typer.Typer(help="Who may sign in with a password.", no_args_is_help=True)
 review.add_typer(user, name="user")
-out = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 @review.callback(invoke_without_command=True)

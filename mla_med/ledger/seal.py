@@ -12,11 +12,7 @@ from __future__ import annotations
 
 import hmac
 import os
-import stat
-import tempfile
-from contextlib import suppress
 from hashlib import sha256
-from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -59,37 +55,6 @@ class SiteKey:
                 f"Row {about} does not open with this site key. Is it the key that the ledger was made with?",
                 code="KEY_WRONG",
             ) from None
-
-
-def read_secret(path: Path, *, make: bool = False) -> bytes:
-    """The bytes of a file that its owner alone may read; with `make`, a new one where there is none."""
-    try:
-        if make and not path.exists():
-            _make_secret(path)
-        mode = path.stat().st_mode
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"Cannot read the secret in {path}: {error.strerror}.") from error
-    if stat.S_IMODE(mode) & 0o077:
-        raise ConfigError(
-            f"{path} holds a secret and others may read it: chmod 600 {path}.", code="SECRET_EXPOSED"
-        )
-    return content
-
-
-def _make_secret(path: Path) -> None:
-    """Whole or not at all: of two processes that start at once one makes it, and neither reads half a key."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(os.urandom(32))
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            os.link(draft, path)
-    finally:
-        os.unlink(draft)
 
 
 def _subkey(secret: bytes, purpose: bytes) -> bytes:

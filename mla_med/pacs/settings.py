@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mla_med.errors import ConfigError
-from mla_med.ledger.seal import read_secret
+from mla_med.secret import read_secret
 from mla_med.settings import read_section
 
 PROTOCOLS = ("dicomweb", "dimse")

@@ -112,7 +112,7 @@ def read_review(path: Path) -> ReviewSettings:
 
 
 def read_oidc_secret(settings: ReviewSettings, environment: Mapping[str, str] = os.environ) -> str:
-    from mla_med.ledger.seal import read_secret
+    from mla_med.secret import read_secret
 
     if text := environment.get("MLA_MED_OIDC_SECRET"):
         return text

@@ -15,6 +15,7 @@ pytest.importorskip("argon2", reason="argon2-cffi is not installed (the extra re
 from review_site import Site, made
 
 import mla_med
+from mla_med.dicom import select
 from mla_med.report import reasons
 from mla_med.report.reasons import in_language
 from mla_med.types import Gate, Reason
@@ -77,6 +78,20 @@ def test_values_are_said_in_chinese_and_numbers_stay():
     assert in_language("SIDE", words, "en") == words
 
 
+def test_why_a_series_was_read_is_said_in_chinese():
+    words = "axial, kernel Br40d (soft), 1.5 mm, 95 slices: the only axial CT series."
+    assert in_language("", words, "zh") == "轴位，重建核 Br40d（柔和），1.5 mm，95 层：唯一的轴位 CT 序列。"
+    words = "FLAIR by TI 1800 ms; axial, 5 mm, 24 slices: the thinnest of 3 FLAIR series."
+    assert (
+        in_language("", words, "zh")
+        == "FLAIR（依据：TI 1800 ms）；轴位，5 mm，24 层：3 个 FLAIR 序列中层厚最薄。"
+    )
+    for name, criterion in select.CRITERIA.items():
+        words = f"axial, 1 mm, 9 slices: {criterion.wins} of 3 soft axial CT series."
+        assert "of 3" not in in_language("", words, "zh"), name
+        assert criterion.wins not in in_language("", words, "zh"), name
+
+
 def test_words_that_are_not_known_stand_behind_what_their_code_means():
     assert in_language("MISSING_SLICE", "A hole of 3 mm.", "zh") == "缺层（A hole of 3 mm.）"
     assert in_language("REMARK", "No mass there.", "zh") == "No mass there."
@@ -85,7 +100,8 @@ def test_words_that_are_not_known_stand_behind_what_their_code_means():
 
 
 def test_every_place_of_a_sentence_is_in_its_chinese_too():
-    for english, chinese in reasons._table()["zh"]["say"].items():
+    table = reasons._table()["zh"]
+    for english, chinese in (table["say"] | table["parts"]).items():
         assert set(re.findall(r"\{\w+\}", english)) == set(re.findall(r"\{\w+\}", chinese)), english
 
 

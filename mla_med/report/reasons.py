@@ -24,10 +24,8 @@ def in_language(code: str, words: str, language: str) -> str:
     table = _table().get(language)
     if table is None:
         return _CODE.sub(lambda code: _terms().get(code[0], code[0]), words)
-    if len(words) <= LONGEST:
-        for pattern, other in _patterns(language):
-            if match := pattern.fullmatch(words):
-                return other.format(**{k: _value(v, language) for k, v in match.groupdict().items()})
+    if len(words) <= LONGEST and (said := _said(words, "say", language)):
+        return said
     named = meaning(code, language)
     return f"{named}（{words}）" if named else words
 
@@ -51,10 +49,18 @@ def _table() -> dict[str, dict[str, dict[str, str]]]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
+def _said(words: str, part: str, language: str) -> str:
+    """Empty where none of the sentences, or of the parts of one, is that."""
+    for pattern, other in _patterns(part, language):
+        if match := pattern.fullmatch(words):
+            return other.format(**{k: _value(v, language) for k, v in match.groupdict().items()})
+    return ""
+
+
 @cache
-def _patterns(language: str) -> tuple[tuple[re.Pattern[str], str], ...]:
+def _patterns(part: str, language: str) -> tuple[tuple[re.Pattern[str], str], ...]:
     """Those with the most words of their own first: a value must not swallow half a sentence."""
-    said = sorted(_table()[language]["say"].items(), key=lambda pair: -len(re.sub(r"\{\w+\}", "", pair[0])))
+    said = sorted(_table()[language][part].items(), key=lambda pair: -len(re.sub(r"\{\w+\}", "", pair[0])))
     return tuple((_pattern(english), other) for english, other in said)
 
 
@@ -64,14 +70,14 @@ def _pattern(english: str) -> re.Pattern[str]:
 
 
 def _value(text: str, language: str) -> str:
-    """What stands in a place of a sentence: a word that is known, or several, or as it is."""
+    """What stands in a place of a sentence: a word that is known, or several, a part, or as it is."""
     known = _values(language)
     if text.casefold() in known:
         return known[text.casefold()]
     several = re.split(r", | or | and ", text)
     if len(several) > 1 and all(one.casefold() in known for one in several):
         return "、".join(known[one.casefold()] for one in several)
-    return text
+    return _said(text, "parts", language) or text
 
 
 @cache

@@ -29,8 +29,8 @@ demo: $(VENV)/.has-demo ## draft a phantom and a real series, and score: see out
 demo-train: $(VENV)/.has-all ## make a corpus, train, draft and score, as Prefect flows (15 minutes)
 	$(VENV)/bin/mla-med demo --train $(ARGS)
 
-test: $(VENV)/.has-dev system-packages lint ## lint, then every test
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+test: $(VENV)/.has-dev system-packages lint ## lint, then every test; one that hangs is named after 10 minutes
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --timeout 600 --timeout-method thread --max-worker-restart 0 $(ARGS)
 
 lint: $(VENV)/.has-dev ## ruff, the import floors, mypy
 	$(VENV)/bin/ruff check .

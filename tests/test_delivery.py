@@ -137,7 +137,7 @@ def test_r1_killed_at_every_failpoint_each_draft_arrives_once_with_the_committed
 
 def test_r2_500_concurrent_deliveries_of_5_drafts_are_5_instances(server, ledger_url):
     contents = [drafts.sr(number) for number in range(5)]
-    barrier = threading.Barrier(20)
+    barrier = threading.Barrier(20, timeout=60)
 
     def work(_: int) -> None:
         ledger, peer = Ledger.open(ledger_url, SECRET), web(server.dicomweb_url)

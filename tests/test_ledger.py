@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from ledgers import new_ledger_url, stop_postgres
 
 import mla_med.ledger as ledger_module
 from mla_med.errors import ConfigError, LedgerError
+from mla_med.ledger.database import make_engine
 from mla_med.ledger.ledger import (
     BREAKER_THRESHOLD,
     DEADLINE_S,
@@ -142,7 +144,7 @@ def test_r10_two_workers_lease_no_document_twice(url):
     ledger = Ledger.open(url, SECRET)
     for number in range(40):
         commit(ledger, number)
-    barrier = threading.Barrier(4)
+    barrier = threading.Barrier(4, timeout=60)
 
     def work(owner: int) -> list[str]:
         mine = Ledger.open(url, SECRET)
@@ -167,7 +169,7 @@ def test_workers_with_documents_of_the_same_jobs_do_not_wait_for_each_other_for_
     for number in range(8):
         documents = [document(10 * number + k) for k in range(4)]
         ledger.commit(f"1.2.840.{number}", ["v1"], documents, ["main"])
-    barrier = threading.Barrier(4)
+    barrier = threading.Barrier(4, timeout=60)
 
     def work(owner: int) -> int:
         mine, done = Ledger.open(url, SECRET), 0
@@ -183,8 +185,45 @@ def test_workers_with_documents_of_the_same_jobs_do_not_wait_for_each_other_for_
     ledger.close()
 
 
+def test_many_that_open_a_new_ledger_at_once_all_open_it(tmp_path):
+    """Workers that start together on an empty machine: SQLite told one of them that it was locked."""
+    for number in range(60):
+        barrier = threading.Barrier(8, timeout=60)
+        url = f"sqlite:///{tmp_path / str(number)}.db"
+
+        def connect(_: int, url: str = url, barrier: threading.Barrier = barrier) -> str:
+            engine = make_engine(url)
+            barrier.wait()
+            with engine.connect() as connection:
+                mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
+            engine.dispose()
+            return mode
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(connect, range(8))) == ["wal"] * 8
+
+
+def test_opened_twice_in_a_process_it_keeps_what_is_written_after_another_process_leaves(tmp_path):
+    """The second opening dropped the locks of the first, and who closed elsewhere took the log away."""
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    first, second = Ledger.open(url, SECRET), Ledger.open(url, SECRET)
+    look = (
+        "import sys; from mla_med.ledger.ledger import Ledger; "
+        f"ledger = Ledger.open({url!r}, bytes(range(32))); print(dict(ledger.job_counts())); ledger.close()"
+    )
+
+    def seen_elsewhere() -> str:
+        done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    seen_elsewhere()
+    commit(first, 1)
+    assert seen_elsewhere() == "{'DRAFTED': 1}"
+    first.close(), second.close()
+
+
 def test_the_same_work_committed_by_many_at_once_is_one_job(url):
-    barrier = threading.Barrier(8)
+    barrier = threading.Barrier(8, timeout=60)
 
     def work(number: int) -> str:
         mine = Ledger.open(url, SECRET)

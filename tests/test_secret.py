@@ -26,7 +26,7 @@ def test_of_two_that_make_the_secret_at_once_both_read_the_same_whole_one(tmp_pa
     """Two nights that start together on an empty machine: neither meets half a key, nor one that exists."""
     for round_ in range(20):
         path = tmp_path / f"new-{round_}" / "key"
-        together = threading.Barrier(8)
+        together = threading.Barrier(8, timeout=60)
 
         def read(path: Path = path, together: threading.Barrier = together) -> bytes:
             together.wait()

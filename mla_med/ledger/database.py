@@ -7,8 +7,11 @@ nothing of jobs.
 from __future__ import annotations
 
 import os
+import sqlite3
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from sqlalchemy import Connection, Engine
 from mla_med.errors import ConfigError, LedgerError
 
 _NEWEST_FORM = "0002"
+_WAIT_S = 30.0  # for a lock of SQLite
 _MIGRATION_LOCK = 0x6D6C61  # any number that nobody else takes for an advisory lock
 
 
@@ -35,25 +39,51 @@ def make_engine(url: str) -> Engine:
         # hide_parameters: an error's text would show what was written
         return sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True)
     _make_private(Path(parsed.database or ""))
-    engine = sa.create_engine(parsed, hide_parameters=True, connect_args={"timeout": 30})
+    engine = sa.create_engine(parsed, hide_parameters=True, connect_args={"timeout": _WAIT_S})
     sa.event.listen(engine, "connect", _on_connect)
     sa.event.listen(engine, "begin", _on_begin)
     return engine
 
 
 def _make_private(path: Path) -> None:
-    """SQLite gives its side files the mode of the database."""
+    """An empty database that its owner alone may read; SQLite gives its side files the same mode.
+
+    One that exists is not touched: to close a descriptor of it would drop every lock that SQLite holds on it
+    in this process, and another process would take away the log under it (sqlite.org/howtocorrupt, 2.2)."""
     try:
+        if path.exists():
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        descriptor, empty = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
+        os.close(descriptor)
+        try:
+            with suppress(FileExistsError):
+                os.link(empty, path)
+        finally:
+            os.unlink(empty)
     except OSError as error:
         raise LedgerError(f"Cannot open the ledger {path}: {error.strerror}.") from error
 
 
 def _on_connect(connection: Any, _: object) -> None:
     connection.isolation_level = None  # transactions begin where SQLAlchemy says, DDL included
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+    _write_ahead(connection)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _write_ahead(connection: Any) -> None:
+    """SQLite does not wait here as it does elsewhere: of two that open a new database at once, each with a
+    read lock that it would raise, one is told at once that the database is locked."""
+    until = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _on_begin(connection: Connection) -> None:

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, RowMapping, select
 
 from mla_med.errors import LedgerError
+from mla_med.ledger.database import make_engine
 from mla_med.ledger.owners import is_dead
 
 CLAIM_S = 600.0
@@ -69,12 +70,7 @@ class Claims:
     @classmethod
     def open(cls, url: str, clock: Callable[[], float] = time.time) -> Claims:
         """`url`: the ledger's, whose file or database exists."""
-        if sa.make_url(url).get_backend_name() == "postgresql":
-            return cls(sa.create_engine(url, hide_parameters=True, pool_pre_ping=True), clock)
-        engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": 30})
-        sa.event.listen(engine, "connect", _on_connect)
-        sa.event.listen(engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
-        return cls(engine, clock)
+        return cls(make_engine(url), clock)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -172,9 +168,3 @@ def _insert(c: Connection):
     from sqlalchemy.dialects import sqlite
 
     return sqlite.insert(claims)
-
-
-def _on_connect(connection, _: object) -> None:
-    connection.isolation_level = None  # transactions begin where SQLAlchemy says
-    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
-        connection.execute(f"PRAGMA {pragma}")

@@ -7,7 +7,6 @@ taught by the whole model on training studies, and calibrated on held-out ones (
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from dapt.finish import calibrate_on, calibration_card
 from dapt.receipts import score_findings
 from mla_med.corpus import Example, read_examples, read_settings
 from mla_med.errors import ConfigError
-from mla_med.files import write_text
+from mla_med.files import write_json
 from mla_med.model.checkpoint import Checkpoint, as_stored, load_checkpoint, save_checkpoint
 from mla_med.model.compress import (
     Group,
@@ -116,7 +115,7 @@ def prune_checkpoint(
     lost = to_markdown(facts, points, groups, plan)
     card = _card(source, whole, lost) + calibration_card(calibration, examples)
     save_checkpoint(out, smaller, calibration, whole.scope, f"{whole.name}, pruned", whole.version, card)
-    write_text(out / "pruned.json", json.dumps(facts, indent=1) + "\n")
+    write_json(out / "pruned.json", facts)
     return lost
 
 

@@ -24,6 +24,7 @@ from evaluation.text import text_scores
 from mla_med.corpus import place
 from mla_med.drafting import write
 from mla_med.errors import MlaMedError
+from mla_med.files import write_json
 from mla_med.imaging.grid import Preprocessing
 from mla_med.looking import Prepared, find, see
 from mla_med.model.checkpoint import Checkpoint
@@ -139,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(verdict.to_text())
     if given.out is not None:
-        given.out.write_text(json.dumps(asdict(verdict), indent=1) + "\n", encoding="utf-8")
+        write_json(given.out, asdict(verdict))
     return 0 if verdict.passed else 3
 
 

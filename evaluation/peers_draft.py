@@ -9,7 +9,7 @@
 | encoder | PyTorch, ONNX Runtime, OpenVINO | | its products at the speed of a matrix product |
 | decoding | side by side | HF generate | the decoder's weights read once for each reading |
 | scoring | text_scores | sacrebleu | the texts' bytes hashed |
-| delivery | SR, text, page, JSON | highdicom alone | the same bytes to disk |
+| delivery | SR, text, page, JSON | highdicom, an Enhanced SR | the same bytes to disk |
 | draft | DICOM to documents, warm; a new process with ONNX | | sum of the floors |
 
 Everybody of a stage takes turns, round after round, so that a busy machine is busy for all; medians, and the
@@ -54,7 +54,7 @@ from mla_med.looking import prepare
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
 from mla_med.model.exported import load_exported
 from mla_med.report.render import body_text, render_report
-from mla_med.types import ClinicalContext, Sex, Volume
+from mla_med.types import ClinicalContext, Draft, Sex, Volume
 
 OURS, PEER, FLOOR = "ours", "peer", "floor"
 KNOWN = ClinicalContext(61, Sex.FEMALE, "cough")
@@ -230,6 +230,7 @@ def scoring(world: World) -> Iterator[Who]:
 
 def delivery(world: World) -> Iterator[Who]:
     draft, volume = draft_study(world.study, world.checkpoint)
+    assert volume is not None
     out = world.scratch / "documents"
     files = write_draft(draft, volume, out)
     contents = [file.read_bytes() for file in files]
@@ -239,8 +240,38 @@ def delivery(world: World) -> Iterator[Who]:
             (world.scratch / f"copy{number}").write_bytes(content)
 
     yield Who("SR, text, page and JSON", OURS, lambda: write_draft(draft, volume, out))
-    yield Who("SR alone (highdicom inside)", PEER, lambda: write_draft(draft, volume, out, ("sr",)))
+    yield Who("SR and JSON", OURS, lambda: write_draft(draft, volume, out, ("sr",)))
+    yield Who(
+        "highdicom, an Enhanced SR", PEER, lambda: _by_highdicom(draft, volume, world.scratch / "sr.dcm")
+    )
     yield Who("the same bytes to disk", FLOOR, to_disk)
+
+
+def _by_highdicom(draft: Draft, volume: Volume, path: Path) -> None:
+    """The same sentences and images as highdicom's own guide writes them: no checks, no codes, no evidence
+    beyond the images."""
+    from highdicom.sr import CodedConcept, ContainerContentItem, EnhancedSR, ImageContentItem, TextContentItem
+    from pydicom import dcmread
+    from pydicom.uid import generate_uid
+
+    assert draft.report is not None
+    cited = {uid for f in draft.report.findings if f.evidence for uid in f.evidence.sop_instance_uids}
+    instances = volume.series.instances
+    paths = [one.path for one in instances if one.sop_instance_uid in cited] or [instances[0].path]
+    images = [dcmread(one, stop_before_pixels=True) for one in paths]
+    report = ContainerContentItem(CodedConcept("18748-4", "LN", "Diagnostic imaging study"))
+    finding, source = CodedConcept("121071", "DCM", "Finding"), CodedConcept("260753009", "SCT", "Source")
+    report.ContentSequence = [
+        *(
+            TextContentItem(finding, sentence.text, relationship_type="CONTAINS")
+            for sentence in draft.report.sentences
+        ),
+        *(
+            ImageContentItem(source, one.SOPClassUID, one.SOPInstanceUID, relationship_type="CONTAINS")
+            for one in images
+        ),
+    ]
+    EnhancedSR(images, report, generate_uid(), 1, generate_uid(), 1, "peer").save_as(path)
 
 
 def whole(world: World) -> Iterator[Who]:

@@ -1,8 +1,11 @@
-"""Text -> a file that is there whole or not at all."""
+"""Text or values -> a file that is there whole or not at all."""
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
+from typing import Any
 
 from mla_med.errors import OutputError
 
@@ -18,3 +21,16 @@ def write_text(path: Path, text: str) -> None:
         raise OutputError(
             f"Cannot write {path}: {error.strerror}. Free some space and run it again."
         ) from error
+
+
+def write_json(path: Path, values: Any) -> None:
+    """As `write_text`. JSON knows neither infinity nor what is not a number: null."""
+    write_text(path, json.dumps(_finite(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -11,7 +11,7 @@ from mla_med.phantom.examine import TECHNIQUES
 from mla_med.report.check import check_report, check_text
 from mla_med.report.render import render_report
 from mla_med.report.style import load_style
-from mla_med.types import ClinicalContext, Finding, Report, Sentence, Sex, Side
+from mla_med.types import ClinicalContext, Finding, Presence, Report, Sentence, Sex, Side
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +161,128 @@ def test_the_technique_that_a_phantom_states_has_no_complaint():
 def test_a_history_is_no_comparison(text, compares):
     said = [c.rule for c in check_text(text, context=ClinicalContext(60.0, Sex.FEMALE, ""))]
     assert ("COMPARISON_WITHOUT_PRIOR" in said) is compares
+
+
+# The side of the request
+
+
+def sides_complained_of(indication: str, *findings: Finding, language: str = "en") -> list[str]:
+    report = render_report(findings, load_style(language=language))
+    found = check_report(report, ClinicalContext(60.0, Sex.FEMALE, indication, prior="CT."))
+    return [f"{c.words} {c.sentence}" for c in found if c.rule == "SIDE_OF_REQUEST"]
+
+
+LEFT_NODULE = Finding("lung_nodule", site="upper_lobe", side=Side.LEFT, size_mm=8.0)
+RIGHT_NODULE = replace(LEFT_NODULE, side=Side.RIGHT)
+
+
+@pytest.mark.parametrize(
+    "indication",
+    [
+        "Nodule of the right upper lobe, follow-up",
+        "8 mm RUL nodule seen on prior CT; smoker",
+        "Cough. Known nodule in the right lung.",
+        "Nodule, right lower lobe.",
+        "发现右肺上叶结节3月，复查",
+        "体检发现右肺结节。左胸痛。",
+        "肺结节，较大者位于右肺下叶",
+    ],
+)
+def test_a_side_of_the_request_that_the_report_has_on_the_other_alone_is_named(indication):
+    (said,) = sides_complained_of(indication, LEFT_NODULE)
+    assert said.startswith("The request states nodule on the right, the report on the left alone.")
+    assert "left upper lobe" in said
+    (said,) = sides_complained_of(indication, LEFT_NODULE, language="zh")
+    assert "左肺上叶" in said
+
+
+@pytest.mark.parametrize(
+    "indication",
+    [
+        "",
+        "nodule",
+        "nodule in the left upper lobe",
+        "nodules in both lungs",
+        "nodule on the right, another nodule on the left",
+        "history of a right lung nodule",
+        "s/p resection of a right upper lobe nodule",
+        "right upper lobectomy, nodule follow-up",
+        "rule out nodule on the right",
+        "? right lung nodule",
+        "right lung nodule?",
+        "no nodule on the right",
+        "resolved nodule of the right lower lobe",
+        "pain in the right flank",
+        "lung nodule and right shoulder pain",
+        "lung nodule, right breast cancer",
+        "lung nodule, right hemiparesis",
+        "history of left mastectomy",
+        "nodule of the right thyroid lobe",
+        "right pleural effusion",
+        "右肺结节待查",
+        "右肺结节？",
+        "右肺结节术后",
+        "右肺上叶切除术后，肺结节随访",
+        "既往右肺结节",
+        "未见右肺结节",
+        "右胸痛，肺结节",
+        "双肺结节",
+        "左肺结节",
+    ],
+)
+def test_what_the_request_does_not_state_on_the_other_side_is_left_alone(indication):
+    assert sides_complained_of(indication, LEFT_NODULE) == []
+
+
+def test_a_report_that_has_both_sides_none_or_no_such_finding_agrees_with_every_request():
+    asked = "nodule of the right upper lobe, effusion on the left"
+    assert sides_complained_of(asked, LEFT_NODULE, RIGHT_NODULE) == []
+    assert sides_complained_of(asked, Finding("lung_nodule", Presence.ABSENT)) == []
+    assert sides_complained_of(asked) == []
+    assert (
+        sides_complained_of("right pleural effusion", Finding("pleural_effusion", side=Side.BILATERAL)) == []
+    )
+
+
+def test_several_sides_of_a_request_are_named_in_the_order_of_the_request():
+    effusion = Finding("pleural_effusion", side=Side.RIGHT)
+    said = sides_complained_of("Nodule of the right lung. Left pleural effusion.", LEFT_NODULE, effusion)
+    assert [words.split(" on ")[0] for words in said] == [
+        "The request states nodule",
+        "The request states pleural effusion",
+    ]
+
+
+def test_the_side_of_the_request_is_a_matter_of_the_chest_alone():
+    infarct = Finding("acute_infarct", site="frontal_lobe", side=Side.LEFT, size_mm=20.0)
+    report = render_report([infarct], examination="brain_mr")
+    found = check_report(report, ClinicalContext(60.0, Sex.FEMALE, "right lung nodule"))
+    assert "SIDE_OF_REQUEST" not in [c.rule for c in found]
+
+
+def test_a_request_in_the_words_of_any_style_is_read_for_its_side():
+    other = {Side.LEFT: Side.RIGHT, Side.RIGHT: Side.LEFT}
+    agreeing, planted, named = 0, 0, 0
+    for report, style in clean_reports(160):
+        present = [f for f in report.findings if f.presence is Presence.PRESENT and f.side in other]
+        for finding in present if report.examination == "chest_ct" else ():
+            of_code = {f.side for f in report.findings if f.code == finding.code}
+            agreeing += 1
+            assert not complains_of_side(report, impression_of(finding, style))
+            turned = replace(finding, side=other[finding.side])
+            if of_code == {finding.side} and finding.site != "middle_lobe":
+                planted += 1
+                named += complains_of_side(report, impression_of(turned, style))
+    assert agreeing > 200
+    assert planted > 80
+    assert named >= 0.97 * planted
+
+
+def impression_of(finding: Finding, style) -> str:
+    report = render_report([replace(finding, change=None)], style)
+    return next(s.text for s in report.impression if finding.code in s.codes)
+
+
+def complains_of_side(report: Report, indication: str) -> bool:
+    found = check_report(report, ClinicalContext(60.0, Sex.FEMALE, indication, prior="CT."))
+    return "SIDE_OF_REQUEST" in [c.rule for c in found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from datetime import datetime
 
@@ -30,6 +31,7 @@ from mla_med.errors import StudyError
 from mla_med.phantom.examine import stated
 from mla_med.report.parse import parse_report
 from mla_med.report.render import body_text
+from mla_med.review.editing import change_language, edited_of
 from mla_med.types import Change, Draft, Evidence, Finding, Presence, Side
 
 CHEST = ((-130.0, -90.0, -120.0), (130.0, 90.0, 120.0))
@@ -260,3 +262,16 @@ def test_an_older_draft_without_the_newer_fields_is_read(phantom_draft: Draft):
         del data["draft"][name]
     del data["draft"]["provenance"]["study_date"]
     assert draft_from_json(data).region_mm is None
+
+
+def test_what_was_examined_and_compared_follows_the_language_of_the_report_unless_it_was_typed(compared):
+    draft, _ = compared
+    edited = edited_of(draft)
+    chinese = change_language(edited, "zh", draft)
+    assert re.fullmatch(
+        r"胸部CT扫描，共\d+层，层间距[\d.]+ mm。与[\d-]+检查的测量结果比较。(未评估：.+。)?",
+        chinese.report.technique,
+    )
+    assert change_language(chinese, "en", draft).report.technique == draft.report.technique
+    typed = replace(edited, report=replace(edited.report, technique="CT, after a fall."))
+    assert change_language(typed, "zh", draft).report.technique == "CT, after a fall."

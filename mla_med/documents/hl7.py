@@ -26,7 +26,8 @@ from mla_med.documents.envelope import (
 from mla_med.documents.fhir import EVIDENCE, evidence_words
 from mla_med.documents.sr import BASIC_TEXT_SR
 from mla_med.documents.sr3d import certainty_percent
-from mla_med.documents.text import NOTICE, comparison_lines
+from mla_med.documents.text import NOTICE, comparison_lines, complaint_lines
+from mla_med.documents.words import page_language, say
 from mla_med.report.schema import Code
 from mla_med.types import Draft, Finding
 
@@ -158,13 +159,14 @@ def _lines(draft: Draft, sr_uid: str) -> list[tuple[Code, str]]:
         reasons = [(SUMMARY, f"{r.code}: {r.words}") for r in draft.gate.reasons]
         return [(SUMMARY, f"{NOTICE}. No draft."), *reasons, origin]
     report = draft.report
+    failed = say("Failed check {words}", page_language(draft))
     lines = [
         (SUMMARY, f"{NOTICE}."),
         (TECHNIQUE, report.technique),
         *((FINDINGS, s.text) for s in report.sentences),
         *((IMPRESSION, s.text) for s in report.impression),
         *((PRIOR, line) for line in comparison_lines(draft)),
-        *((SUMMARY, f"Failed check {c.rule}: {c.words}") for c in draft.complaints),
+        *((SUMMARY, failed.format(words=line)) for line in complaint_lines(draft)),
         origin,
     ]
     return [(concept, text) for concept, text in lines if text]

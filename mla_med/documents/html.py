@@ -2,7 +2,8 @@
 
 The page asks nothing of any network and runs no script: links, :target and :has() do the
 highlighting, pictures are data: URIs, and its own Content-Security-Policy forbids the rest.
-Pictures follow the radiological convention: patient right at image left, anterior and head up.
+Pictures follow the radiological convention: patient right at image left, anterior and head up. The page is in
+the language of the report; letters of directions are those of DICOM in every language (PS3.3 C.7.6.1.1.1).
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import numpy as np
 from jinja2 import Template
 from PIL import Image
 
-from mla_med.documents.parts import environment, in_english, numbers_of, term
+from mla_med.documents.parts import environment, numbers_of, speaking
 from mla_med.documents.text import HASH_DIGITS, NOTICE, changed_words
+from mla_med.documents.words import TAGS, page_language, say, side_of, site_of, term
+from mla_med.report.reasons import value_in_language
 from mla_med.report.schema import Schema, schema_of
 from mla_med.types import (
     Box,
@@ -31,7 +34,6 @@ from mla_med.types import (
     Modality,
     Presence,
     Report,
-    Side,
     Volume,
 )
 
@@ -111,24 +113,28 @@ class Canonical:
     """The patient axis along which the images were acquired."""
 
 
-def draft_to_html(draft: Draft, volume: Volume | Sequence[Volume] | None, changed_by: str = "") -> str:
+def draft_to_html(
+    draft: Draft, volume: Volume | Sequence[Volume] | None, changed_by: str = "", language: str = "en"
+) -> str:
     """The page; with what was read, the largest pictures that keep it within LARGEST_PAGE_BYTES: each finding
-    in the volume that its evidence cites. `changed_by`: the reviewer of a revision."""
+    in the volume that its evidence cites. `changed_by`: the reviewer of a revision. `language`: of the page
+    of a refusal; a report brings its own."""
     page = ""
     volumes = (volume,) if isinstance(volume, Volume) else tuple(volume or ())
     for edge_px in PICTURE_EDGES_PX if volumes and draft.report is not None else (0,):
-        page = _page(draft, volumes, edge_px, changed_by)
+        page = _page(draft, volumes, edge_px, changed_by, page_language(draft, language))
         if len(page.encode()) <= LARGEST_PAGE_BYTES:
             break
     return page
 
 
-def _page(draft: Draft, volumes: Sequence[Volume], edge_px: int, changed_by: str) -> str:
-    cards = _cards(draft, volumes, edge_px) if draft.report else ()
+def _page(draft: Draft, volumes: Sequence[Volume], edge_px: int, changed_by: str, language: str) -> str:
+    cards = _cards(draft, volumes, edge_px, language) if draft.report else ()
     findings, impression = _lines(draft.report) if draft.report else ((), ())
     return _template().render(
-        notice=NOTICE,
-        changed=changed_words(changed_by) if changed_by else "",
+        lang=TAGS[language],
+        notice=say(NOTICE, language),
+        changed=changed_words(changed_by, language) if changed_by else "",
         draft=draft,
         cards=cards,
         # what is present first, then what cannot be said; sorted keeps the order of each
@@ -143,7 +149,8 @@ def _page(draft: Draft, volumes: Sequence[Volume], edge_px: int, changed_by: str
         others=[v for v in draft.verdicts if not v.chosen],
         hash=draft.provenance.weights_sha256[:HASH_DIGITS],
         has_images=bool(volumes),
-        **in_english(),
+        value=lambda text: value_in_language(text, language),
+        **speaking(language),
     )
 
 
@@ -152,7 +159,7 @@ def _template() -> Template:
     return environment().get_template("draft.html.jinja")
 
 
-def _cards(draft: Draft, volumes: Sequence[Volume], edge_px: int) -> tuple[Card, ...]:
+def _cards(draft: Draft, volumes: Sequence[Volume], edge_px: int, language: str) -> tuple[Card, ...]:
     report = draft.report
     assert report is not None
     turned: dict[str, Canonical] = {}
@@ -161,11 +168,11 @@ def _cards(draft: Draft, volumes: Sequence[Volume], edge_px: int) -> tuple[Card,
     return tuple(
         Card(
             number=n,
-            title=term(report.examination, finding.code),
+            title=term(report.examination, finding.code, language),
             finding=finding,
-            facts=_facts(finding, compared.get(finding.code)),
+            facts=_facts(finding, compared.get(finding.code), language),
             critical=_is_critical(finding, schema),
-            pictures=_pictures_of(finding, volumes, turned, edge_px),
+            pictures=_pictures_of(finding, volumes, turned, edge_px, language),
         )
         for n, finding in enumerate(report.findings, start=1)
     )
@@ -176,13 +183,14 @@ def _is_critical(finding: Finding, schema: Schema) -> bool:
     return kind is not None and kind.critical and finding.presence is Presence.PRESENT
 
 
-def _facts(finding: Finding, compared: Comparison | None = None) -> tuple[tuple[str, str], ...]:
+def _facts(finding: Finding, compared: Comparison | None, language: str) -> tuple[tuple[str, str], ...]:
+    change = compared and say(finding.change or "cannot be told", language)
     facts = {
-        "Side": "both sides" if finding.side is Side.BILATERAL else finding.side,
-        "Site": finding.site and finding.site.replace("_", " "),
-        "Size": finding.size_mm is not None and f"{finding.size_mm:.4g} mm",
-        "Change since the prior": compared and (finding.change or "cannot be told"),
-        "Centre": finding.evidence and _place(_centre(finding.evidence.box_mm)),
+        say("Side", language): side_of(finding, language),
+        say("Site", language): site_of(finding, language),
+        say("Size", language): finding.size_mm is not None and f"{finding.size_mm:.4g} mm",
+        say("Change since the prior", language): change,
+        say("Centre", language): finding.evidence and _place(_centre(finding.evidence.box_mm)),
     }
     return tuple((name, str(value)) for name, value in facts.items() if value)
 
@@ -208,7 +216,7 @@ def _lines(report: Report) -> tuple[list[Line], list[Line]]:
 
 
 def _pictures_of(
-    finding: Finding, volumes: Sequence[Volume], turned: dict[str, Canonical], edge_px: int
+    finding: Finding, volumes: Sequence[Volume], turned: dict[str, Canonical], edge_px: int, language: str
 ) -> tuple[Picture, ...]:
     """In the volume that holds what is cited first. `turned`: by series, what was turned already."""
     if finding.evidence is None or not volumes:
@@ -219,7 +227,7 @@ def _pictures_of(
     key = volume.series.series_uid
     if key not in turned:
         turned[key] = _canonical(volume)
-    return _pictures(finding, volume, turned[key], edge_px)
+    return _pictures(finding, volume, turned[key], edge_px, language)
 
 
 def _canonical(volume: Volume) -> Canonical:
@@ -228,7 +236,9 @@ def _canonical(volume: Volume) -> Canonical:
     return Canonical(np.asanyarray(image.dataobj), image.affine, int(turned[2, 0]))
 
 
-def _pictures(finding: Finding, volume: Volume, canonical: Canonical, edge_px: int) -> tuple[Picture, ...]:
+def _pictures(
+    finding: Finding, volume: Volume, canonical: Canonical, edge_px: int, language: str
+) -> tuple[Picture, ...]:
     """The key slice as acquired, and a second plane across the box to show at what height it lies."""
     if finding.evidence is None:
         return ()
@@ -237,8 +247,9 @@ def _pictures(finding: Finding, volume: Volume, canonical: Canonical, edge_px: i
     key_view, other_view = _views(canonical.slice_axis)
     key_point = point.copy()
     key_point[canonical.slice_axis], number = _key_slice(finding.evidence, volume, canonical, point)
-    window, low, high = _window(finding.code, volume)
-    drawn = [(key_view, key_point, edge_px, f"Slice {number} of {volume.voxels.shape[2]}, ")]
+    window, low, high = _window(finding.code, volume, language)
+    slice_ = say("Slice {n} of {slices}, ", language).format(n=number, slices=volume.voxels.shape[2])
+    drawn = [(key_view, key_point, edge_px, slice_)]
     drawn.append((other_view, point, edge_px * 5 // 8, ""))
     return tuple(
         Picture(
@@ -285,14 +296,17 @@ def _key_slice(
     return (k if runs_up else slices - 1 - k), k + 1
 
 
-def _window(code: str, volume: Volume) -> tuple[str, float, float]:
+def _window(code: str, volume: Volume, language: str) -> tuple[str, float, float]:
     if volume.series.modality != Modality.CT:
         low, high = np.percentile(volume.voxels[::2, ::2], (1, 99))
-        return "Window: 1st to 99th percentile", float(low), float(high)
-    name = "lung" if code in LUNG_FINDINGS else "soft tissue"
-    level, width = WINDOWS_HU[name]
-    words = f"{name.capitalize()} window, L {level:.0f} W {width:.0f}".replace("-", "−")
-    return words, level - width / 2, level + width / 2
+        return say("Window: 1st to 99th percentile", language), float(low), float(high)
+    if code in LUNG_FINDINGS:
+        key, words = "lung", say("Lung window, L {level} W {width}", language)
+    else:
+        key, words = "soft tissue", say("Soft tissue window, L {level} W {width}", language)
+    level, width = WINDOWS_HU[key]
+    named = words.format(level=f"{level:.0f}".replace("-", "−"), width=f"{width:.0f}")
+    return named, level - width / 2, level + width / 2
 
 
 def _slice_place(axis: int, point: np.ndarray, canonical: Canonical) -> str:

@@ -1,7 +1,7 @@
 """What both pages of a draft share, the self-contained one and the reviewer's: macros, colours, filters.
 
-Their words are English, and `t` and `said` in a template's context may say them otherwise. Knows no page
-around them, no pictures and no forms.
+Their words are English, and `t`, `said` and `term` in a template's context say them in the reader's
+language. Knows no page around them, no pictures and no forms.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mla_med.documents import words
 from mla_med.documents.text import sentence_findings
-from mla_med.report.reasons import in_language
-from mla_med.report.schema import SCHEMAS
 from mla_med.types import Report
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -31,6 +30,7 @@ RULES = {
     "NOT_A_FINDING": "No such finding",
     "IMPRESSION": "Impression",
     "SIDE_OF_EVIDENCE": "Side of the evidence",
+    "SIDE_OF_REQUEST": "Side of the request",
     "INTERPRETATION": "Interpretation",
     "COMPARISON_WITHOUT_PRIOR": "Compares without a prior",
     "ORGAN_OF_OTHER_SEX": "Organ of the other sex",
@@ -52,31 +52,23 @@ def environment(*folders: Path) -> Environment:
         auto_reload=False,
     )
     made.filters["percent"] = percent
-    made.filters["day"] = day
+    made.filters["day"] = words.day
     made.globals["RULES"] = RULES
     return made
 
 
-def in_english() -> dict[str, Callable[..., str]]:
-    """What the macros ask of their context, for a page in English."""
-    return {"t": str, "said": lambda code, words: in_language(code, words, "en"), "term": term}
-
-
-def term(examination: str, code: str) -> str:
-    """A finding's name, at the beginning of a line."""
-    kind = SCHEMAS.get(examination, {}).get(code)
-    words = kind.term if kind else code.replace("_", " ")
-    return words[:1].upper() + words[1:]
+def speaking(language: str) -> dict[str, Callable[..., str]]:
+    """What the macros ask of their context, for a page in this language."""
+    return {
+        "t": lambda english: words.say(english, language),
+        "said": lambda code, english: words.said(code, english, language),
+        "term": lambda examination, code: words.term(examination, code, language),
+    }
 
 
 def percent(share: float) -> str:
     """Nothing is certain."""
     return "> 99 %" if share > 0.99 else "< 1 %" if share < 0.01 else f"{100 * share:.0f} %"
-
-
-def day(date: str) -> str:
-    """YYYYMMDD as people read it; anything else as it stands."""
-    return f"{date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == 8 and date.isdecimal() else date
 
 
 def numbers_of(report: Report) -> list[tuple[int, ...]]:

@@ -1,7 +1,8 @@
 """Draft -> PDF pages, and those encapsulated in DICOM: for viewers that show no structured report.
 
 A4, the notice and the patient on every page, fonts embedded. A character that no font here can draw is
-an error, never a box. The words are those of the Basic Text SR, which machines should read instead.
+an error, never a box. The words are those of the Basic Text SR, which machines should read instead; what
+stands around them is in the language of the report.
 Knows no volume and no pictures: those are in draft.html.
 """
 
@@ -21,7 +22,6 @@ from pydicom.dataset import Dataset
 from pydicom.uid import EncapsulatedPDFStorage
 
 from mla_med.documents.envelope import (
-    DRAFTED_ANEW,
     MANUFACTURER,
     Kind,
     Revision,
@@ -32,8 +32,10 @@ from mla_med.documents.envelope import (
     made_at,
     predecessors,
 )
-from mla_med.documents.text import HASH_DIGITS, NOTICE, comparison_lines
+from mla_med.documents.text import HASH_DIGITS, HEADINGS, NOTICE, as_said, comparison_lines, complaint_lines
+from mla_med.documents.words import TAGS, day, page_language, say
 from mla_med.errors import OutputError
+from mla_med.report.reasons import value_in_language
 from mla_med.types import Draft
 
 ENCAPSULATED_PDF = Kind("pdf", EncapsulatedPDFStorage, "DOC", 9002, "pages")
@@ -52,10 +54,6 @@ LATIN = "Vera"
 RIGHT_TO_LEFT = ("R", "AL")
 """Bidirectional classes of scripts that need shaping, which ReportLab does not do."""
 
-HEADINGS = {
-    "en": ("Technique", "Findings", "Impression", "Comparison", "Checks that failed", "No draft"),
-    "zh": ("检查技术", "影像所见", "影像诊断", "比较", "未通过的检查", "无草稿"),
-}
 PATIENT_LINES = (
     ("Patient", "PatientName"),
     ("ID", "PatientID"),
@@ -109,57 +107,63 @@ def _sources(draft: Draft) -> list[Dataset]:
     return items
 
 
-def draft_to_pdf(draft: Draft, header: Dataset, revision: Revision | None = None) -> bytes:
-    """The pages alone; the same draft gives the same bytes."""
-    paper = _paper(draft, header, revision)
+def draft_to_pdf(
+    draft: Draft, header: Dataset, revision: Revision | None = None, language: str = "en"
+) -> bytes:
+    """The pages alone; the same draft gives the same bytes. `language`: of a refusal; a report brings its
+    own."""
+    paper = _paper(draft, header, revision, page_language(draft, language))
     pages = _lay_out(paper, total=0)
     return _lay_out(paper, total=pages.count(b"/Type /Page\n"))
 
 
-def _paper(draft: Draft, header: Dataset, revision: Revision | None) -> Paper:
-    language = draft.report.language if draft.report else "en"
-    technique, findings, impression, comparison, failed, no_draft = HEADINGS.get(language, HEADINGS["en"])
+def _paper(draft: Draft, header: Dataset, revision: Revision | None, language: str) -> Paper:
     report = draft.report
     if report is None:
-        sections = [(no_draft, [f"{r.code}: {r.words}" for r in draft.gate.reasons])]
+        reasons = [f"{r.code}: {as_said(r.code, r.words, language)}" for r in draft.gate.reasons]
+        sections = [("No draft", reasons)]
     else:
-        sections = [
-            (technique, [report.technique]),
-            (findings, [s.text for s in report.sentences]),
-            (impression, [s.text for s in report.impression]),
-            (comparison, comparison_lines(draft)),
-            (failed, [f"{c.rule}: {c.words}" for c in draft.complaints]),
-        ]
+        lines = (
+            [report.technique],
+            [s.text for s in report.sentences],
+            [s.text for s in report.impression],
+            comparison_lines(draft),
+            complaint_lines(draft),
+        )
+        sections = list(zip(HEADINGS, lines, strict=True))
+    patient = {name: _shown(header.get(keyword)) for name, keyword in PATIENT_LINES}
+    patient["Sex"] = value_in_language(patient["Sex"], language)
     return Paper(
-        running=" · ".join(f"{name}: {_shown(header.get(keyword))}" for name, keyword in PATIENT_LINES),
-        sections=tuple((heading, tuple(lines)) for heading, lines in sections if any(lines)),
-        origin=_origin(draft, header, revision),
+        running=" · ".join(f"{say(name, language)}: {value}" for name, value in patient.items()),
+        sections=tuple((say(heading, language), tuple(lines)) for heading, lines in sections if any(lines)),
+        origin=_origin(draft, header, revision, language),
         language=language,
     )
 
 
 def _shown(value: Any) -> str:
-    text = str(value or "").strip()
-    if len(text) == 8 and text.isdecimal():
-        text = f"{text[:4]}-{text[4:6]}-{text[6:]}"
+    text = day(str(value or "").strip())
     return " / ".join(part.replace("^", " ").strip() for part in text.split("=") if part) or "-"
 
 
-def _origin(draft: Draft, header: Dataset, revision: Revision | None) -> str:
-    made = made_at(draft, header, revision).isoformat(sep=" ", timespec="minutes")
+def _origin(draft: Draft, header: Dataset, revision: Revision | None, language: str) -> str:
     provenance = draft.provenance
-    written = (
-        f"Written by {provenance.model_name} {provenance.model_version} "
-        f"(weights {provenance.weights_sha256[:HASH_DIGITS]}). Unverified and preliminary, {made}. "
-        f"Study {provenance.study_uid}."
+    written = say(
+        "Written by {model} (weights {weights}). Unverified and preliminary, {made}. Study {uid}.", language
+    ).format(
+        model=f"{provenance.model_name} {provenance.model_version}",
+        weights=provenance.weights_sha256[:HASH_DIGITS],
+        made=made_at(draft, header, revision).isoformat(sep=" ", timespec="minutes"),
+        uid=provenance.study_uid,
     )
     if revision is None:
         return written
     replaced = ", ".join(one.sop_instance_uid for one in revision.of_class(EncapsulatedPDFStorage))
-    changed = DRAFTED_ANEW
-    if revision.reviewer is not None:
-        changed = f"Changed by {_shown(revision.reviewer)}, who has not verified it"
-    return f"{written} {changed}; takes the place of {replaced}."
+    if revision.reviewer is None:
+        changed = say("Drafted anew from all images of the study; takes the place of {uids}.", language)
+    else:
+        changed = say("Changed by {name}, who has not verified it; takes the place of {uids}.", language)
+    return f"{written} {changed.format(name=_shown(revision.reviewer), uids=replaced)}"
 
 
 def _lay_out(paper: Paper, total: int) -> bytes:
@@ -181,14 +185,16 @@ def _lay_out(paper: Paper, total: int) -> bytes:
         "notice", body, fontSize=12, leading=15, alignment=1, textColor=HexColor("#ffffff")
     )
     width, height = A4
+    notice_words = say(NOTICE, paper.language)
 
     def on_page(canvas: Any, page: Any) -> None:
         canvas.setFillColor(HexColor("#b00020"))
         canvas.rect(0, height - 11 * mm, width, 11 * mm, stroke=0, fill=1)
-        _draw(canvas, Paragraph(_markup(NOTICE), notice), 18 * mm, height - 3 * mm, width - 36 * mm)
+        _draw(canvas, Paragraph(_markup(notice_words), notice), 18 * mm, height - 3 * mm, width - 36 * mm)
         _draw(canvas, Paragraph(_markup(paper.running), small), 18 * mm, height - 14 * mm, width - 36 * mm)
         canvas.line(18 * mm, height - 24 * mm, width - 18 * mm, height - 24 * mm)
-        foot = f"{NOTICE}   Page {page.page} of {total}"
+        page_of = say("Page {n} of {pages}", paper.language).format(n=page.page, pages=total)
+        foot = f"{notice_words}   {page_of}"
         _draw(canvas, Paragraph(_markup(foot), small), 18 * mm, 13 * mm, width - 36 * mm)
 
     file = io.BytesIO()
@@ -198,7 +204,7 @@ def _lay_out(paper: Paper, total: int) -> bytes:
         title=NOTICE,
         author=MANUFACTURER,
         creator=MANUFACTURER,
-        lang=paper.language,
+        lang=TAGS[paper.language],
         pageCompression=1,
         invariant=1,  # no time of printing: the same draft gives the same bytes
     )

@@ -36,7 +36,8 @@ from mla_med.documents.envelope import (
     read_header,
     report_attributes,
 )
-from mla_med.documents.text import NOTICE, comparison_lines, sentence_findings
+from mla_med.documents.text import NOTICE, comparison_lines, complaint_lines, sentence_findings
+from mla_med.documents.words import page_language, say
 from mla_med.types import Draft, Sentence
 
 BASIC_TEXT_SR = Kind("sr", BasicTextSRStorage, "SR", 9000)
@@ -98,7 +99,8 @@ def _language(draft: Draft) -> CodedConcept:
 def _report_sections(draft: Draft) -> list[ContentItem]:
     report = draft.report
     assert report is not None
-    complaints = [_text(PROCEDURE_DESCRIPTION, f"Failed check {c.rule}: {c.words}") for c in draft.complaints]
+    failed = say("Failed check {words}", page_language(draft))
+    complaints = [_text(PROCEDURE_DESCRIPTION, failed.format(words=line)) for line in complaint_lines(draft)]
     return [
         *_section(PROCEDURE_DESCRIPTIONS, [_text(PROCEDURE_DESCRIPTION, report.technique)]),
         *_section(

@@ -5,16 +5,13 @@ Knows no DICOM, no layout and no patient.
 
 from __future__ import annotations
 
-from mla_med.types import Draft, Finding, Provenance, Report, Sentence
+from mla_med.documents.words import day, page_language, said, say, term
+from mla_med.types import Comparison, Draft, Finding, Provenance, Report, Sentence
 
 NOTICE = "AI DRAFT - NOT FOR DIAGNOSIS"
 """First on every page, first in every file."""
 
-HEADINGS = {
-    "en": ("TECHNIQUE", "FINDINGS", "IMPRESSION", "COMPARISON", "CHECKS THAT FAILED"),
-    "zh": ("检查技术", "影像表现", "诊断印象", "与既往检查比较", "未通过的核查"),
-}
-"""By the language of the report."""
+HEADINGS = ("Technique", "Findings", "Impression", "Comparison", "Checks that failed")
 
 HASH_DIGITS = 16
 """How much of the weights' sha256 people see; the whole of it is in draft.json."""
@@ -24,7 +21,8 @@ def draft_to_text(draft: Draft, changed_by: str = "") -> str:
     """The report under its notice; of a refusal, the reasons and nothing else. `changed_by`: the reviewer
     of a revision."""
     body = _refusal_blocks(draft) if draft.report is None else _report_blocks(draft)
-    return "\n\n".join((NOTICE, *body, _origin(draft.provenance, changed_by))) + "\n"
+    language = page_language(draft)
+    return "\n\n".join((say(NOTICE, language), *body, _origin(draft.provenance, changed_by, language))) + "\n"
 
 
 def sentence_findings(sentences: tuple[Sentence, ...], report: Report) -> list[tuple[Finding, ...]]:
@@ -48,18 +46,39 @@ def _stated(
 
 
 def comparison_lines(draft: Draft) -> list[str]:
-    """What was measured against the prior examination; nothing where there is none."""
-    if draft.prior is None:
+    """What was measured against the prior examination, in the language of the report; nothing where there is
+    none."""
+    if draft.prior is None or draft.report is None:
         return []
-    prior = draft.prior
-    of = f" of {prior.study_date}" if prior.study_date else ""
+    language = page_language(draft)
+    date, uid = draft.prior.study_date, draft.prior.study_uid
+    if date:
+        first = say("Compared by measurement with the examination of {day}, study {uid}.", language)
+    else:
+        first = say("Compared by measurement with the examination, study {uid}.", language)
     return [
-        f"Compared by measurement with the examination{of}, study {prior.study_uid}.",
-        *(
-            f"{c.code.replace('_', ' ')}: {c.change or 'no change can be told'}; {c.words}."
-            for c in prior.comparisons
-        ),
+        first.format(day=date if language == "en" else day(date), uid=uid),
+        *(_compared(c, draft.report.examination, language) for c in draft.prior.comparisons),
     ]
+
+
+def _compared(one: Comparison, examination: str, language: str) -> str:
+    return say("{finding}: {change}; {measured}.", language).format(
+        finding=one.code.replace("_", " ") if language == "en" else term(examination, one.code, language),
+        change=say(one.change or "no change can be told", language),
+        measured=as_said("COMPARED", one.words, language),
+    )
+
+
+def as_said(code: str, words: str, language: str) -> str:
+    """In English as it was said, codes and all."""
+    return words if language == "en" else said(code, words, language)
+
+
+def complaint_lines(draft: Draft) -> list[str]:
+    """What the checks said, each behind its rule, in the language of the report."""
+    language = page_language(draft)
+    return [f"{c.rule}: {as_said(c.rule, c.words, language)}" for c in draft.complaints]
 
 
 def _report_blocks(draft: Draft) -> list[str]:
@@ -69,9 +88,9 @@ def _report_blocks(draft: Draft) -> list[str]:
         [s.text for s in draft.report.sentences],
         [s.text for s in draft.report.impression],
         comparison_lines(draft),
-        [f"{c.rule}: {c.words}" for c in draft.complaints],
+        complaint_lines(draft),
     )
-    headings = HEADINGS.get(draft.report.language, HEADINGS["en"])
+    headings = (say(heading, page_language(draft)).upper() for heading in HEADINGS)
     return [
         "\n".join((heading, *lines)) for heading, lines in zip(headings, sections, strict=True) if any(lines)
     ]
@@ -81,16 +100,21 @@ def _refusal_blocks(draft: Draft) -> list[str]:
     return ["No draft.", "\n".join(f"{r.code}: {r.words}" for r in draft.gate.reasons)]
 
 
-def changed_words(changed_by: str) -> str:
+def changed_words(changed_by: str, language: str = "en") -> str:
     """Of a revision: by whom, as DICOM writes names, and that this is no signature."""
     name = changed_by.split("=")[0].replace("^", " ").strip()
-    return f"Changed by {name or changed_by}, who has not verified it."
+    words = say("Changed by {name}, who has not verified it.", language)
+    return words.format(name=name or changed_by)
 
 
-def _origin(provenance: Provenance, changed_by: str) -> str:
-    changed = f" {changed_words(changed_by)}" if changed_by else ""
-    return (
-        f"Written by {provenance.model_name} {provenance.model_version} "
-        f"(weights {provenance.weights_sha256[:HASH_DIGITS]}) at {provenance.created_utc}; "
-        f"unverified and preliminary. Study {provenance.study_uid}.{changed}"
+def _origin(provenance: Provenance, changed_by: str, language: str) -> str:
+    words = say(
+        "Written by {model} (weights {weights}) at {made}; unverified and preliminary. Study {uid}.", language
     )
+    written = words.format(
+        model=f"{provenance.model_name} {provenance.model_version}",
+        weights=provenance.weights_sha256[:HASH_DIGITS],
+        made=provenance.created_utc,
+        uid=provenance.study_uid,
+    )
+    return f"{written} {changed_words(changed_by, language)}" if changed_by else written

@@ -63,6 +63,7 @@ class Material:
     source: Path | None
     revision: Revision | None
     formats: frozenset[str]
+    language: str = "en"
 
     @cached_property
     def header(self) -> Dataset:
@@ -80,7 +81,7 @@ class Material:
     def pages(self) -> bytes:
         from mla_med.documents.pdf import draft_to_pdf
 
-        return draft_to_pdf(self.draft, self.header, self.revision)
+        return draft_to_pdf(self.draft, self.header, self.revision, self.language)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def _txt(m: Material) -> bytes:
 
 
 def _html(m: Material) -> bytes:
-    return utf8(draft_to_html(m.draft, m.volume, m.reviewer), "the draft")
+    return utf8(draft_to_html(m.draft, m.volume, m.reviewer, m.language), "the draft")
 
 
 def _json(m: Material) -> bytes:
@@ -191,13 +192,15 @@ def write_documents(
     volume: Volume | Sequence[Volume] | None = None,
     source: Path | None = None,
     revision: Revision | None = None,
+    language: str = "en",
 ) -> tuple[Document, ...]:
     """The documents, in the order of FORMATS. From NIfTI only text, page and JSON: nothing says whose images
     they are. `source`: an image of the drafted series, which lends patient and study; None: the first one
     that is still where it was read from. `volume`: for the pictures on the page. `revision`: the draft was
-    changed by a reviewer; see `revision_of`."""
+    changed by a reviewer; see `revision_of`. `language`: of the pages of a refusal; a report brings its
+    own."""
     wanted, has_images = frozenset(parse_formats(",".join(formats))), _is_dicom(draft)
-    material = Material(draft, volume, source, revision, wanted)
+    material = Material(draft, volume, source, revision, wanted, language)
     documents = []
     with libraries_silent():
         for name, form in FORMATS.items():
@@ -249,10 +252,11 @@ def write_draft(
     out: Path,
     formats: Iterable[str] = DEFAULT_FORMATS,
     revision: Revision | None = None,
+    language: str = "en",
 ) -> list[Path]:
     """The files that were written; see `write_documents`. draft.json is always among them."""
     asked = [*formats, "json"]
-    documents = write_documents(draft, formats=asked, volume=volume, revision=revision)
+    documents = write_documents(draft, formats=asked, volume=volume, revision=revision, language=language)
     contents = {document.file_name: document.content for document in documents}
     is_new = not out.exists()
     try:

@@ -2,15 +2,18 @@
 
 `check_report` holds a report against its findings, its images and its header. `check_text` knows the
 text alone, whoever wrote it, and claims only what is a contradiction in itself. What counts as a
-comparison, as contrast medium or as an organ of one sex is data: `lexicon/check.toml`.
+comparison, as contrast medium or as an organ of one sex is data: `lexicon/check.toml`. A complaint is a
+question to the reader; none of them stops a draft.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
 from mla_med.report.extract import Mention, extract, read_languages
@@ -45,6 +48,7 @@ def check_report(
         *_check_sentences(report, style),
         *_check_impression(report, schema, style),
         *_check_sides(report.findings, schema, midline_mm),
+        *_check_request(report, schema, context),
         *_check_interpretations(report, context),
         *_check_words(report, context, contrast_given),
     )
@@ -197,6 +201,58 @@ def _check_sides(findings: Iterable[Finding], schema: Schema, midline_mm: float)
                 f"{schema[finding.code].term} is said to be {finding.side}, its evidence "
                 f"lies {abs(x):.0f} mm to the {seen}.",
             )
+
+
+def _check_request(report: Report, schema: Schema, context: ClinicalContext | None) -> Iterator[Complaint]:
+    """What the request states on one side and the report on the other alone. Both may be right, of two
+    lesions; but then one of them is not spoken of."""
+    if context is None or report.examination != EXTRACTED:
+        return
+    for code, asked in _sides_of(context.indication).items():
+        there = {f.side for f in report.findings if f.code == code and f.presence is Presence.PRESENT}
+        if len(there) == 1 and not there & {asked, Side.BILATERAL, None}:
+            stating = (s.text for s in report.sentences if code in s.codes)
+            yield Complaint(
+                "SIDE_OF_REQUEST",
+                f"The request states {schema[code].term} on the {asked}, "
+                f"the report on the {there.pop()} alone.",
+                next(stating, ""),
+            )
+
+
+def _sides_of(request: str) -> dict[str, Side]:
+    """Code -> the one side on which a request, in any language that is read, states the finding. Not what it
+    asks for, denies or tells of the past; nor where a side may be that of a pain."""
+    named: dict[str, set[Side]] = {}
+    stated: dict[str, Side] = {}
+    for language in read_languages():
+        starts, alone = _sides_by_clause(request, language)
+        for mention in extract(request, language):
+            if mention.side is None or mention.presence is Presence.ABSENT:
+                continue
+            named.setdefault(mention.code, set()).add(mention.side)
+            # the side has to stand beside the finding, and a doubt need not
+            beside = alone[bisect_right(starts, mention.start) - 1]
+            if mention.presence is Presence.PRESENT and (mention.code, mention.side) in beside:
+                stated[mention.code] = mention.side
+    return {code: side for code, side in stated.items() if side in _ONE_SIDE and named[code] == {side}}
+
+
+def _sides_by_clause(request: str, language: str) -> tuple[list[int], list[set[tuple[str, Side | None]]]]:
+    """Where each clause begins, and the codes and sides that it names when read by itself, with the place
+    that follows it; none where its words make it a question or something else."""
+    words, clauses = _words(language), list(_CLAUSE.finditer(request))
+    alone: list[set[tuple[str, Side | None]]] = []
+    for clause, following in zip_longest(clauses, clauses[1:]):
+        text = clause[0]
+        if following and words["place"].search(following[0]):
+            text = f"{text}, {following[0]}"
+        is_stated = not words["unstated"].search(text)
+        alone.append({(m.code, m.side) for m in extract(text, language)} if is_stated else set())
+    return [clause.start() for clause in clauses], alone
+
+
+_CLAUSE = re.compile(r"(?:[^.,;:，。；：\n]|\.(?=\d))+")
 
 
 def _check_interpretations(report: Report, context: ClinicalContext | None) -> Iterator[Complaint]:

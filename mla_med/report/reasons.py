@@ -35,6 +35,19 @@ def meaning(code: str, language: str) -> str:
     return _table().get(language, {}).get("any", {}).get(code, "")
 
 
+def value_in_language(text: str, language: str) -> str:
+    """What stands in a place of a sentence: a word that is known, or several, a part, or as it is."""
+    if language not in _table():
+        return text
+    known = _values(language)
+    if text.casefold() in known:
+        return known[text.casefold()]
+    several = re.split(r", | or | and ", text)
+    if len(several) > 1 and all(one.casefold() in known for one in several):
+        return "、".join(known[one.casefold()] for one in several)
+    return _said(text, "parts", language) or text
+
+
 _CODE = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)+")
 
 
@@ -53,7 +66,7 @@ def _said(words: str, part: str, language: str) -> str:
     """Empty where none of the sentences, or of the parts of one, is that."""
     for pattern, other in _patterns(part, language):
         if match := pattern.fullmatch(words):
-            return other.format(**{k: _value(v, language) for k, v in match.groupdict().items()})
+            return other.format(**{k: value_in_language(v, language) for k, v in match.groupdict().items()})
     return ""
 
 
@@ -69,20 +82,10 @@ def _pattern(english: str) -> re.Pattern[str]:
     return re.compile("".join(f"(?P<{p}>.+?)" if n % 2 else re.escape(p) for n, p in enumerate(parts)))
 
 
-def _value(text: str, language: str) -> str:
-    """What stands in a place of a sentence: a word that is known, or several, a part, or as it is."""
-    known = _values(language)
-    if text.casefold() in known:
-        return known[text.casefold()]
-    several = re.split(r", | or | and ", text)
-    if len(several) > 1 and all(one.casefold() in known for one in several):
-        return "、".join(known[one.casefold()] for one in several)
-    return _said(text, "parts", language) or text
-
-
 @cache
 def _values(language: str) -> dict[str, str]:
-    """Words of places, presence and change, and names of findings, by what they are in English."""
+    """Words of places, presence and change, names of findings and of what they mean, by what they are in
+    English."""
     style = load_style("prose", language)
     known = {}
     for examination, schema in SCHEMAS.items():
@@ -95,5 +98,7 @@ def _values(language: str) -> dict[str, str]:
                     if site:
                         known[site] = style.place_words((None, site))
                         known[f"{side} {site}"] = words or known[site]
+            for key, sentences in style.wording(examination).interpretations.items():
+                known[key.replace("_", " ")] = sentences[0].removesuffix(style.stop)
     own = {english.casefold(): other for english, other in _table()[language]["values"].items()}
     return known | own

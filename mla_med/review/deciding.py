@@ -169,8 +169,9 @@ def _documents(
     source = first_image(images, study_uid) if images else None
     source = source or first_image(desk.folder / job_id, study_uid)
     formats = [*parse_formats(desk.settings.formats), "json"]
+    language = draft.report.language if draft.report else "en"  # of what says that it is withdrawn
     with _SENDING:
-        return write_documents(now, formats=formats, source=source, revision=revision)
+        return write_documents(now, formats=formats, source=source, revision=revision, language=language)
 
 
 def _withdrawn(draft: Draft, reason: str, words: str) -> Draft:

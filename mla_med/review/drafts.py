@@ -213,7 +213,7 @@ def report_language(
         raise HTTPException(422)
 
     def do(edited: Edited) -> Edited:
-        return editing.change_language(edited, language)
+        return editing.change_language(edited, language, front_of(request).desk.draft(draft_id))
 
     return _change(request, draft_id, version, session, f"language {language}", do)
 

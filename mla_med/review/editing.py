@@ -26,6 +26,7 @@ from mla_med.report.render import (
 )
 from mla_med.report.schema import schema_of
 from mla_med.report.style import Style, load_style, packaged_styles
+from mla_med.report.technique import technique_words
 from mla_med.types import (
     Change,
     ClinicalContext,
@@ -242,9 +243,9 @@ def _change_impression(edited: Edited, number: int, text: str) -> Edited:
     return replace(edited, report=replace(report, impression=tuple(said), interpretations=meanings))
 
 
-def change_language(edited: Edited, language: str) -> Edited:
-    """The same findings in the words of another language. What was typed freely cannot be translated: it
-    stays as it is."""
+def change_language(edited: Edited, language: str, draft: Draft) -> Edited:
+    """The same findings in the words of another language, and how it was examined if it still says what the
+    `draft` said. What was typed freely cannot be translated: it stays as it is."""
     report = edited.report
     if language == report.language:
         return edited
@@ -257,14 +258,20 @@ def change_language(edited: Edited, language: str) -> Edited:
         else s
         for s, found in zip(report.sentences, stated, strict=True)
     )
-    technique = report.technique
-    if technique == old.wording(report.examination).technique:
-        technique = style.wording(report.examination).technique
+    known = {_technique(draft, old): _technique(draft, style)}
+    known |= {old.wording(report.examination).technique: style.wording(report.examination).technique}
+    technique = known.get(report.technique, report.technique)
     free = [s for s in report.impression if not _is_known(s.text, old, report)]
     blank = replace(
         report, language=language, sentences=sentences, technique=technique, impression=tuple(free)
     )
     return Edited(_with_impression(blank, style), style.name)
+
+
+def _technique(draft: Draft, style: Style) -> str:
+    assert draft.report is not None
+    codes = [finding.code for finding in draft.report.findings]
+    return technique_words(draft.report.examination, draft.verdicts, style, codes, draft.prior)
 
 
 def complaints_of(

@@ -1,5 +1,5 @@
 """What the page says, in the reader's language. English sentences are their own keys, codes have words in
-en.toml, and zh.toml has all of it in Chinese."""
+en.toml, and zh.toml has all of it in Chinese; what a draft's own page says too is in documents.words."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-from mla_med.documents import parts
+from mla_med.documents import words as shared
+from mla_med.documents.words import LANGUAGES, term
 from mla_med.report import reasons
 from mla_med.report.schema import SCHEMAS
 from mla_med.report.style import load_style
-from mla_med.types import Finding, Side
+from mla_med.types import Finding
 
-LANGUAGES = ("en", "zh")
 EXAMINATIONS = {"chest_ct": "CT chest", "brain_mr": "MR brain", "abdomen_ct": "CT abdomen"}
 
 
 @cache
 def table(language: str) -> dict[str, str]:
+    """Its own words before those that it shares: a column of the worklist is no heading of a report."""
     path = Path(__file__).parent / f"{language}.toml"
-    return tomllib.loads(path.read_text(encoding="utf-8"))["words"]
+    return shared.table(language) | tomllib.loads(path.read_text(encoding="utf-8"))["words"]
 
 
 def say(english: str, language: str) -> str:
@@ -31,15 +32,6 @@ def said(code: str, english: str, language: str) -> str:
     """What the page, the gate, the reader, the linter or a comparison said."""
     known = say(english, language)
     return known if known != english else reasons.in_language(code, english, language)
-
-
-@cache
-def term(examination: str, code: str, language: str) -> str:
-    """A finding's name."""
-    style = load_style("prose", language)
-    if language != "en" and examination in style.examinations:
-        return style.wording(examination).terms.get(code, code)
-    return parts.term(examination, code)
 
 
 def refusal(code: str, language: str) -> str:
@@ -73,10 +65,6 @@ def codes_named(words: str) -> tuple[str, ...]:
         or wanted in code.replace("_", " ")
     ]
     return tuple(dict.fromkeys(found))
-
-
-def side_words(side: Side | None, language: str) -> str:
-    return load_style("prose", language).sides[side] if side else ""
 
 
 def ago(seconds: float, language: str) -> str:

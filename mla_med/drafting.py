@@ -1,4 +1,8 @@
-"""Study -> Draft: the whole house in one function. Refuses before it reads what it cannot draft."""
+"""Study -> Draft: the whole house in one function. Refuses before it reads what it cannot draft.
+
+In three steps, each of which may wait for its turn: `place_study` reads one study, `draft_together` looks at
+one or several with the model and words them, `write_placed` writes the documents of one.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,11 +27,21 @@ from mla_med.dicom.study import check_whole, only_study, read_study
 from mla_med.dicom.volume import describe, read_volume
 from mla_med.documents.envelope import Revision
 from mla_med.documents.write import DEFAULT_FORMATS, write_draft
-from mla_med.errors import SeriesError, StudyError
+from mla_med.errors import MlaMedError, SeriesError, StudyError
 from mla_med.imaging.grid import Preprocessing, hu_of, inside_body
 from mla_med.imaging.head import inside_head
 from mla_med.imaging.nifti import read_nifti
-from mla_med.looking import Prepared, Seen, find, image_feature, prepare, see, with_faithfulness
+from mla_med.looking import (
+    Prepared,
+    Seen,
+    SeenTogether,
+    find,
+    image_feature,
+    of_patients,
+    prepare,
+    see_together,
+    with_faithfulness,
+)
 from mla_med.model import CHECKPOINTS
 from mla_med.model.calibrate import histogram_of
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
@@ -39,14 +54,15 @@ from mla_med.model.gate import (
 )
 from mla_med.model.network import Network
 from mla_med.model.seen import Fused
-from mla_med.model.slots import report_slots
+from mla_med.model.slots import Slots, report_slots
 from mla_med.report.check import check_report
 from mla_med.report.context import context_text
 from mla_med.report.interpret import interpret
 from mla_med.report.parse import parse_report
 from mla_med.report.render import impression_choices, interpretation_choices
-from mla_med.report.schema import CONTRAST, schema_of
+from mla_med.report.schema import CONTRAST
 from mla_med.report.style import Style, load_style
+from mla_med.report.technique import technique_words
 from mla_med.types import (
     Box,
     Certificate,
@@ -109,6 +125,51 @@ class Options:
     """Keys of documents.write.FORMATS: what is written."""
     revision: Revision | None = None
     """Which documents of an earlier draft of this study this one takes the place of."""
+
+    @property
+    def language(self) -> str:
+        """Of the report, and of the pages of a refusal."""
+        return self.style.language if self.style else "en"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A study that was read and lies on the model's grid, or is refused already: it can wait for others, to
+    be looked at with them."""
+
+    study: Study
+    checkpoint: Checkpoint
+    options: Options
+    """Its prior is a Draft by now, or None."""
+    progress: Progress
+    verdicts: tuple[SeriesVerdict, ...]
+    volumes: dict[str, Volume] = field(default_factory=dict)
+    """By role; empty where none was read."""
+    prepared: Prepared | None = None
+    taken: frozenset[str] = frozenset()
+    scores: dict[str, float] = field(default_factory=dict)
+    """What the gate has measured so far."""
+    refused: Draft | None = None
+
+    @property
+    def examination(self) -> str:
+        return self.checkpoint.scope.examination
+
+    @property
+    def chosen(self) -> dict[str, Volume]:
+        """Of the volumes those that the draft is made from."""
+        roles = {verdict.role for verdict in self.verdicts if verdict.chosen}
+        return {role: volume for role, volume in self.volumes.items() if role in roles}
+
+    @property
+    def in_order(self) -> tuple[Volume, ...]:
+        """The first wanted one first."""
+        wanted = self.checkpoint.scope.sequences[:1]
+        # sorted is stable: False comes before True
+        return tuple(self.volumes[role] for role in sorted(self.volumes, key=lambda role: role not in wanted))
+
+    def refuse(self, reasons: tuple[Reason, ...]) -> Placed:
+        return replace(self, refused=_refuse(self, reasons))
 
 
 def draft_folder(
@@ -242,9 +303,9 @@ def draft_nifti(
     volume = call(read_nifti, path, checkpoint.scope.modality)
     study = Study(volume.series.series_uid, "", "", context, (volume.series,))
     verdict = SeriesVerdict(volume.series, volume.certificate, None, chosen=True)
-    draft = _draft_volumes(study, checkpoint, (verdict,), {"": volume}, progress, options or Options())
-    progress("writing the documents")
-    return draft, write_draft(draft, volume, out, (options or Options()).formats)
+    placed = _place(Placed(study, checkpoint, options or Options(), progress, (verdict,), {"": volume}))
+    draft = _draft_alone(placed)
+    return draft, write_placed(placed, draft, out)
 
 
 def _draft_into(
@@ -256,10 +317,9 @@ def _draft_into(
     options: Options | None = None,
 ) -> tuple[Draft, list[Path]]:
     model = checkpoint if isinstance(checkpoint, Checkpoint) else checkpoint(study)
-    options = options or Options()
-    draft, volumes = _draft_whole(study, model, progress, call, options)
-    progress("writing the documents")
-    return draft, write_draft(draft, volumes, out, options.formats, options.revision)
+    placed = place_study(study, model, progress, call, options)
+    draft = _draft_alone(placed)
+    return draft, write_placed(placed, draft, out)
 
 
 def draft_study(
@@ -274,29 +334,54 @@ def draft_study(
 
     A refusal is for a sound study that this model must not draft. A damaged one raises StudyError or
     SeriesError: half a study would give a confident report of half a patient."""
-    draft, volumes = _draft_whole(study, checkpoint, progress, call, options or Options())
-    return draft, volumes[0] if volumes else None
+    placed = place_study(study, checkpoint, progress, call, options)
+    return _draft_alone(placed), next(iter(placed.in_order), None)
 
 
-def _draft_whole(
-    study: Study, checkpoint: Checkpoint, progress: Progress, call: Call, options: Options
-) -> tuple[Draft, tuple[Volume, ...]]:
-    """The same with every volume, the first wanted one first."""
+def write_placed(placed: Placed, draft: Draft, out: Path) -> list[Path]:
+    """The documents of a study that was drafted or refused."""
+    placed.progress("writing the documents")
+    options = placed.options
+    return write_draft(draft, placed.in_order, out, options.formats, options.revision, options.language)
+
+
+# A study, read
+
+
+def place_study(
+    study: Study,
+    checkpoint: Checkpoint,
+    progress: Progress = lambda step: None,
+    call: Call = directly,
+    options: Options | None = None,
+    spill: Path | None = None,
+) -> Placed:
+    """What of it needs no network, unless there is a prior to look at first. `spill`: a folder on whose disk
+    the voxels wait for the pictures of the documents, instead of in memory."""
+    options = options or Options()
     check_whole(study)
     progress("choosing the series")
     verdicts = call(choose_series, study, checkpoint.scope.examination)
     _check_undamaged(verdicts, checkpoint.scope.modality)
     verdicts, reasons = _within_scope(study, checkpoint, verdicts)
     if reasons:
-        return _refuse(study, checkpoint, verdicts, reasons), ()
-    earlier = _draft_of_prior(study, checkpoint, progress, call, options)
+        return Placed(study, checkpoint, options, progress, verdicts).refuse(reasons)
+    options = replace(options, prior=_draft_of_prior(study, checkpoint, progress, call, options))
     progress("reading the volume")
     volumes = {v.role: call(read_volume, v.series) for v in verdicts if v.chosen}
-    draft = _draft_volumes(study, checkpoint, verdicts, volumes, progress, replace(options, prior=earlier))
-    # sorted is stable: False comes before True
-    return draft, tuple(
-        volumes[role] for role in sorted(volumes, key=lambda role: role not in checkpoint.scope.sequences[:1])
-    )
+    placed = _place(Placed(study, checkpoint, options, progress, verdicts, volumes))
+    if spill is None:
+        return placed
+    return replace(placed, volumes={role: _spilled(v, spill) for role, v in placed.volumes.items()})
+
+
+def _spilled(volume: Volume, folder: Path) -> Volume:
+    """The same with its voxels in a file without a name, which is gone with this process at the latest."""
+    stored = volume.voxels.T if volume.voxels.flags.f_contiguous else np.ascontiguousarray(volume.voxels.T)
+    with TemporaryFile(dir=folder) as file:
+        stored.tofile(file)
+        file.flush()
+        return replace(volume, voxels=np.memmap(file, stored.dtype, "r", shape=stored.shape).T)
 
 
 def _within_scope(
@@ -357,72 +442,27 @@ def _header_reasons(
     )
 
 
-def _draft_volumes(
-    study: Study,
-    checkpoint: Checkpoint,
-    verdicts: tuple[SeriesVerdict, ...],
-    volumes: dict[str, Volume],
-    progress: Progress,
-    options: Options,
-) -> Draft:
-    certificates = {v.series.series_uid: describe(v).certificate for v in volumes.values()}
-    verdicts = tuple(_as_read(verdict, volumes.get(verdict.role), certificates) for verdict in verdicts)
+def _place(read: Placed) -> Placed:
+    """The volumes on the model's grid, and what the gate says before the network runs."""
+    study, checkpoint = read.study, read.checkpoint
+    certificates = {v.series.series_uid: describe(v).certificate for v in read.volumes.values()}
+    verdicts = tuple(
+        _as_read(verdict, read.volumes.get(verdict.role), certificates) for verdict in read.verdicts
+    )
     verdicts, reasons = _within_scope(study, checkpoint, verdicts)
+    placed = replace(read, verdicts=verdicts)
     if reasons:
-        return _refuse(study, checkpoint, verdicts, reasons)
+        return placed.refuse(reasons)
     if not context_text(study.context):
-        return _refuse(study, checkpoint, verdicts, (NO_CONTEXT,))
-    volumes = {
-        role: volume for role, volume in volumes.items() if role in {v.role for v in verdicts if v.chosen}
-    }
-    progress("placing the images")
+        return placed.refuse((NO_CONTEXT,))
+    read.progress("placing the images")
     settings = Preprocessing.from_dict(checkpoint.model.config.preprocessing)
-    prepared = prepare(volumes, settings)
+    prepared = prepare(placed.chosen, settings)
     scores, reasons = _look_first(checkpoint, prepared, settings, list(certificates.values()))
-    if reasons:
-        return _refuse(study, checkpoint, verdicts, reasons, scores)
-    progress("looking at the images")
-    seen = see(prepared, context_text(study.context), checkpoint.model, checkpoint.scope.examination)
-    distance = checkpoint.calibration.feature_distance(image_feature(checkpoint.model, seen))
-    scores["feature_distance"] = round(distance, 3)
-    if reasons := pixel_reasons(checkpoint.calibration, None, distance):
-        return _refuse(study, checkpoint, verdicts, reasons, scores)
-    findings = find(
-        seen, checkpoint.model, checkpoint.calibration, volumes, _taken(volumes, certificates.values())
+    placed = replace(
+        placed, prepared=prepared, taken=_taken(placed.chosen, certificates.values()), scores=scores
     )
-    ct = settings.modality == Modality.CT
-    hu = hu_of(prepared.image_CIJK, settings) if ct else None
-    if options.faithfulness:
-        progress("masking what is cited")
-        inside = inside_head(prepared.image_CIJK) if hu is None else inside_body(hu)
-        findings = with_faithfulness(findings, seen, checkpoint.model, inside)
-    affine = np.asarray(prepared.affine)
-    region = head_region(inside_head(prepared.image_CIJK), affine) if hu is None else lung_region(hu, affine)
-    findings, prior, complaints = _compared(findings, region, options.prior, checkpoint)
-    progress("writing the report")
-    style = options.style or load_style()
-    technique = _technique(seen, volumes, style, checkpoint.model.config.finding_keys, prior)
-    report = write(findings, seen, checkpoint.model, technique, style, study.context)
-    first = next(iter(volumes.values()))
-    midline = float((first.affine @ [*(np.array(first.voxels.shape) / 2), 1])[0])
-    return Draft(
-        report=report,
-        gate=Gate(True, (), scores),
-        verdicts=verdicts,
-        modal_weights=_modal_weights(seen.fused),
-        provenance=_provenance(study, checkpoint, verdicts),
-        complaints=(
-            *complaints,
-            *check_report(
-                report,
-                _known_prior(study.context, prior),
-                midline_mm=midline,
-                codes=[finding.code for finding in findings],
-            ),
-        ),
-        prior=prior,
-        region_mm=region,
-    )
+    return placed.refuse(reasons) if reasons else placed
 
 
 def _as_read(
@@ -464,6 +504,128 @@ def _taken(volumes: dict[str, Volume], certificates: Iterable[Certificate]) -> f
     return frozenset(volumes) | ({CONTRAST} if enhanced else frozenset())
 
 
+# Studies together, through the model
+
+
+def draft_together(placed: Sequence[Placed]) -> list[Draft | MlaMedError]:
+    """Studies of one checkpoint, looked at and worded in one call each of its model. Each is told that it
+    goes on (`progress`), and is refused or fails alone: what it failed of stands in its place."""
+    try:
+        steps: list[Any] = [one.refused or _tried(_begun, one) for one in placed]
+        return _among(Found, _among(Placed, steps, _look), _word)
+    except (RuntimeError, MemoryError):
+        # most likely no memory for all of them at once: one by one, then
+        if len(placed) == 1:
+            raise
+    return [answer for one in placed for answer in draft_together([one])]
+
+
+def _draft_alone(placed: Placed) -> Draft:
+    (answer,) = draft_together([placed])
+    if isinstance(answer, MlaMedError):
+        raise answer
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is to be said of a study, before it is worded."""
+
+    placed: Placed
+    batch: SeenTogether
+    row: int
+    """Of this study in the batch."""
+    wording: Wording
+    scores: dict[str, float]
+    complaints: tuple[Complaint, ...]
+    prior: Prior | None
+    region_mm: Box
+
+
+T = TypeVar("T")
+
+
+def _among(kind: type[T], steps: Sequence[Any], work: Callable[[list[T]], Sequence[Any]]) -> list[Any]:
+    """The next step of those that have come so far; the others are over."""
+    some = [step for step in steps if isinstance(step, kind)]
+    answers = iter(work(some) if some else ())
+    return [next(answers) if isinstance(step, kind) else step for step in steps]
+
+
+def _tried(step: Callable[..., T], *args: Any) -> T | MlaMedError:
+    try:
+        return step(*args)
+    except MlaMedError as error:
+        return error
+
+
+def _begun(placed: Placed) -> Placed:
+    placed.progress("looking at the images")
+    return placed
+
+
+def _look(placed: list[Placed]) -> list[Found | Draft | MlaMedError]:
+    prepared = [one.prepared for one in placed if one.prepared is not None]
+    contexts = [context_text(one.study.context) for one in placed]
+    batch = see_together(prepared, contexts, placed[0].checkpoint.model, placed[0].examination)
+    return [_tried(_find, one, batch, row) for row, one in enumerate(placed)]
+
+
+def _word(found: list[Found]) -> list[Draft | MlaMedError]:
+    batch, rows, model = found[0].batch, [one.row for one in found], found[0].placed.checkpoint.model
+    slots = [one.wording.slots for one in found]
+    written = model.write(of_patients(batch.fused, rows), of_patients(batch.outputs, rows), slots)
+    return [_tried(_to_draft, one, text.text) for one, text in zip(found, written, strict=True)]
+
+
+def _find(placed: Placed, batch: SeenTogether, row: int) -> Found | Draft:
+    checkpoint, options, seen = placed.checkpoint, placed.options, batch.patients[row]
+    distance = checkpoint.calibration.feature_distance(image_feature(checkpoint.model, seen))
+    scores = placed.scores | {"feature_distance": round(distance, 3)}
+    if reasons := pixel_reasons(checkpoint.calibration, None, distance):
+        return _refuse(placed, reasons, scores)
+    findings = find(seen, checkpoint.model, checkpoint.calibration, placed.chosen, placed.taken)
+    settings = Preprocessing.from_dict(checkpoint.model.config.preprocessing)
+    hu = hu_of(seen.image_CIJK, settings) if settings.modality == Modality.CT else None
+    if options.faithfulness:
+        placed.progress("masking what is cited")
+        inside = inside_head(seen.image_CIJK) if hu is None else inside_body(hu)
+        findings = with_faithfulness(findings, seen, checkpoint.model, inside)
+    affine = np.asarray(seen.affine)
+    region = head_region(inside_head(seen.image_CIJK), affine) if hu is None else lung_region(hu, affine)
+    findings, prior, complaints = _compared(findings, region, options.prior, checkpoint)
+    placed.progress("writing the report")
+    style = options.style or load_style()
+    keys = checkpoint.model.config.finding_keys
+    technique = technique_words(placed.examination, placed.verdicts, style, keys, prior)
+    wording = Wording.of(findings, placed.examination, technique, style, placed.study.context)
+    return Found(placed, batch, row, wording, scores, complaints, prior, region)
+
+
+def _to_draft(found: Found, text: str) -> Draft:
+    placed, report = found.placed, found.wording.report(text)
+    first = next(iter(placed.chosen.values()))
+    midline = float((first.affine @ [*(np.array(first.voxels.shape) / 2), 1])[0])
+    return Draft(
+        report=report,
+        gate=Gate(True, (), found.scores),
+        verdicts=placed.verdicts,
+        modal_weights=_modal_weights(found.batch.patients[found.row].fused),
+        provenance=_provenance(placed),
+        complaints=(
+            *found.complaints,
+            *check_report(
+                report,
+                _known_prior(placed.study.context, found.prior),
+                midline_mm=midline,
+                codes=[finding.code for finding in report.findings],
+            ),
+        ),
+        prior=found.prior,
+        region_mm=found.region_mm,
+    )
+
+
 def _compared(
     findings: tuple[Finding, ...], region_mm: Box, prior: Study | Draft | None, checkpoint: Checkpoint
 ) -> tuple[tuple[Finding, ...], Prior | None, tuple[Complaint, ...]]:
@@ -484,6 +646,51 @@ def _known_prior(context: ClinicalContext, prior: Prior | None) -> ClinicalConte
     return replace(context, prior=f"Examination of {prior.study_date or 'unknown date'}, measured.")
 
 
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """Findings, and what a report of them may say."""
+
+    findings: tuple[Finding, ...]
+    examination: str
+    technique: str
+    style: Style
+    interpretations: tuple[str, ...]
+    slots: Slots
+
+    @classmethod
+    def of(
+        cls,
+        findings: tuple[Finding, ...],
+        examination: str,
+        technique: str,
+        style: Style,
+        context: ClinicalContext,
+    ) -> Wording:
+        prior = any(finding.change for finding in findings)
+        interpretations = interpret(findings, context, examination)
+        codes = list(dict.fromkeys(finding.code for finding in findings))
+        slots = report_slots(findings, style, examination, codes, interpretations, prior)
+        return cls(findings, examination, technique, style, interpretations, slots)
+
+    def report(self, text: str) -> Report:
+        """Of the sentences that were chosen."""
+        parsed = parse_report(text, self.style, self.examination)
+        choices = (
+            *impression_choices(self.findings, self.style, self.examination),
+            *interpretation_choices(self.interpretations, self.style, self.examination),
+        )
+        wordings = {s.text: s for slot in choices for s in slot}
+        return Report(
+            findings=self.findings,
+            sentences=parsed.sentences,
+            impression=tuple(wordings.get(s.text, s) for s in parsed.impression),
+            technique=self.technique,
+            language=self.style.language,
+            examination=self.examination,
+            interpretations=self.interpretations,
+        )
+
+
 def write(
     findings: tuple[Finding, ...],
     seen: Seen,
@@ -493,27 +700,9 @@ def write(
     context: ClinicalContext | None = None,
 ) -> Report:
     """The decoder's choice among the sentences that the findings allow, parsed back."""
-    style, examination = style or load_style(), seen.examination
-    prior = any(finding.change for finding in findings)
-    interpretations = interpret(findings, context or ClinicalContext(), examination)
-    codes = list(dict.fromkeys(finding.code for finding in findings))
-    slots = report_slots(findings, style, examination, codes, interpretations, prior)
-    text = model.write(seen.fused, seen.outputs, [slots])[0].text
-    parsed = parse_report(text, style, examination)
-    choices = (
-        *impression_choices(findings, style, examination),
-        *interpretation_choices(interpretations, style, examination),
-    )
-    wordings = {s.text: s for slot in choices for s in slot}
-    return Report(
-        findings=findings,
-        sentences=parsed.sentences,
-        impression=tuple(wordings.get(s.text, s) for s in parsed.impression),
-        technique=technique,
-        language=style.language,
-        examination=examination,
-        interpretations=interpretations,
-    )
+    style, context = style or load_style(), context or ClinicalContext()
+    wording = Wording.of(findings, seen.examination, technique, style, context)
+    return wording.report(model.write(seen.fused, seen.outputs, [wording.slots])[0].text)
 
 
 def _modal_weights(fused: Fused) -> dict[str, float]:
@@ -521,45 +710,9 @@ def _modal_weights(fused: Fused) -> dict[str, float]:
     return {n: round(w, 4) for n, w in zip(names, fused.modal_weights_BM[0].tolist(), strict=True)}
 
 
-_TECHNIQUE = {
-    ("chest_ct", "en"): "CT of the chest, {slices} slices {spacing:.1f} mm apart.",
-    ("chest_ct", "zh"): "胸部CT扫描，共{slices}层，层间距{spacing:.1f} mm。",
-    ("brain_mr", "en"): "MR of the brain: {sequences}.",
-    ("brain_mr", "zh"): "颅脑MR检查，序列：{sequences}。",
-}
-_COMPARED = {
-    "en": " Compared by measurement with the examination of {date}.",
-    "zh": "与{date}检查的测量结果比较。",
-}
-_UNSEEN = {"en": " Not assessed: {terms}.", "zh": "未评估：{terms}。"}
-_UNKNOWN_DATE = {"en": "unknown date", "zh": "日期不明"}
-
-
-def _technique(
-    seen: Seen, volumes: dict[str, Volume], style: Style, codes: Sequence[str], prior: Prior | None
-) -> str:
-    """How it was examined, with what it was compared, and what this model does not look for: its silence
-    is no statement."""
-    language, examination = style.language, seen.examination
-    certificate = next(iter(volumes.values())).certificate
-    text = _TECHNIQUE[examination, language].format(
-        slices=certificate.shape[2],
-        spacing=certificate.spacing_mm[2],
-        sequences="、".join(volumes) if language == "zh" else ", ".join(volumes),
-    )
-    if prior is not None:
-        day = prior.study_date
-        date = f"{day[:4]}-{day[4:6]}-{day[6:]}" if len(day) == 8 else _UNKNOWN_DATE[language]
-        text += _COMPARED[language].format(date=date)
-    schema = schema_of(examination)
-    unseen = [kind.term for code, kind in schema.items() if kind.required and code not in codes]
-    return text + (_UNSEEN[language].format(terms=", ".join(unseen)) if unseen else "")
-
-
-def _refuse(study, checkpoint, verdicts, reasons: tuple[Reason, ...], scores=None) -> Draft:
-    return Draft(
-        None, Gate(False, reasons, scores or {}), verdicts, {}, _provenance(study, checkpoint, verdicts)
-    )
+def _refuse(placed: Placed, reasons: tuple[Reason, ...], scores: dict[str, float] | None = None) -> Draft:
+    gate = Gate(False, reasons, placed.scores if scores is None else scores)
+    return Draft(None, gate, placed.verdicts, {}, _provenance(placed))
 
 
 def _not_owned(study: Study) -> Reason:
@@ -585,13 +738,14 @@ def _check_undamaged(verdicts: tuple[SeriesVerdict, ...], modality: str) -> None
             raise SeriesError(verdict.reason.words, code=verdict.reason.code)
 
 
-def _provenance(study: Study, checkpoint: Checkpoint, verdicts) -> Provenance:
+def _provenance(placed: Placed) -> Provenance:
+    study, checkpoint = placed.study, placed.checkpoint
     return Provenance(
         model_name=checkpoint.name,
         model_version=checkpoint.version,
         weights_sha256=checkpoint.weights_sha256,
         study_uid=study.study_uid,
-        series_uids=tuple(v.series.series_uid for v in verdicts if v.chosen),
+        series_uids=tuple(v.series.series_uid for v in placed.verdicts if v.chosen),
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         study_date=study.study_date,
     )

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import drafts
 from pydicom import dcmread
 
 from mla_med.documents.envelope import Revision
+from mla_med.night.batches import Batches
 from mla_med.night.claims import Claims
 from mla_med.night.settings import read_night
 from mla_med.night.work import Drafted, Made, Worker
@@ -76,25 +77,34 @@ def documents(server) -> list[str]:
 
 
 class Stub:
-    """Instead of a model. `seconds` of it are spent with the model in hand."""
+    """Instead of a model. `seconds` of it are spent with the model in hand, for each batch."""
 
-    def __init__(self, seconds: float = 0.0, before: Callable[[], None] = lambda: None):
+    def __init__(self, seconds: float = 0.0, before: Callable[[], None] = lambda: None, batch: int = 1):
         self.seconds = seconds
         self.before = before
-        self._free = threading.Lock()
+        self._worded = Batches(self._word, batch)
 
-    def __call__(self, folder: Path, out: Path, keep: Callable[[], None], revision: Revision | None) -> Made:
+    def __call__(
+        self,
+        folder: Path,
+        out: Path,
+        keep: Callable[[], None],
+        revision: Revision | None,
+        alone: bool = False,
+    ) -> Made:
         self.before()
         first = dcmread(min(folder.iterdir()))
         number = int(str(first.StudyInstanceUID).removeprefix("2.25.7000"))
         keep()
-        with self._free:
-            time.sleep(self.seconds)
-            content = drafts.sr(number, f"Worded by {os.getpid()} at {time.time_ns()}, ≥ 3 mm.")
+        content = self._worded(number, alone)
         keep()
         out.mkdir(parents=True)
         (out / "draft.dcm").write_bytes(content)
         return True, (), [out / "draft.dcm"]
+
+    def _word(self, numbers: Sequence[int]) -> list[bytes]:
+        time.sleep(self.seconds)
+        return [drafts.sr(n, f"Worded by {os.getpid()} at {time.time_ns()}, ≥ 3 mm.") for n in numbers]
 
 
 @cache
@@ -102,7 +112,7 @@ def _worker(settings_file: Path) -> Worker:
     pacs, night = read_settings(settings_file), read_night(settings_file)
     with (settings_file.parent / "workers").open("a") as file:  # one line for each model that was loaded
         file.write(f"{os.getpid()}\n")
-    stub = Stub(float(os.environ.get("STUB_SECONDS", "0")))
+    stub = Stub(float(os.environ.get("STUB_SECONDS", "0")), batch=night.batch)
     return Worker(pacs, night, open_ledger(pacs), Claims.open(pacs.ledger_url), stub)
 
 
@@ -132,7 +142,7 @@ def main() -> None:
     settings_file = Path(sys.argv[1])
     with (
         open_site(settings_file) as here,
-        Pool(settings_file, int(sys.argv[2]), 1, work=work) as pool,
+        Pool(settings_file, int(sys.argv[2]), 1, work=work, batch=here.night.batch) as pool,
         by_threads(pool.draft, pool.slots) as submit,
     ):
         account = night_with(here, submit, pool.slots)

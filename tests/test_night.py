@@ -28,6 +28,7 @@ import pytest
 from ledgers import default_kind, new_ledger_url
 from night_site import ROOT, Stub, documents, upload, write_settings
 
+from mla_med.dicom.ahead import Ahead
 from mla_med.errors import CheckpointError, ConfigError, LedgerError, StudyError
 from mla_med.ledger.ledger import Ledger
 from mla_med.ledger.nouns import JobState
@@ -42,7 +43,7 @@ from mla_med.night.pool import Pool, threads_of
 from mla_med.night.run import night_with, release_all
 from mla_med.night.schedule import next_time_s, serve
 from mla_med.night.settings import NightSettings, read_night
-from mla_med.night.work import Ahead, Drafted, Worker
+from mla_med.night.work import Drafted, Worker
 from mla_med.pacs.inbox import clear_images
 from mla_med.pacs.settings import read_settings
 
@@ -70,7 +71,7 @@ def run(settings_file, workers=1, hold=False, clock=time.time, **more):
     """A night with stub workers in processes of their own."""
     with (
         open_site(settings_file, clock) as here,
-        Pool(settings_file, workers, 1, hold, work=stub_site.draft_job) as pool,
+        Pool(settings_file, workers, 1, hold, stub_site.draft_job, here.night.batch) as pool,
         by_threads(pool.draft, pool.slots) as submit,
     ):
         return night_with(here, submit, pool.slots, **more)
@@ -285,7 +286,9 @@ def test_a_cluster_that_is_not_there_is_one_line(settings_file):
 # R11: kills
 
 
-def test_r11_three_kills_lose_nothing_and_double_nothing_and_memory_stays_flat(server, settings_file):
+@pytest.mark.parametrize("batch", [1, 4])
+def test_r11_three_kills_lose_nothing_and_double_nothing_and_memory_stays_flat(server, tmp_path, batch):
+    settings_file = write_settings(tmp_path, server.dicomweb_url, night=f"batch = {batch}")
     count = 1000 if SLOW else 40
     upload(server, range(1, count + 1))
     command = [sys.executable, str(ROOT / "tests/night_site.py"), str(settings_file), "2"]
@@ -379,13 +382,15 @@ def test_a_pacs_that_stops_in_mid_night_and_comes_back_an_hour_later_gets_everyt
     print(f"down for an hour; all delivered {back / 60:.0f} minutes after it was back")
 
 
-def test_a_cancelled_night_ends_after_the_studies_under_work_and_the_next_goes_on(server, settings_file):
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_cancelled_night_ends_after_the_studies_under_work_and_the_next_goes_on(server, tmp_path, batch):
+    settings_file = write_settings(tmp_path, server.dicomweb_url, night=f"batch = {batch}")
     upload(server, range(1, 9))
     stop = threading.Event()
     first = run(settings_file, stop=stop, done=lambda drafted: stop.set())
     assert first.audit.night.stopped
     drafted = first.audit.night.drafts["drafted"]
-    assert 1 <= drafted <= 3
+    assert 1 <= drafted <= 1 + 2 * batch
     assert not [p for p in (settings_file.parent / "drafts").iterdir() if p.name.startswith(".")]
     second = run(settings_file)
     assert second.audit.night.drafts == {"drafted": 8 - drafted}
@@ -453,7 +458,7 @@ def test_a_study_that_cannot_be_drafted_is_told_to_a_person_and_stops_no_other(t
     with open_site(path) as here:
         bad, good = ready_job(here, 1, tmp_path), ready_job(here, 2, tmp_path)
 
-        def draw(folder, out, keep, revision):
+        def draw(folder, out, keep, revision, alone):
             if folder.name == bad:
                 raise StudyError("Files of Phantom^1 are damaged.", code="DAMAGED_FILE")
             return Stub()(folder, out, keep, revision)
@@ -470,7 +475,7 @@ def test_a_model_that_does_not_load_costs_no_study_a_try(tmp_path):
     with open_site(path) as here:
         job_id = ready_job(here, 1, tmp_path)
 
-        def draw(folder, out, keep, revision):
+        def draw(folder, out, keep, revision, alone):
             raise CheckpointError("The checkpoint is damaged.", code="CHECKPOINT_INVALID")
 
         answer = Worker(here.pacs, here.night, here.book, here.claims, draw).draft(job_id, False)
@@ -670,6 +675,7 @@ def test_a_site_without_the_section_has_every_default(tmp_path):
         ("worker = 2", "no key 'worker'. Did you mean workers"),
         ('workers = "2"', "workers must be of type int"),
         ("workers = 0", "workers is 0"),
+        ("batch = 0", "batch is 0"),
         ('timezone = "Europe/Atlantis"', "give a name such as Europe/Berlin"),
         ('formats = "html"', "formats needs sr"),
     ],

@@ -44,6 +44,8 @@ claims = sa.Table(
 class Claim:
     job_id: str
     fence: int
+    tries: int = 1
+    """Of this job, this one counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class Claims:
                 fence=fence,
                 tries=row["tries"] + 1,
             )
-            return Claim(job_id, fence)
+            return Claim(job_id, fence, row["tries"] + 1)
 
     def keep(self, claim: Claim, claim_s: float = CLAIM_S) -> bool:
         """It lasts anew; False where it was lost, and whoever held it must not commit."""

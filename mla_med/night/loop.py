@@ -44,6 +44,8 @@ FIRST_WAIT_S, MAX_WAIT_S = 30.0, 900.0
 """Of a PACS that does not answer queries, doubled each time; as the ledger does for deliveries."""
 TRIES = 3
 """Of a study whose worker died or whose reader was too slow, in one night."""
+FATAL = frozenset(("WORKER_DIED", "DRAFT_TIMEOUT"))
+"""What a worker ended of, and with it all that it had under work: nobody knows yet which study it was."""
 ELSEWHERE_S = 5.0
 """Between two looks at studies that another machine has claimed: it may be lost, and its claim ends."""
 _TICK_S = 0.5
@@ -239,12 +241,18 @@ class _Shift:
 
     def _draft(self, pulling: Future[None]) -> None:
         ready, under_work, offered = deque(self._left_over()), set[str](), set[str]()
+        suspects, suspect = deque[str](), ""
         while True:
-            while ready and len(under_work) < self.slots and not self._over():
+            while ready and len(under_work) < self.slots and suspect not in under_work and not self._over():
                 job_id = ready.popleft()
                 if job_id not in under_work:
                     under_work.add(job_id)
                     self._hand_out(job_id)
+            if suspects and not (ready or under_work or self._over()):
+                # one by one, with nothing beside them: what ends a worker costs no other study its tries
+                suspect = suspects.popleft()
+                under_work.add(suspect)
+                self._hand_out(suspect)
             is_idle = not (under_work or ready) and pulling.done() and self.news.empty()
             if is_idle and not self._over():
                 ready.extend(self._elsewhere())
@@ -263,8 +271,9 @@ class _Shift:
                 handed.result()  # a thread ended: for good, or with what nobody expected
             else:
                 under_work.discard(job_id)
-                if not self._ended(handed.result()):
-                    ready.append(job_id)
+                drafted = handed.result()
+                if not self._ended(drafted):
+                    (suspects if FATAL & set(drafted.codes) else ready).append(job_id)
                 elif job_id in offered:
                     offered.remove(job_id)
                     self.room.release()

@@ -1,8 +1,8 @@
 """Job ids -> drafts, in processes of their own: a model in each, loaded once, and as many threads as leave
 the others their cores. The night's own process stays light, and a worker that dies costs its studies a try.
 
-Each worker serves 1 + `ahead` studies at a time: one is in the model, the others are being read. What a
-worker's libraries say goes through the redactor of mla_med.logs.
+Each worker serves (1 + `ahead`) * `batch` studies at a time: a batch is in the model, the others are being
+read. What a worker's libraries say goes through the redactor of mla_med.logs.
 """
 
 from __future__ import annotations
@@ -46,15 +46,16 @@ class Pool:
         ahead: int = 1,
         hold: bool = False,
         work: Work = draft_job,
+        batch: int = 1,
     ):
         """`work` is imported in the workers by its name, so it stands in a module."""
-        self.slots = workers * (1 + ahead)
+        self.slots = workers * (1 + ahead) * batch
         self._arguments = (str(settings_file.resolve()), f"{work.__module__}:{work.__name__}", str(hold))
         self._threads = threads_of(workers)
         self._free: queue.LifoQueue[_Child] = queue.LifoQueue()
         self._children = [_Child(self._start) for _ in range(workers)]
         # LIFO, and the first study of every worker comes before the second of any
-        for _ in range(1 + ahead):
+        for _ in range((1 + ahead) * batch):
             for child in self._children:
                 self._free.put(child)
 

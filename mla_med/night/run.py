@@ -49,7 +49,7 @@ def whole_night(
 def workers_of(settings_file: Path, night: NightSettings) -> Pool | Cluster:
     if night.dask:
         return Cluster(night.dask, settings_file, night.hold)
-    return Pool(settings_file, night.workers, night.ahead, night.hold)
+    return Pool(settings_file, night.workers, night.ahead, night.hold, batch=night.batch)
 
 
 def night_with(

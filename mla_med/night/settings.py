@@ -53,6 +53,8 @@ class NightSettings:
     """Processes with a model in each."""
     ahead: int = 1
     """Studies that each worker reads while its model works on another; each holds a volume in memory."""
+    batch: int = 1
+    """Studies that each worker's model looks at and words in one call, of those that were read already."""
     hold: bool = False
     """Drafts wait for a person: `mla-med night release`."""
     keep_images: bool = False
@@ -73,7 +75,7 @@ class NightSettings:
     mail_to: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("workers", "ahead", "window_h"):
+        for name in ("workers", "ahead", "batch", "window_h"):
             if getattr(self, name) < (0 if name == "ahead" else 1):
                 raise ConfigError(f"[night] {name} is {getattr(self, name)}; that is too few.")
         if "sr" not in [word.strip() for word in self.formats.split(",")]:

@@ -1,8 +1,9 @@
 """A READY job's id -> its draft, committed to the outbox or held for a person. What every worker does, in a
 thread of this process, in a process of its own, or on another machine.
 
-A worker loads its model once and lets one study through it at a time; the next is read meanwhile, in a
-child process with limits. Says job ids, states and codes; identifiers stay in folders and sealed rows.
+A worker loads its model once and lets one study through it at a time, or a batch; the next are read
+meanwhile, in child processes with limits. Says job ids, states and codes; identifiers stay in folders and
+sealed rows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from mla_med.dicom.ahead import Ahead
 from mla_med.dicom.apart import ReaderProcess
 from mla_med.documents.envelope import Reference, Revision
 from mla_med.errors import CheckpointError, ConfigError, LedgerError, MlaMedError, OutputError, StudyError
@@ -26,7 +26,8 @@ from mla_med.ledger.ledger import Ledger
 from mla_med.ledger.nouns import Document, Job, JobState
 from mla_med.ledger.owners import owner
 from mla_med.logs import log
-from mla_med.night.claims import Claim, Claims
+from mla_med.night.batches import Batches
+from mla_med.night.claims import CLAIM_S, Claim, Claims
 from mla_med.night.settings import NightSettings, read_night
 from mla_med.pacs.deliver import commit_documents
 from mla_med.pacs.letter import read_content, read_place
@@ -46,9 +47,9 @@ _STATES = {
 
 Made = tuple[bool, tuple[str, ...], Sequence[Path]]
 """Was it drafted, and not refused; the reason codes of a refusal; the files."""
-Draw = Callable[[Path, Path, Callable[[], None], Revision | None], Made]
-"""A study's folder, where the files go, what to call between steps, and what it takes the place of -> what
-was made."""
+Draw = Callable[[Path, Path, Callable[[], None], Revision | None, bool], Made]
+"""A study's folder, where the files go, what to call between steps, what it takes the place of, and whether
+the model must see nothing beside it -> what was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,9 @@ class Worker:
             out.mkdir(parents=True, exist_ok=True, mode=0o700)
             earlier = self.book.predecessor_documents(job_id)
             revision = revision_of(earlier, self.book.generation(job_id))
-            accepted, codes, files = self.draw(folder_of(self.pacs, job_id), making, keep, revision)
+            # what was tried before may be what kills the worker: nothing else is to go down with it
+            alone = claim.tries > 1
+            accepted, codes, files = self.draw(folder_of(self.pacs, job_id), making, keep, revision, alone)
             contents = [read_content(file) for file in files if file.suffix == ".dcm"]
             if not contents:
                 raise StudyError("A draft has no DICOM document.", code="NO_DOCUMENT")
@@ -195,31 +198,50 @@ def worker_of(settings_file: Path) -> Worker:
 
 
 class Drawer:
-    """Draws with the model: loaded once, used by one thread at a time."""
+    """Draws with the model: loaded once, used by one thread at a time, for up to `batch` studies."""
 
     def __init__(self, night: NightSettings):
+        from mla_med.drafting import draft_together
+
         self.night = night
-        self._model_free = threading.Lock()
         self._loading = threading.Lock()
-        self._readers: queue.LifoQueue[ReaderProcess] = queue.LifoQueue()
+        # of so many at a time, each started when it is needed, and the one that was used last first
+        self._readers: queue.LifoQueue[ReaderProcess | None] = queue.LifoQueue()
+        for _ in range(1 + night.ahead):
+            self._readers.put(None)
+        # another checkpoint is of another examination: another grid, and another network
+        self._drafts = Batches(draft_together, night.batch, lambda a, b: a.checkpoint is b.checkpoint)
 
-    def __call__(self, folder: Path, out: Path, keep: Callable[[], None], revision: Revision | None) -> Made:
-        from mla_med.dicom.study import read_studies
-        from mla_med.drafting import draft_one
+    def __call__(
+        self,
+        folder: Path,
+        out: Path,
+        keep: Callable[[], None],
+        revision: Revision | None,
+        alone: bool = False,
+    ) -> Made:
+        from mla_med.drafting import write_placed
 
-        with self._reader() as reader:
-            ahead = Ahead(reader.call)
-            studies = ahead(read_studies, folder)
-            keep()
-            checkpoint = self._load(studies)
-            ahead.read(studies, checkpoint.scope.examination)
-            with self._model_free:
-                options = replace(self._options, revision=revision)
-                draft, files = draft_one(
-                    studies, out, checkpoint, progress=lambda step: keep(), call=ahead, options=options
-                )
+        placed = self._placed(folder, out.parent, keep, revision)
+        draft = placed.refused or self._drafts(placed, alone)
+        files = write_placed(placed, draft, out)
         codes = () if draft.report else tuple(reason.code for reason in draft.gate.reasons)
         return draft.report is not None, codes, files
+
+    def _placed(self, folder: Path, out: Path, keep: Callable[[], None], revision: Revision | None):
+        """A study, read. With batches many wait for the model: their voxels do so on the disk."""
+        from mla_med.dicom.study import only_study, read_studies
+        from mla_med.drafting import place_study
+
+        with self._reader(keep) as reader:
+            studies = reader.call(read_studies, folder)
+            keep()
+            checkpoint = self._load(studies)
+            options = replace(self._options, revision=revision)
+            spill = out if self.night.batch > 1 else None
+            return place_study(
+                only_study(studies), checkpoint, lambda step: keep(), reader.call, options, spill
+            )
 
     def _load(self, studies: Sequence[Any]):
         from mla_med.dicom.study import only_study
@@ -245,12 +267,15 @@ class Drawer:
         return Options(style=style, formats=parse_formats(self.night.formats))
 
     @contextmanager
-    def _reader(self) -> Iterator[ReaderProcess]:
-        """A child of this thread's own: it keeps what it knows of a study between calls."""
-        try:
-            reader = self._readers.get_nowait()
-        except queue.Empty:
-            reader = ReaderProcess()
+    def _reader(self, keep: Callable[[], None]) -> Iterator[ReaderProcess]:
+        """A child for one study at a time: it keeps what it knows of it between calls. Who waits for one
+        keeps its claim."""
+        while True:
+            try:
+                reader = self._readers.get(timeout=CLAIM_S / 4) or ReaderProcess()
+                break
+            except queue.Empty:
+                keep()
         try:
             yield reader
         finally:
@@ -259,4 +284,5 @@ class Drawer:
     def close(self) -> None:
         with suppress(queue.Empty):
             while True:
-                self._readers.get_nowait().close()
+                if (reader := self._readers.get_nowait()) is not None:
+                    reader.close()

@@ -40,10 +40,12 @@ def run(
     log_level: LogLevel = "warning",
 ) -> None:
     """One night, now. Ctrl-C or SIGTERM ends it after the studies under work; run again, it goes on. Exit
-    code 1 if something needs a person."""
+    code 1 if something needs a person, or it could not do its work."""
     _start_logging(log_level)
+    from mla_med.night.alarm import alarm_of
+
     account = _night(settings_file, hold, metrics_port, _stop_on_signals())
-    if account.audit.for_people:
+    if alarm_of(account.audit):
         raise typer.Exit(1)
 
 

@@ -268,6 +268,7 @@ def deliver(
                 settings.name,
                 batch=settings.batch,
                 workers=settings.workers,
+                timeout_s=settings.timeout_s,
                 observe=metrics.observe,
             )
             if tally:

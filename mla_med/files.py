@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +13,33 @@ from mla_med.errors import OutputError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes beside `path` and renames. OutputError in one line, nothing left, where that fails."""
-    part = path.with_name(path.name + ".part")
+    """Writes beside `path` and renames: of two that write at once one is there, whole. OutputError in one
+    line where that fails, and nothing left."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        with part.open("x", encoding="utf-8") as file:
+            file.write(text)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise OutputError(
             f"Cannot write {path}: {error.strerror}. Free some space and run it again."
         ) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: Any) -> None:
     """As `write_text`. JSON knows neither infinity nor what is not a number: null."""
     write_text(path, json.dumps(_finite(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """What was renamed or linked in it is still there after a power cut (fsync(2))."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _finite(values: Any) -> Any:

@@ -40,3 +40,8 @@ def _make_secret(path: Path) -> None:
             os.link(draft, path)
     finally:
         os.unlink(draft)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or a power cut takes its name, and all that was sealed with it is lost
+    finally:
+        os.close(folder)

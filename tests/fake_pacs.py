@@ -1,5 +1,5 @@
 """PACS that fail as real ones do: an HTTP server with scripted answers, an SCP with scripted statuses,
-a port that accepts and says nothing, a proxy that loses answers."""
+a port that accepts and says nothing, or a byte now and then, a proxy that loses answers."""
 
 from __future__ import annotations
 
@@ -210,6 +210,30 @@ def silent_port() -> Iterator[int]:
         listener.shutdown(socket.SHUT_RDWR)
         for one in kept:
             one.close()
+
+
+@contextmanager
+def dripping_port() -> Iterator[int]:
+    """Answers 200 with a body of a space every tenth of a second."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip(one: socket.socket) -> None:
+            with one, suppress(OSError):
+                one.recv(2**20)
+                one.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/dicom\r\n")
+                one.sendall(b"Content-Length: 100000\r\n\r\n")
+                while True:
+                    one.sendall(b" ")
+                    time.sleep(0.1)
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    threading.Thread(target=drip, args=(listener.accept()[0],), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

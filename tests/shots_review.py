@@ -144,7 +144,7 @@ def history(site: Site) -> None:
         made = site.store.decide(
             job_id, 0, "reader", decision, "OTHER" if decision == "REJECTED" else "", b"{}", rows
         )
-        site.store.sent(made, "")
+        site.store.sent(made)
     site.clock.now = now
 
 

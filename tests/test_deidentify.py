@@ -872,6 +872,20 @@ def test_an_output_folder_that_is_not_empty_is_refused(tmp_path):
     assert (tmp_path / "out" / "000001.dcm").read_bytes() == b""
 
 
+def test_two_that_write_into_one_new_folder_do_not_write_over_each_other(tmp_path):
+    for name in ("one", "two"):
+        write_series(tmp_path / name, [0.0])
+    (tmp_path / "one" / "0 no image").touch()  # nothing is written yet when the other one comes
+
+    def come(done: int, total: int) -> None:
+        if done == 1:
+            with pytest.raises(OutputError, match="not empty"):
+                deidentify_study(tmp_path / "two", tmp_path / "out", key=KEY)
+
+    assert deidentify_study(tmp_path / "one", tmp_path / "out", key=KEY, progress=come).written == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["000001.dcm"]
+
+
 def test_an_output_folder_inside_the_source_is_refused(tmp_path):
     write_series(tmp_path / "in", [0.0])
     with pytest.raises(OutputError, match="inside the source"):

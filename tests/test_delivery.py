@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -17,14 +18,23 @@ from pathlib import Path
 
 import drafts
 import pytest
-from fake_pacs import committing_pacs, dimse_pacs, http_pacs, losing_proxy, reports_to, silent_port, stow
+from fake_pacs import (
+    committing_pacs,
+    dimse_pacs,
+    dripping_port,
+    http_pacs,
+    losing_proxy,
+    reports_to,
+    silent_port,
+    stow,
+)
 from ledgers import default_kind, new_ledger_url, rows_in
 from orthanc import free_port, orthanc
 from pydicom import dcmread
 
 import mla_med
 from mla_med.documents.check import validator_errors
-from mla_med.errors import LedgerError, PacsError
+from mla_med.errors import LedgerError, OutputError, PacsError
 from mla_med.ledger.failpoints import EXIT_CODE, NAMES
 from mla_med.ledger.ledger import BREAKER_THRESHOLD, MAX_BACKOFF_S, Ledger
 from mla_med.ledger.nouns import JobState, Kind, Outcome
@@ -207,6 +217,68 @@ def test_r6_an_answer_that_is_lost_after_the_store_makes_no_second_instance(serv
     print("R6: 1 answer lost, 1 instance, 1 send")
 
 
+def test_r6_what_was_stored_by_a_pacs_that_was_gone_before_it_was_read_back_may_be_there(network, ledger):
+    letter = read_letter(drafts.sr(1))
+    job = commit(ledger, 1)
+
+    class Gone(WebPeer):
+        def fetch(self, letters):
+            return web(f"http://127.0.0.1:{free_port()}").fetch(letters)
+
+    with http_pacs(lambda *_: (200, stow([letter.uid]))) as url:
+        peer = Gone(PacsSettings(dicomweb_url=url), Credentials())
+        assert deliver_due(ledger, peer, "pacs", workers=1) == {Kind.UNKNOWN: 1}
+    assert [entry.reason for entry in ledger.documents(job.id)] == ["READ_CONNECT"]
+    later = ledger.see(letter.study_uid, 99)
+    assert ledger.predecessors(later.id) == (letter.uid,)  # a revision names it
+
+
+def test_r6_what_was_never_sent_is_not_there_however_often_it_was_looked_for(network, ledger, clock):
+    letter = read_letter(drafts.sr(1))
+    commit(ledger, 1)
+    for _ in range(3):
+        assert deliver_due(ledger, web(f"http://127.0.0.1:{free_port()}"), "pacs", workers=1)
+        clock.now = ledger.next_due_s("pacs")
+    assert ledger.predecessors(ledger.see(letter.study_uid, 99).id) == ()
+
+
+def test_a_batch_is_nobody_elses_for_as_long_as_it_may_take_to_be_read_back(ledger, clock):
+    class SlowPeer:
+        """Needs 20 s for each answer, of the 30 s that it has."""
+
+        commits = False
+        others: list[int] = []
+
+        def store(self, letters):
+            self.there = {letter.uid: letter.content for letter in letters}
+            return [Outcome(Kind.DELIVERED)] * len(letters)
+
+        def fetch(self, letters):
+            clock.now += 20 * len(letters)
+            self.others.append(len(ledger.lease("pacs", "another process", 20)))
+            return [self.there.get(letter.uid) for letter in letters]
+
+        def confirm(self, letters):
+            return [Outcome(Kind.DELIVERED)] * len(letters)
+
+    for number in range(20):
+        commit(ledger, number)
+    peer = SlowPeer()
+    assert deliver_due(ledger, peer, "pacs", workers=1, timeout_s=30.0) == {Kind.DELIVERED: 20}
+    assert peer.others == [0]
+
+
+def test_a_document_that_cannot_be_validated_for_want_of_space_is_one_line(ledger, tmp_path, monkeypatch):
+    (tmp_path / "dciodvfy").write_text("#!/bin/sh\n")
+    (tmp_path / "dciodvfy").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    content = drafts.sr(1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "full"))
+    with pytest.raises(OutputError, match="Is there space"):
+        commit_documents(ledger, [content], "pacs", validate="warn")
+    assert ledger.list_jobs() == ()
+
+
 # A PACS that is down, full, slow, or says what is not so
 
 
@@ -300,6 +372,20 @@ def test_r5_a_port_that_says_nothing_holds_no_thread(network, make):
     assert outcome.kind in (Kind.UNKNOWN, Kind.TRANSIENT)
     assert seconds < 1 + 5
     print(f"R5: silent port is {outcome.kind} ({outcome.reason}) after {seconds:.1f} s")
+
+
+def test_r5_a_pacs_that_says_a_byte_now_and_then_holds_no_thread(network):
+    letter = read_letter(drafts.sr(1))
+    with dripping_port() as port:
+        peer, start = web(f"http://127.0.0.1:{port}", timeout_s=0.5), time.monotonic()
+        with pytest.raises(PacsError) as caught:
+            peer.echo()
+        found = [*peer.store([letter]), *peer.fetch([letter])]
+        seconds = time.monotonic() - start
+    assert caught.value.code == "TIMEOUT"
+    assert found == [Outcome(Kind.UNKNOWN, "TIMEOUT"), Outcome(Kind.UNKNOWN, "TIMEOUT")]
+    assert seconds < 3 * (0.5 + 1)
+    print(f"R5: a dripping port, asked three times with 0.5 s each: {seconds:.1f} s")
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from mla_med.ledger.ledger import (
     Ledger,
 )
 from mla_med.ledger.nouns import Document, DocumentState, JobState, Kind, Outcome
-from mla_med.ledger.owners import owner
+from mla_med.ledger.owners import is_dead, owner
 from mla_med.ledger.rows import backoff_s
 from mla_med.ledger.seal import SiteKey
 from mla_med.ledger.tables import jobs, outbox
@@ -485,6 +488,34 @@ def test_a_draft_that_may_have_been_sent_is_named_by_its_revision_and_goes_on(le
     assert ledger.lease("main", "a", 1)[0].uid in uids
 
 
+@pytest.mark.parametrize(
+    ("outcome", "after_s", "uids"),
+    [
+        (Outcome(Kind.PERMANENT, "ACCESSION_CHANGED"), 0, ("1.2.1",)),  # read back: it is there
+        (Outcome(Kind.UNKNOWN, "TIMEOUT"), 73 * 3600, ("1.2.1",)),  # parked at its deadline
+        (Outcome(Kind.PERMANENT, "DIMSE_A900"), 0, ()),
+    ],
+)
+def test_a_parked_document_that_may_be_there_is_named_by_the_revision(ledger, clock, outcome, after_s, uids):
+    job = commit(ledger)
+    (lease,) = ledger.lease("main", "a")
+    clock.now += after_s
+    ledger.record([(lease, outcome)])
+    assert states(ledger, job.id) == [DocumentState.PARKED]
+    assert ledger.predecessors(ledger.see("1.2.840.1", 28).id) == uids
+
+
+def test_a_draft_that_is_withheld_is_never_sent_and_its_revision_is(ledger):
+    job = ledger.see("1.2.3", 14)
+    ledger.ready(job.id, 14)
+    held = ledger.commit("1.2.3", ["14"], [document(1, b"a mass")], ["main"], job.id, withheld=True)
+    assert (held.id, held.state, held.reason) == (job.id, JobState.SUPERSEDED, "REVISED")
+    assert not ledger.lease("main", "a")
+    revised = ledger.commit("1.2.3", ["no mass"], [document(2)], ["main"], supersede=True)
+    assert revised.revises == job.id
+    assert [lease.uid for lease in ledger.lease("main", "a", 9)] == ["1.2.2"]
+
+
 def test_a_revision_that_does_not_name_what_went_out_meanwhile_is_drafted_again(ledger, clock):
     first = first_draft(ledger)
     later = revision(ledger, clock)
@@ -639,7 +670,7 @@ def _grow(disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("url", ["mysql://x/y", "nonsense"])
+@pytest.mark.parametrize("url", ["mysql://x/y", "nonsense", "sqlite://", "sqlite:///:memory:"])
 def test_an_address_that_is_no_ledger_is_one_line(url):
     with pytest.raises(ConfigError):
         Ledger.open(url, SECRET)
@@ -654,6 +685,55 @@ def test_a_server_that_does_not_answer_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_server_that_lets_us_in_and_then_says_nothing_is_left(monkeypatch):
+    """As one that was stopped: its kernel still takes what it is told."""
+    pytest.importorskip("psycopg")
+    monkeypatch.setattr("mla_med.ledger.database._SILENCE_S", 0.3)
+    kept = []
+
+    def message(kind: bytes, body: bytes) -> bytes:
+        return kind + struct.pack("!i", len(body) + 4) + body
+
+    def serve() -> None:
+        while True:
+            peer, _ = server.accept()
+            kept.append(peer)
+            length, code = struct.unpack("!ii", peer.recv(8))
+            if code == 80877103:  # may it be encrypted?
+                peer.sendall(b"N")
+                length, _ = struct.unpack("!ii", peer.recv(8))
+            peer.recv(length)
+            version = message(b"S", b"server_version\x0016.0\x00")
+            peer.sendall(message(b"R", struct.pack("!i", 0)) + version + message(b"Z", b"I"))
+
+    server = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=serve, daemon=True).start()
+    with pytest.raises(LedgerError, match="wait timeout") as caught:
+        Ledger.open(f"postgresql+psycopg://u@127.0.0.1:{server.getsockname()[1]}/x", SECRET)
+    assert caught.value.code == "LEDGER_UNREACHABLE"
+
+
+def test_postgresql_lets_no_statement_take_for_ever_unless_the_address_says_so(tmp_path):
+    url = new_ledger_url("postgresql", tmp_path)
+    for address, limit in ((url, "1min"), (f"{url}&options=-cstatement_timeout%3D5s", "5s")):
+        engine = make_engine(address)
+        with engine.connect() as c:
+            assert c.exec_driver_sql("SHOW statement_timeout").scalar() == limit
+        engine.dispose()
+
+
+def test_a_ledger_that_all_read_at_once_says_that_it_cannot_be_reached(tmp_path):
+    ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db", SECRET)
+    ledger._engine.pool._timeout = 0.1
+    held = [ledger._engine.connect() for _ in range(15)]  # all that there are
+    with pytest.raises(LedgerError) as caught:
+        ledger.list_jobs()
+    assert caught.value.code == "LEDGER_UNREACHABLE"
+    for connection in held:
+        connection.close()
+    ledger.close()
+
+
 def test_the_lease_of_a_process_that_is_gone_is_free_at_once_and_that_of_another_host_by_time(ledger):
     commit(ledger, content=b"a nodule")
     host, pid, _, thread = owner().split(" ")
@@ -663,3 +743,123 @@ def test_the_lease_of_a_process_that_is_gone_is_free_at_once_and_that_of_another
     assert ledger.lease("main", "elsewhere 1 1 0")
     assert ledger.free_dead("main") == 0
     assert not ledger.lease("main", owner())
+
+
+def test_a_host_whose_name_ends_otherwise_is_another_host(monkeypatch):
+    pods = [f"mla-med-night-deployment-7d9f8b6c5-{pod}" for pod in ("abcde", "xyz12")]
+    monkeypatch.setattr(socket, "gethostname", lambda: pods[0])
+    host, pid, _, thread = owner().split(" ")
+    gone = f"{host} {pid} 1 {thread}"  # our pid, of a process that was before us
+    assert is_dead(gone)
+    monkeypatch.setattr(socket, "gethostname", lambda: pods[1])
+    assert not is_dead(gone)
+    assert len(f"{owner(99)} 4194304 99999999999") <= outbox.c.owner.type.length
+
+
+# Clocks that are set back, and two at the same moment
+
+
+def test_studies_that_are_not_complete_are_listed_the_oldest_first_whatever_is_damaged(ledger, clock):
+    uids = [f"1.2.{number}" for number in range(5)]
+    seen = []
+    for uid in uids:
+        seen.append(ledger.see(uid, 3))
+        clock.now += 1
+    ledger.hold(seen[1].id, "STILL_GROWING", 2)
+    ledger.ready(seen[2].id, 3)
+    with ledger._engine.begin() as c:
+        c.execute(jobs.update().where(jobs.c.id == seen[3].id).values(sealed=b"damaged"))
+    assert ledger.open_studies() == (uids[0], uids[1], uids[4])
+
+
+def test_a_study_that_grows_after_the_clock_was_set_back_has_one_newest_job(ledger, clock):
+    first_draft(ledger)
+    clock.now -= 3600
+    grown = ledger.see("1.2.3", 20)
+    clock.now += 60
+    assert ledger.see("1.2.3", 20).id == grown.id
+    assert ledger.newest_job("1.2.3").id == grown.id
+    assert len(ledger.list_jobs()) == 2
+
+
+def test_what_a_clock_that_was_ahead_put_off_is_due_when_it_is_right_again(ledger, clock):
+    right, clock.now = clock.now, clock.now + 400 * 86_400
+    for number in range(BREAKER_THRESHOLD + 1):
+        commit(ledger, number)
+    failed = ledger.lease("main", "a", BREAKER_THRESHOLD)
+    for lease in failed:
+        ledger.record([(lease, TRANSIENT)])
+    clock.now += 60
+    (probe,) = ledger.lease("main", "who dies")
+    clock.now = right
+    assert ledger.next_due_s("main") <= right + MAX_BACKOFF_S
+    again = []
+    while leases := ledger.lease("main", "a"):
+        again += leases
+        ledger.record([(lease, DELIVERED) for lease in leases])
+    assert len(again) == BREAKER_THRESHOLD + 1
+    assert probe.document_id in {lease.document_id for lease in again}
+
+
+def slow(ledger: Ledger, name: str) -> threading.Event:
+    """After this part of it, a transaction takes a moment, for others to come between."""
+    there, real = threading.Event(), getattr(ledger, name)
+
+    def part(*args):
+        found = real(*args)
+        there.set()
+        time.sleep(0.6)
+        return found
+
+    setattr(ledger, name, part)
+    return there
+
+
+@pytest.fixture
+def two(url, clock):
+    pair = Ledger.open(url, SECRET, clock), Ledger.open(url, SECRET, clock)
+    yield pair
+    for one in pair:
+        one.close()
+
+
+def test_a_study_that_is_discarded_while_its_draft_is_committed_stays_discarded(two):
+    worker, person = two
+    job = worker.see("1.2.3", 14)
+    worker.ready(job.id, 14)
+    there = slow(worker, "_put")
+    with ThreadPoolExecutor(1) as pool:
+        committed = pool.submit(worker.commit, "1.2.3", ["14"], [document()], ["main"], job.id)
+        there.wait(30)
+        person.discard(job.id, "WRONG_PATIENT")
+        assert committed.result().state is JobState.DRAFTED
+    assert person.job(job.id).state is JobState.DISCARDED
+    assert states(person, job.id) == [DocumentState.DISCARDED]
+    assert not worker.lease("main", "a")
+
+
+def test_a_document_that_is_just_being_leased_is_not_discarded(two):
+    worker, person = two
+    job = commit(worker)
+    there = slow(worker, "_log_all")
+    with ThreadPoolExecutor(1) as pool:
+        leased = pool.submit(worker.lease, "main", "a")
+        there.wait(30)
+        with pytest.raises(LedgerError) as caught:
+            person.discard(job.id, "WRONG_PATIENT")
+        assert caught.value.code == "BEING_SENT"
+        assert len(leased.result()) == 1
+
+
+def test_a_job_whose_last_documents_are_delivered_and_superseded_at_once_is_over(two, clock):
+    worker, other = two
+    job = first_draft(worker)
+    (lease,) = worker.lease("main", "a")
+    later = revision(other, clock)
+    there = slow(worker, "_follow")
+    with ThreadPoolExecutor(1) as pool:
+        recorded = pool.submit(worker.record, [(lease, DELIVERED)])
+        there.wait(30)
+        other.commit("1.2.3", ["28"], [document(3)], ["main"], later.id, supersede=True)
+        assert recorded.result() == (True,)
+    assert worker.job(job.id).state is JobState.DELIVERED

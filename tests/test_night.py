@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from statistics import median
@@ -25,19 +26,21 @@ import drafts
 import night_site as stub_site
 import psutil
 import pytest
+from fake_pacs import dripping_port
 from ledgers import default_kind, new_ledger_url
 from night_site import ROOT, Stub, documents, upload, write_settings
 
 from mla_med.dicom.ahead import Ahead
-from mla_med.errors import CheckpointError, ConfigError, LedgerError, StudyError
+from mla_med.errors import CheckpointError, ConfigError, LedgerError, PacsError, StudyError
 from mla_med.ledger.ledger import Ledger
 from mla_med.ledger.nouns import JobState
 from mla_med.ledger.owners import owner
 from mla_med.night.alarm import alarm_of, send_alarm
+from mla_med.night.audit import Audit, audit_night
 from mla_med.night.claims import CLAIM_S, MAX_TRIES, Claims
 from mla_med.night.cluster import Cluster
 from mla_med.night.drift import Reading, compare, drift
-from mla_med.night.loop import by_threads, open_site
+from mla_med.night.loop import PASSES, Night, by_threads, open_site, run_night
 from mla_med.night.metrics import NightMetrics
 from mla_med.night.pool import Pool, threads_of
 from mla_med.night.run import night_with, release_all
@@ -45,6 +48,7 @@ from mla_med.night.schedule import next_time_s, serve
 from mla_med.night.settings import NightSettings, read_night
 from mla_med.night.work import Drafted, Worker
 from mla_med.pacs.inbox import clear_images
+from mla_med.pacs.peer import SeriesCount
 from mla_med.pacs.settings import read_settings
 
 SLOW = bool(os.environ.get("MLA_MED_SLOW"))
@@ -131,6 +135,15 @@ def test_the_claim_of_a_process_that_is_gone_ends_at_once_and_that_of_another_ho
     assert claims.take("there", owner()) is None
 
 
+def test_a_claim_of_a_clock_that_was_ahead_ends_when_it_is_set_right_and_not_for_a_second(claims):
+    claims.now[0] += 365 * 86_400
+    assert claims.take("j", "elsewhere 1 1")
+    claims.now[0] -= 365 * 86_400
+    assert claims.take("j", "elsewhere 1 1")
+    claims.now[0] -= 1  # as clocks of two machines differ
+    assert claims.take("j", owner()) is None
+
+
 def test_a_job_that_kills_its_workers_is_left_for_a_person(claims):
     for _ in range(MAX_TRIES):
         assert claims.take("j", "elsewhere 1 1") is not None
@@ -173,6 +186,60 @@ def test_r10_a_worker_that_was_too_slow_throws_its_draft_away(tmp_path):
         assert [p.name for p in (tmp_path / "drafts").iterdir()] == [job_id]
         events = Counter(event.event for event in here.book.history(job_id))
         assert events["COMMITTED"] == 1
+
+
+class Asleep:
+    """A part of a worker that stands still at the last of so many calls of one of its functions, while
+    `meanwhile` goes on elsewhere."""
+
+    def __init__(self, part, name: str, calls: int, meanwhile, after: bool):
+        self._part, self._name, self._left = part, name, calls
+        self._meanwhile, self._after = meanwhile, after
+
+    def __getattr__(self, name: str):
+        function = getattr(self._part, name)
+        if name != self._name:
+            return function
+        self._left -= 1
+        if self._left:
+            return function
+
+        def call(*args, **more):
+            if not self._after:
+                self._meanwhile()
+            answer = function(*args, **more)
+            if self._after:
+                self._meanwhile()
+            return answer
+
+        return call
+
+
+@pytest.mark.parametrize("is_put", [False, True])
+def test_r10_what_lies_in_the_folder_of_a_draft_is_what_is_sent_whoever_was_faster(tmp_path, is_put):
+    path, later, answers = write_settings(tmp_path, "http://127.0.0.1:9"), [0.0], []
+    with open_site(path, lambda: time.time() + later[0]) as here:
+        job_id = ready_job(here, 1, tmp_path)
+        fast = Worker(here.pacs, here.night, here.book, here.claims, Stub())
+        fast.owner = "elsewhere 2 2"
+
+        def meanwhile() -> None:
+            later[0] += CLAIM_S + 1
+            answers.append(fast.draft(job_id, False).state)
+
+        # the machine is suspended after the last look at the claim, or when the draft is in its place
+        claims, book = here.claims, here.book
+        if is_put:
+            book = Asleep(book, "commit", 1, meanwhile, after=False)
+        else:
+            claims = Asleep(claims, "keep", 3, meanwhile, after=True)
+        slow = Worker(here.pacs, here.night, book, claims, Stub())
+        slow.owner = "elsewhere 1 1"
+        assert slow.draft(job_id, False).state == "passed"
+        assert answers == ["drafted"]
+        (document,) = here.book.documents(job_id)
+        assert (tmp_path / "drafts" / job_id / "draft.dcm").read_bytes() == here.book.content(document.id)
+        assert [p.name for p in (tmp_path / "drafts").iterdir()] == [job_id]
 
 
 def night_on(settings_file, host: str = "") -> subprocess.Popen:
@@ -352,6 +419,115 @@ def memory_of(pid: int) -> int | None:
 
 
 # A PACS that is down, a person who says stop
+
+
+class OneStudy:
+    """A PACS of one study, that grows while it is fetched first."""
+
+    commits = False
+
+    def __init__(self, images: int = 0, down: str = ""):
+        self.images, self.down, self.asked = images, down, 0
+
+    def find_studies(self, first, modalities):
+        self.asked += 1
+        self.echo()
+        return [drafts.study_uid(1)] if self.images else []
+
+    def count(self, study_uid):
+        return [SeriesCount(f"{study_uid}.1", "CT", self.images)]
+
+    def retrieve(self, study_uid, series_uid, write):
+        self.images = 5
+        for k in range(1, 6):
+            write(drafts.to_bytes(drafts.image(1, k)))
+
+    def echo(self):
+        if self.down:
+            raise PacsError("It does not answer.", code=self.down)
+
+
+def night_of(path, peer, state: str = "held", stop=None, began_s: float | None = None, **pacs) -> Night:
+    """With a clock that goes on as the night waits, and drafts that are none."""
+    now = [began_s or time.time()]
+
+    def pause(seconds: float) -> None:
+        time.sleep(0.001)
+        now[0] += seconds
+
+    with (
+        open_site(path, lambda: now[0]) as here,
+        by_threads(lambda job_id: Drafted(job_id, state, ("CODE",)), 1) as submit,
+    ):
+        site = replace(here, peer=peer, pacs=replace(here.pacs, **pacs))
+        return run_night(site, submit, 1, stop=stop, pause=pause)
+
+
+def test_what_grew_while_it_was_fetched_is_looked_at_twice_more_in_the_same_night(tmp_path):
+    peer = OneStudy(images=4)
+    night = night_of(write_settings(tmp_path, "http://127.0.0.1:9"), peer, settle_s=60.0)
+    assert (peer.asked, night.drafts) == (PASSES, {"held": 1})
+
+
+def test_what_is_held_from_nights_before_is_fetched_once_in_a_night(tmp_path):
+    path, peer = write_settings(tmp_path, "http://127.0.0.1:9"), OneStudy(images=6)
+    peer.retrieve = lambda *_: None  # nothing ever comes
+    night_of(path, peer, settle_s=60.0)
+    asked = peer.asked
+    night_of(path, peer, began_s=time.time() + 86_400, settle_s=60.0)
+    assert peer.asked - asked == 1
+
+
+def test_a_worker_that_cannot_draft_anything_ends_the_night_and_not_the_service(tmp_path):
+    path, stop = write_settings(tmp_path, "http://127.0.0.1:9"), threading.Event()
+    with open_site(path) as here:
+        ready_job(here, 1, tmp_path)
+    night = night_of(path, OneStudy(), "unable", stop)
+    assert (night.drafts, night.codes, night.stopped) == ({"unable": 1}, ("CODE",), True)
+    assert not stop.is_set()
+
+
+@pytest.mark.parametrize(
+    ("down", "pacs", "code"), [("CONNECT", {}, "CONNECT"), ("", {"max_used": 0.0}, "INTAKE_STOPPED")]
+)
+def test_a_night_that_could_take_nothing_in_is_told_to_people(tmp_path, down, pacs, code):
+    path = write_settings(tmp_path, "http://127.0.0.1:9")
+    night = night_of(path, OneStudy(down=down), **pacs)
+    alarm = alarm_of(Audit(night, "main", ()))
+    assert alarm is not None
+    assert alarm["text"] == f"mla_med, main: The night could not do its work. {code}"
+    stop = threading.Event()
+    stop.set()  # by a person, who knows
+    assert alarm_of(Audit(night_of(path, OneStudy(down=down), stop=stop, **pacs), "main", ())) is None
+
+
+def test_a_study_that_is_not_complete_for_a_day_is_told_to_people(tmp_path):
+    now = [time.time()]
+    with open_site(write_settings(tmp_path, "http://127.0.0.1:9"), lambda: now[0]) as here:
+        job = here.book.see(drafts.study_uid(1), 4)
+        here.book.hold(job.id, "COUNT_DIFFERS", 3)
+        now[0] += 23 * 3600
+        assert audit_night(here, Night("n", now[0], now[0], {}, {}, 0)).rows == ()
+        now[0] += 2 * 3600
+        audit = audit_night(here, Night("n", now[0], now[0], {}, {}, 0))
+    assert [(row.state, row.reason) for row in audit.for_people] == [("OVERDUE", "COUNT_DIFFERS")]
+    assert alarm_of(audit)["counts"] == {"OVERDUE": 1}
+
+
+def test_what_a_kill_left_half_made_is_gone_a_day_later(tmp_path):
+    path = write_settings(tmp_path, "http://127.0.0.1:9")
+    left = [tmp_path / "drafts" / ".making-j-1", tmp_path / "inbox" / ".partial-j"]
+    under_work = tmp_path / "drafts" / ".making-j-2"
+    for folder in (*left, under_work):
+        folder.mkdir(parents=True)
+        (folder / "1.dcm").write_bytes(b"x")
+    for folder in left:
+        os.utime(folder, (time.time() - 90_000,) * 2)
+    with open_site(path) as here:
+        Worker(here.pacs, here.night, here.book, here.claims, Stub())
+    night_of(path, OneStudy())
+    assert not any(folder.exists() for folder in left)
+    assert under_work.exists()
 
 
 def test_a_pacs_that_stops_in_mid_night_and_comes_back_an_hour_later_gets_everything(server, settings_file):
@@ -545,6 +721,8 @@ def test_a_webhook_that_is_busy_is_asked_again_and_one_that_refuses_is_not(hook)
     hook.answers[:] = [404]
     assert not send_alarm(hook.url, {"text": "x"}, waits.append)
     assert len(hook.told) == 4
+    with dripping_port() as port:  # and one that never ends what it says has taken it
+        assert send_alarm(f"http://127.0.0.1:{port}/", {"text": "x"}, waits.append)
     assert not send_alarm("http://127.0.0.1:9/", {"text": "x"}, waits.append, tries=2)
     assert not send_alarm("file:///etc/passwd", {"text": "x"}, waits.append)
 
@@ -623,7 +801,23 @@ def test_a_crontab_line_that_never_comes_is_one_line():
         next_time_s("0 19 31 2 *", "UTC", 0.0)
 
 
-def test_nights_begin_by_the_clock_and_one_that_fails_does_not_end_the_service():
+def test_a_service_begun_while_the_clock_was_ahead_begins_its_nights_when_it_is_set_right():
+    now, begun, stop = [at("2027-11-26T18:00")], [], threading.Event()
+
+    def pause(seconds: float) -> None:
+        now[0] = at("2026-11-26T18:00") if now[0] > at("2027-01-01T00:00") else now[0] + seconds
+        if now[0] > at("2026-11-28T18:00"):
+            stop.set()
+
+    work = [("night", "0 19 * * *", lambda: begun.append(now[0]))]
+    serve(work, "Europe/Berlin", stop, lambda: now[0], pause)
+    assert begun == [at("2026-11-26T19:00"), at("2026-11-27T19:00")]
+
+
+@pytest.mark.parametrize(
+    "error", [LedgerError("The ledger is away."), OSError(28, "No space"), KeyError("x")]
+)
+def test_nights_begin_by_the_clock_and_one_that_fails_does_not_end_the_service(error):
     now, begun, stop = [at("2026-11-26T18:00")], [], threading.Event()
 
     def night() -> None:
@@ -631,7 +825,7 @@ def test_nights_begin_by_the_clock_and_one_that_fails_does_not_end_the_service()
         now[0] += 3600
         if len(begun) == 3:
             stop.set()
-        raise LedgerError("The ledger is away.")
+        raise error
 
     def pause(seconds: float) -> None:
         now[0] += seconds

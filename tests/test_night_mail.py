@@ -222,6 +222,16 @@ def test_a_wrong_password_is_said_once(mailbox, context, certificate, monkeypatc
     assert (len(box.logins), waits, box.mails) == (1, [], [])
 
 
+def test_a_password_that_smtp_cannot_carry_is_said_once_and_ends_nothing(
+    mailbox, context, certificate, monkeypatch
+):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("MLA_MED_MAIL_PASSWORD", "geheime Straße")
+    box, waits = mailbox(context, user="mla_med"), []
+    assert not send_mail(box.settings(mail_tls="starttls", mail_user="mla_med"), MESSAGE, waits.append)
+    assert (waits, box.mails) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("lines", "code", "words"),
     [

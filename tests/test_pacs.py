@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import io
 import ipaddress
 import json
 import logging
 import os
 import re
+import socket
 import ssl
 import subprocess
 import sys
+import threading
+import time
 import warnings
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import drafts
 import pytest
@@ -22,16 +29,19 @@ from fake_pacs import http_pacs, tls_front
 from ledgers import default_kind, new_ledger_url
 from orthanc import orthanc
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 
 import mla_med
 from mla_med.errors import ConfigError, OutputError, PacsError, StudyError
 from mla_med.ledger.ledger import Ledger
-from mla_med.ledger.nouns import JobState, Kind
+from mla_med.ledger.nouns import JobState, Kind, Outcome
 from mla_med.logs import Redactor, log
 from mla_med.pacs.check import check_pacs
 from mla_med.pacs.complete import Received, Verdict, judge, look
 from mla_med.pacs.deliver import commit_documents, deliver_due
+from mla_med.pacs.dimse import DimsePeer
 from mla_med.pacs.letter import read_letter
+from mla_med.pacs.peer import SeriesCount
 from mla_med.pacs.pull import check_room, folder_of, pull_due, pull_study, take_dropped
 from mla_med.pacs.run import make_peer
 from mla_med.pacs.settings import (
@@ -175,6 +185,52 @@ def test_r8_fewer_images_than_the_scanner_acquired_are_held(server, ledger, cloc
     assert (held.job.state, held.job.reason) == (JobState.WAITING, "FEWER_THAN_ACQUIRED")
 
 
+class FewPeer:
+    """One study of four images, of which it hands over so many."""
+
+    commits = False
+
+    def __init__(self, date: date, hands_over: int):
+        self.date, self.hands_over, self.first = date, hands_over, date
+
+    def find_studies(self, first, modalities):
+        self.first = first
+        return [drafts.study_uid(1)] if self.date >= first else []
+
+    def count(self, study_uid):
+        return [SeriesCount(f"{study_uid}.1", "CT", 4)]
+
+    def retrieve(self, study_uid, series_uid, write):
+        for k in range(1, self.hands_over + 1):
+            write(drafts.to_bytes(drafts.image(1, k)))
+
+
+def test_r8_a_study_that_is_held_is_asked_for_again_however_old_it_is_by_then(ledger, clock, tmp_path):
+    settings, peer = site(tmp_path, settle_s=0.0), FewPeer(date(2026, 11, 2), 3)
+    (held,) = pull_due(ledger, peer, settings)
+    assert held.job.reason == "COUNT_DIFFERS"
+    peer.hands_over = 4
+    clock.now += 30 * 86_400
+    (whole,) = pull_due(ledger, peer, settings)
+    assert (whole.job.id, whole.job.state) == (held.job.id, JobState.READY)
+    assert list(pull_due(ledger, peer, settings)) == []
+
+
+def test_studies_are_looked_for_from_the_day_it_is_here_and_not_in_greenwich(
+    ledger, clock, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TZ", "America/Los_Angeles")
+    time.tzset()
+    try:
+        clock.now = datetime(2026, 11, 26, 19, 0).timestamp()  # tomorrow already, in Greenwich
+        peer = FewPeer(date(2026, 11, 26), 4)
+        list(pull_due(ledger, peer, site(tmp_path, days=0)))
+        assert peer.first == date(2026, 11, 26)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_r8_late_slices_make_a_revision_linked_to_what_was_delivered(server, ledger, clock, tmp_path):
     settings = site(tmp_path, server.dicomweb_url)
     peer = make_peer(settings, Credentials())
@@ -209,6 +265,7 @@ def test_r8_figures(tmp_path):
         "FEWER_THAN_ACQUIRED": (Received((uid,), 14, 28, 0, (), ()), 14),
         "MIXED_PATIENTS": (Received((uid,), 28, 0, 0, ("MIXED_PATIENTS",), ()), 28),
         "OTHER_STUDY": (Received((uid, "1.2.4"), 28, 0, 0, (), ()), 28),
+        "TRUNCATED_PIXELS": (Received((uid,), 28, 0, 0, (), ("TRUNCATED_PIXELS",)), 28),
         "TRUNCATED": (Received((uid,), 28, 0, 0, ("TRUNCATED",), ()), 28),
         "UNREADABLE": (Received((uid,), 28, 0, 1, (), ()), 28),
     }
@@ -277,14 +334,56 @@ def drop(folder: Path, number: int, slices, **changes) -> None:
 def test_a_dropped_study_is_taken_after_a_quiet_time_and_says_that_nobody_counted(ledger, tmp_path):
     drop(tmp_path / "drop" / "study", 1, range(1, SLICES + 1))
     (tmp_path / "drop" / ".being-written").mkdir()
-    assert list(take_dropped(ledger, tmp_path / "drop", site(tmp_path))) == []  # just written
-    old = datetime.now(UTC).timestamp() - 2 * SETTLE_S
     for path in (tmp_path / "drop" / "study").iterdir():
-        os.utime(path, (old, old))
-    (pulled,) = take_dropped(ledger, tmp_path / "drop", site(tmp_path))
+        os.utime(path, (1e9, 1e9))  # as cp -p and rsync -a do
+    settings = site(tmp_path, settle_s=1.0)
+    assert list(take_dropped(ledger, tmp_path / "drop", settings)) == []  # just copied, whatever they say
+    time.sleep(1.1)
+    (pulled,) = take_dropped(ledger, tmp_path / "drop", settings)
     assert (pulled.job.state, pulled.job.reason) == (JobState.READY, "QUIET_TIMER")
     assert sorted(p.name for p in (tmp_path / "drop").iterdir()) == [".being-written"]
     assert look(pulled.folder).instances == SLICES
+
+
+def test_what_is_dropped_while_a_study_is_read_is_not_removed_unread(ledger, tmp_path):
+    drop(tmp_path / "drop" / "study", 1, range(1, 4))
+    settings = site(tmp_path, settle_s=0.0)
+
+    def call(read, folder):
+        received = read(folder)
+        drop(tmp_path / "drop" / "study", 1, range(4, SLICES + 1))
+        return received
+
+    assert list(take_dropped(ledger, tmp_path / "drop", settings, call)) == []
+    assert len(list((tmp_path / "drop" / "study").iterdir())) == SLICES
+    (pulled,) = take_dropped(ledger, tmp_path / "drop", settings)
+    assert (pulled.job.state, look(pulled.folder).instances) == (JobState.READY, SLICES)
+    assert not list((tmp_path / "drop").iterdir())
+
+
+def test_only_the_same_images_are_removed_when_a_study_is_dropped_again(ledger, tmp_path):
+    settings, folder = site(tmp_path, settle_s=0.0), tmp_path / "drop" / "study"
+    drop(folder, 1, range(1, SLICES + 1))
+    assert len(list(take_dropped(ledger, folder.parent, settings))) == 1
+    drop(folder, 1, range(1, 4))
+    assert list(take_dropped(ledger, folder.parent, settings)) == []
+    assert not folder.exists()
+    drop(folder, 1, range(11, 13), SeriesInstanceUID="1.2.3.4")  # nobody has seen these
+    assert list(take_dropped(ledger, folder.parent, settings)) == []
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_dropped_file_that_ends_inside_its_pixels_is_held_and_stays(ledger, tmp_path):
+    folder = tmp_path / "drop" / "study"
+    drop(folder, 1, range(1, SLICES + 1))
+    whole = (folder / "3.dcm").read_bytes()
+    (folder / "3.dcm").write_bytes(whole[: len(whole) // 2])
+    (held,) = take_dropped(ledger, folder.parent, site(tmp_path, settle_s=0.0))
+    assert (held.job.state, held.job.reason) == (JobState.WAITING, "TRUNCATED_PIXELS")
+    assert len(list(folder.iterdir())) == SLICES
+    (folder / "3.dcm").write_bytes(whole)
+    (pulled,) = take_dropped(ledger, folder.parent, site(tmp_path, settle_s=0.0))
+    assert (pulled.job.id, pulled.job.state) == (held.job.id, JobState.READY)
 
 
 @pytest.mark.parametrize("make", [lambda p: os.mkfifo(p), lambda p: p.symlink_to("/etc/passwd")])
@@ -325,6 +424,33 @@ def test_r9_a_full_inbox_takes_no_half_file_and_the_study_comes_later(
     print("R9: full inbox, 0 truncated files, 0 jobs lost, taken in alone when there was room")
 
 
+def test_r9_an_inbox_without_room_for_a_name_or_a_folder_is_full_in_one_line(
+    ledger, clock, tmp_path, full_disk
+):
+    settings = site(tmp_path, settle_s=0.0, inbox=str(full_disk / "inbox"))
+    Path(settings.inbox).mkdir()
+    subprocess.run(["mount", "-o", "remount,nr_inodes=2", str(full_disk)], check=True)
+    peer = FewPeer(date(2026, 11, 2), 4)
+    for inbox in (settings.inbox, str(full_disk / "other")):
+        with pytest.raises(OutputError) as caught:
+            list(pull_due(ledger, peer, replace(settings, inbox=inbox)))
+        assert caught.value.code == "INBOX_FULL"
+    subprocess.run(["mount", "-o", "remount,nr_inodes=100,size=8m", str(full_disk)], check=True)
+    assert [pulled.job.state for pulled in pull_due(ledger, peer, settings)] == [JobState.READY]
+
+
+def test_an_inbox_on_a_file_system_without_locks_is_said_and_not_passed_over(
+    ledger, clock, tmp_path, monkeypatch
+):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OutputError, match="no locks") as caught:
+        list(pull_due(ledger, FewPeer(date(2026, 11, 2), 4), site(tmp_path, settle_s=0.0)))
+    assert caught.value.code == "INBOX_NO_LOCKS"
+
+
 # S5 to S8: hostile peers
 
 
@@ -332,20 +458,64 @@ def test_r9_a_full_inbox_takes_no_half_file_and_the_study_comes_later(
     "uid", ["../../etc/passwd", "1.2.3/../../x", "1.2.3?x=1", "", "1.2." + "3" * 62, "1.2\n3"]
 )
 def test_s5_a_uid_that_is_none_goes_nowhere(network, tmp_path, ledger, uid):
-    study = {"0020000D": {"vr": "UI", "Value": [uid]}}
+    studies = [{"0020000D": {"vr": "UI", "Value": [one]}} for one in ("1.2.3", uid, "1.2.4")]
     asked = []
 
     def answer(method, path, body):
         asked.append(path)
-        return 200, json.dumps([study] if "offset=0" in path else []).encode()
+        return 200, json.dumps(studies if "/studies?" in path else []).encode()
 
     with http_pacs(answer) as url:
         settings = site(tmp_path, url)
-        with pytest.raises(PacsError) as caught:
-            list(pull_due(ledger, make_peer(settings, Credentials()), settings))
-    assert caught.value.code == "UID_INVALID"
-    assert all("?StudyDate=" in path for path in asked)
+        assert list(pull_due(ledger, make_peer(settings, Credentials()), settings)) == []
+    # and hides no other
+    assert {urlsplit(path).path for path in asked} == {
+        "/studies",
+        "/studies/1.2.3/series",
+        "/studies/1.2.4/series",
+    }
     assert list(Path(settings.inbox).iterdir()) == []
+
+
+def test_s5_a_uid_that_is_none_hides_no_other_over_dimse_either(tmp_path):
+    class Told(DimsePeer):
+        def _ask(self, query):
+            items = [Dataset() for _ in range(4)]
+            items[0].StudyInstanceUID, items[2].StudyInstanceUID = "1.2.3", "1.2.4"
+            items[1].add_new("StudyInstanceUID", "LO", "1.2.840.ABC")
+            return items, 0x0000
+
+    settings = site(tmp_path, "", protocol="dimse", host="127.0.0.1", called_ae_title="FAKE")
+    assert Told(settings).find_studies(date(2026, 11, 1), ["CT"]) == ["1.2.3", "1.2.4"]
+
+
+SERIES = {"0020000E": {"Value": ["1.2.4"]}, "00080060": {"Value": ["CT"]}}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"error": "busy"},
+        None,
+        7,
+        [7],
+        [{"0020000D": None, "0020000E": None}],
+        [{"0020000D": {"Value": {"x": 1}}, "0020000E": {"Value": {"x": 1}}}],
+        [{"0020000D": {"Value": ["1.2.3"]}, "00080061": {"Value": 7}} | SERIES | {"00201209": 7}],
+        [
+            {"0020000D": {"Value": ["1.2.3"]}, "00080061": {"Value": 7}}
+            | SERIES
+            | {"00201209": {"Value": [None]}}
+        ],
+    ],
+)
+def test_an_answer_that_is_none_is_an_error_of_the_pacs(network, tmp_path, answer):
+    with http_pacs(lambda *_: (200, json.dumps(answer).encode())) as url:
+        peer = make_peer(site(tmp_path, url), Credentials())
+        for ask in (lambda: peer.find_studies(date(2026, 11, 1), ["CT"]), lambda: peer.count("1.2.3")):
+            with pytest.raises(PacsError) as caught:
+                ask()
+            assert caught.value.code == "ANSWER_UNREADABLE"
 
 
 def test_s5_nothing_of_a_header_becomes_a_file_name_and_s6_every_preamble_is_empty(
@@ -554,6 +724,31 @@ def test_s8_a_password_over_https_needs_no_client_certificate(network, pki, tmp_
     assert found == ["accepted", "TLS", "CREDENTIALS_REFUSED"]
     assert (step.name, step.passed, step.code) == ("connect", False, "CREDENTIALS_REFUSED")
     assert "credentials_file" in step.words
+
+
+def test_a_connection_that_breaks_after_the_last_byte_is_not_taken_for_one_that_was_refused(
+    network, pki, tmp_path
+):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pki.path("server.both"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            raw = listener.accept()[0]
+            in_the_clear = raw.dup()
+            theirs, body = context.wrap_socket(raw, server_side=True), b""
+            while b"--mla_med_0--" not in body:
+                body += theirs.recv(65_536)
+            with in_the_clear, theirs:
+                in_the_clear.sendall(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")  # a proxy's, beside TLS
+                in_the_clear.shutdown(socket.SHUT_WR)
+                time.sleep(0.2)
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        settings = site(tmp_path, url, timeout_s=3.0, ca_file=pki.path("authority.pem"))
+        (outcome,) = make_peer(settings, Credentials()).store([read_letter(drafts.sr(1))])
+    assert outcome == Outcome(Kind.UNKNOWN, "TLS")
 
 
 def test_s8_an_ae_title_that_is_not_on_the_list_is_refused(network, tmp_path):

@@ -29,13 +29,15 @@ from pydicom import dcmread
 from review_site import PASSWORD, Site, made
 
 from mla_med.documents import parts
-from mla_med.errors import ConfigError
+from mla_med.documents.write import write_documents
+from mla_med.errors import ConfigError, LedgerError, PacsError
 from mla_med.ledger.nouns import JobState
 from mla_med.logs import start_logging
 from mla_med.pacs.peer import SeriesCount
 from mla_med.report.schema import schema_of
-from mla_med.review import words
+from mla_med.review import deciding, words
 from mla_med.review.deciding import send_unsent
+from mla_med.review.desk import Desk, Keeper
 from mla_med.review.nouns import Item, StaleVersion
 from mla_med.review.settings import ReviewSettings, check_binding, read_review
 from mla_med.types import Change, Gate, Presence, Reason, Side
@@ -48,7 +50,10 @@ WITHOUT_SIGN_IN = ("/static", "/sign-in", "/sign-in/oidc", "/sign-in/oidc/back")
 
 @pytest.fixture
 def site(tmp_path):
-    return Site(tmp_path)
+    made = Site(tmp_path)
+    yield made
+    made.book.close()
+    made.store.close()
 
 
 def routes(site):
@@ -714,39 +719,31 @@ def test_what_the_settings_ask_for_lies_beside_the_revision(tmp_path):
 
 
 def test_a_decision_of_a_server_that_was_killed_goes_out_at_the_next_start(site, monkeypatch):
-    import mla_med.review.deciding as deciding
-    from mla_med.errors import PacsError
-
     job, client = site.add(CHEST), site.client("reader")
 
-    def killed(*_, **__):
+    def gone(*_, **__):
         raise PacsError("gone", code="CONNECT")
 
     with monkeypatch.context() as patched:
-        patched.setattr(deciding, "commit_documents", killed)
+        patched.setattr(deciding, "commit_documents", gone)
         assert client.press(f"/drafts/{job}/decide", version=0, verb="accept").status_code == 204
     assert site.store.decisions_of(job)[0].sent_at_s == 0
     assert "tried again" in client.get(f"/drafts/{job}", headers=HTML).text
     site.clock.now += 3600
     assert send_unsent(site.desk) == 1
     (decision,) = site.store.decisions_of(job)
-    sent = len(site.committed())
+    sent = site.committed()
     # killed after the commit and before it was noted: the same bytes, and so the same document
     deciding.send(site.desk, decision)
-    assert len(site.committed()) == sent
+    assert site.committed() == sent
     assert send_unsent(site.desk) == 0
 
 
-def test_a_draft_that_was_held_for_a_person_goes_out_by_the_decision(site):
-    job, client = site.add(CHEST), site.client("reader")
-    # as `night --hold` leaves it: drafted in its folder, and nothing committed
-    held = "f" * 32
+def held(site, job: str) -> str:
+    """Another study's draft, as `night --hold` leaves it: in its folder, and nothing committed."""
     draft = replace(made(CHEST)[1], provenance=replace(made(CHEST)[1].provenance, study_uid="2.25.5150"))
     fresh = site.book.see("2.25.5150", 1)
     site.book.ready(fresh.id, 1)
-    assert held != job
-    from mla_med.documents.write import write_documents
-
     inbox = Path(site.pacs.inbox) / fresh.id
     inbox.mkdir()
     image = dcmread(next((Path(site.pacs.inbox) / job).iterdir()))
@@ -757,10 +754,113 @@ def test_a_draft_that_was_held_for_a_person_goes_out_by_the_decision(site):
     for document in write_documents(draft, formats=("sr", "json"), source=inbox / "a.dcm"):
         (folder / document.file_name).write_bytes(document.content)
     site.desk.scan()
-    assert client.press(f"/drafts/{fresh.id}/decide", version=0, verb="accept").status_code == 204
-    (decision,) = site.store.decisions_of(fresh.id)
-    assert site.book.job(fresh.id).state is JobState.SUPERSEDED
+    return fresh.id
+
+
+class Killed(BaseException):
+    """The server, at this place."""
+
+
+def killed(*_, **__):
+    raise Killed
+
+
+def test_a_draft_that_was_held_for_a_person_goes_out_by_the_decision(site):
+    client = site.client("reader")
+    job = held(site, site.add(CHEST))
+    assert client.press(f"/drafts/{job}/decide", version=0, verb="accept").status_code == 204
+    (decision,) = site.store.decisions_of(job)
+    assert site.book.job(job).state is JobState.SUPERSEDED
     assert site.book.job(decision.revision_job).state is JobState.DRAFTED
+
+
+def test_a_held_draft_that_was_rejected_is_not_sent_whenever_the_server_is_killed(site, monkeypatch):
+    job = held(site, site.add(CHEST))
+    site.book.lease("main", "another's", 9)
+    real, commits = deciding.commit_documents, []
+
+    def commit(*args, **options):
+        commits.append(1)
+        return real(*args, **options) if len(commits) == 1 else killed()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(deciding, "commit_documents", commit)
+        with pytest.raises(Killed):
+            deciding.decide(site.desk, job, 0, "reader", "Doe^Jane", "reject", "INVENTED")
+    assert site.store.item(job).state == "REJECTED"
+    assert not site.book.lease("main", "night")
+    assert send_unsent(site.desk) == 1
+    (lease,) = site.book.lease("main", "night", 9)
+    assert read(lease.content).CompletionFlag == "PARTIAL"
+
+
+@pytest.mark.parametrize("place", ["revised", "sent"])
+def test_a_revision_whose_server_was_killed_before_it_was_noted_is_no_new_draft(site, monkeypatch, place):
+    job = site.add(CHEST)
+    with monkeypatch.context() as patched:
+        patched.setattr(site.store, place, killed)
+        with pytest.raises(Killed):
+            deciding.decide(site.desk, job, 0, "reader", "Doe^Jane", "accept")
+    before = site.store.counts()
+    desk = Desk(site.settings, site.pacs, site.drafts, site.book, site.store)  # of the next server
+    assert desk.scan() == 0
+    assert send_unsent(desk) == 1
+    assert desk.scan() == 0
+    assert site.store.counts() == before
+    assert len(site.committed()) == 1
+
+
+def test_one_decision_that_cannot_be_sent_keeps_no_other(site, monkeypatch):
+    jobs = [site.add(CHEST), site.add(CHEST + 1)]
+    real = deciding.commit_documents
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(deciding, "commit_documents", full)
+        for job in jobs:
+            deciding.decide(
+                site.desk, job, 0, "reader", "Doe^Jane", "accept"
+            )  # it is on the disk all the same
+        failures = iter((full, real))
+        patched.setattr(deciding, "commit_documents", lambda *a, **o: next(failures)(*a, **o))
+        assert send_unsent(site.desk) == 1
+    assert send_unsent(site.desk) == 1
+
+
+def test_the_keeper_goes_on_whatever_hinders_it(site, monkeypatch):
+    monkeypatch.setattr("mla_med.review.desk.SCAN_S", 0.01)
+    sent, scans = threading.Event(), []
+
+    def scan():
+        scans.append(1)
+        raise ValueError("a page that cannot be read")
+
+    monkeypatch.setattr(site.desk, "scan", scan)
+    keeper = Keeper(site.desk, lambda: sent.set() if len(scans) > 2 else None)
+    keeper.start()
+    assert sent.wait(20)
+    keeper.stop()
+
+
+def test_a_draft_that_was_looked_at_at_the_wrong_moment_is_put_on_the_worklist_later(site, monkeypatch):
+    job = site.add(CHEST)
+    site.store.take_off(job)
+    file = site.drafts / job / "draft.json"
+    content = file.read_bytes()
+    file.unlink()  # the last one to be written
+    assert site.desk.scan() == 0
+    file.write_bytes(content)
+
+    def unreachable(job_id: str):
+        raise LedgerError("not now", code="LEDGER_UNREACHABLE")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(site.book, "job", unreachable)
+        assert site.desk.scan() == 0
+    assert site.desk.scan() == 1
+    assert site.store.item(job).state == "NEW"
 
 
 def test_a_draft_of_half_the_images_is_not_decided_once_the_others_came(site):
@@ -835,6 +935,17 @@ def test_images_stay_until_the_decision_and_come_back_from_the_pacs(tmp_path):
     assert "FETCHED" in {row["action"] for row in site.store.audit_rows(job)}
 
 
+def test_images_of_which_the_fetch_was_killed_are_gone_after_a_day(tmp_path):
+    site = Site(tmp_path, ReviewSettings(images=str(tmp_path / "kept")))
+    left, arriving = (tmp_path / "kept" / f".{32 * digit}-1" for digit in "ab")
+    for folder in (left, arriving):
+        folder.mkdir(parents=True)
+        (folder / "1.dcm").write_bytes(b"a patient's")
+    os.utime(left, (time.time() - 90_000,) * 2)
+    site.desk.clear_images()
+    assert list((tmp_path / "kept").iterdir()) == [arriving]
+
+
 def test_no_code_of_the_review_can_write_verified_or_final():
     folder = Path(words.__file__).parent
     source = "".join(p.read_text() for p in folder.glob("*.py"))
@@ -863,6 +974,36 @@ def test_every_view_and_change_is_in_the_audit_and_cannot_be_taken_out(site):
         with pytest.raises(sa.exc.DBAPIError, match="append-only"), engine.begin() as c:
             c.execute(sa.text(statement))
     engine.dispose()
+
+
+def test_a_line_that_somebody_else_failed_to_write_is_written_or_said_to_be_lost(site, monkeypatch):
+    real, told = site.store._write, {}
+    failures = iter([RuntimeError("whatever it is")])
+
+    def write():
+        for failure in failures:
+            raise failure
+        return real()
+
+    def log(who: str) -> None:
+        try:
+            site.store.log(who, "WORKLIST")
+            told[who] = True
+        except RuntimeError:
+            told[who] = False
+
+    monkeypatch.setattr(site.store, "_write", write)
+    threads = [threading.Thread(target=log, args=(who,)) for who in ("reader", "other", "admin")]
+    with site.store._flushing:  # all of them wait for one
+        for thread in threads:
+            thread.start()
+        while len(site.store._waiting) < len(threads):
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join(30)
+    assert sorted(told.values()) == [False, True, True]
+    written = [row["who"] for row in site.store.audit_rows() if row["action"] == "WORKLIST"]
+    assert sorted(written) == sorted(who for who, is_written in told.items() if is_written)
 
 
 def test_reports_and_remarks_stand_sealed_in_the_database(site):

@@ -14,9 +14,11 @@ import hmac
 import io
 import os
 import re
+import secrets
 import stat
 from base64 import b32encode
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -187,23 +189,23 @@ def deidentify_study(
     secret = _secret(key, keep_dates)
     _check_allowed(allow)
     files = list(_files(source))
-    _make_folder(out, source)
     refused: list[Refusal] = []
     studies: set[str] = set()
     written = 0
-    for number, (path, problem) in enumerate(files, 1):
-        try:
-            if problem is not None:
-                raise problem
-            dataset = _deidentify_file(path, secret, frozenset(allow))
-            _write(dataset, out / f"{written + 1:06d}.dcm")
-        except _RefusedError as error:
-            words = f"File {number} of {len(files)}, in the order of their paths, {error.words}"
-            refused.append(Refusal(path, Reason(error.code, words)))
-        else:
-            written += 1
-            studies.add(dataset.StudyInstanceUID)
-        progress(number, len(files))
+    with _own_folder(out, source):
+        for number, (path, problem) in enumerate(files, 1):
+            try:
+                if problem is not None:
+                    raise problem
+                dataset = _deidentify_file(path, secret, frozenset(allow))
+                _write(dataset, out / f"{written + 1:06d}.dcm")
+            except _RefusedError as error:
+                words = f"File {number} of {len(files)}, in the order of their paths, {error.words}"
+                refused.append(Refusal(path, Reason(error.code, words)))
+            else:
+                written += 1
+                studies.add(dataset.StudyInstanceUID)
+            progress(number, len(files))
     return DeidentificationResult(written, len(studies), tuple(refused))
 
 
@@ -294,19 +296,28 @@ def _file(path: Path) -> Iterator[tuple[Path, _RefusedError | None]]:
         yield path, _RefusedError("UNREADABLE", f"cannot be read: {error.strerror}.")
 
 
-def _make_folder(out: Path, source: Path) -> None:
+@contextmanager
+def _own_folder(out: Path, source: Path) -> Iterator[None]:
+    """New or empty, and nobody else's before this ends: two that write there at once would write over each
+    other's images."""
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise OutputError(
             "The output folder lies inside the source. Give one elsewhere, or named and nameless files mix.",
             code="OUTPUT_IN_SOURCE",
         )
+    mark = out / f".deidentifying-{secrets.token_hex(4)}"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        taken = any(out.iterdir())
+        mark.touch()
+        taken = any(path != mark for path in out.iterdir())
     except OSError as error:
         raise OutputError(f"Cannot make the output folder: {error.strerror}. Give another one.") from error
-    if taken:
-        raise OutputError("The output folder is not empty. Give a new one.", code="OUTPUT_NOT_EMPTY")
+    try:
+        if taken:
+            raise OutputError("The output folder is not empty. Give a new one.", code="OUTPUT_NOT_EMPTY")
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
 
 
 def _write(dataset: Dataset, path: Path) -> None:

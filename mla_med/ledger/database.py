@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,18 @@ from mla_med.errors import ConfigError, LedgerError
 
 _NEWEST_FORM = "0002"
 _WAIT_S = 30.0  # for a lock of SQLite
+_PATIENCE = {
+    "connect_timeout": 10,
+    "options": "-c statement_timeout=60s -c lock_timeout=30s -c idle_in_transaction_session_timeout=300s",
+    "tcp_user_timeout": 30_000,
+    "keepalives_idle": 20,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+"""Of PostgreSQL, where the address does not say another: libpq waits for ever unless it is told
+(postgresql.org/docs/current/libpq-connect.html)."""
+_SILENCE_S = 90.0
+"""Longer than a server lets any statement take: one that says nothing for so long has stopped."""
 _MIGRATION_LOCK = 0x6D6C61  # any number that nobody else takes for an advisory lock
 
 
@@ -37,12 +50,38 @@ def make_engine(url: str) -> Engine:
         raise ConfigError(f"A ledger lives in sqlite or postgresql, not in {parsed.get_backend_name()}.")
     if parsed.get_backend_name() == "postgresql":
         # hide_parameters: an error's text would show what was written
-        return sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True)
-    _make_private(Path(parsed.database or ""))
+        patience = {name: value for name, value in _PATIENCE.items() if name not in parsed.query}
+        engine = sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True, connect_args=patience)
+        sa.event.listen(engine, "do_connect", _connect)
+        return engine
+    if not parsed.database or ":memory:" in parsed.database:
+        raise ConfigError("This ledger would be kept in memory alone; give sqlite:////path/ledger.db.")
+    _make_private(Path(parsed.database))
     engine = sa.create_engine(parsed, hide_parameters=True, connect_args={"timeout": _WAIT_S})
     sa.event.listen(engine, "connect", _on_connect)
     sa.event.listen(engine, "begin", _on_begin)
     return engine
+
+
+def _connect(dialect: Any, record: Any, arguments: Any, options: Any) -> Any:
+    return _patient().connect(*arguments, **options)
+
+
+@cache
+def _patient() -> Any:
+    """A connection that ends where its server takes what it is told, and says nothing any more."""
+    import psycopg
+
+    class Patient(psycopg.Connection):
+        def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+            try:
+                return super().wait(gen, interval, timeout or _SILENCE_S)
+            except psycopg.OperationalError:
+                if self.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+                    self.close()  # its answer would come to whoever asks next
+                raise
+
+    return Patient
 
 
 def _make_private(path: Path) -> None:
@@ -117,8 +156,11 @@ def _form(connection: Connection) -> str:
 def as_ledger_error() -> Iterator[None]:
     try:
         yield
-    except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
-        words = str(error.orig).splitlines()[0] if error.orig and str(error.orig) else "no answer"
+    except (sa.exc.IntegrityError, sa.exc.DataError):
+        raise  # our mistake, and not the database's
+    except (sa.exc.DatabaseError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+        orig = getattr(error, "orig", None)  # none where no connection became free in time
+        words = str(orig).splitlines()[0] if orig and str(orig) else "no answer"
         code = "LEDGER_FULL" if "full" in words or "No space" in words else "LEDGER_UNREACHABLE"
         raise LedgerError(
             f"The ledger could not be read or written ({words}); nothing was changed. "

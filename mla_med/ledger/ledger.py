@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import sqlalchemy as sa
@@ -39,6 +39,7 @@ from mla_med.ledger.rows import (
     event_row,
     expect_state,
     jobs_before,
+    lock_destinations,
     lock_study,
     may_be_there,
     newest_job,
@@ -66,6 +67,17 @@ OPEN = (JobState.DISCOVERED, JobState.WAITING)
 DAMAGED = "BYTES_DAMAGED"
 """Of a document whose bytes are not the committed ones any more."""
 _KEY_WITNESSES = 20
+_LONGEST_LEASE_S = 86_400.0
+"""Far more than any lasts, as some lease for longer than others: a lease that was taken away is work done
+for nothing."""
+_WHEN = {
+    DocumentState.PENDING: (outbox.c.next_at, MAX_BACKOFF_S),
+    DocumentState.SENDING: (outbox.c.leased_until, _LONGEST_LEASE_S),
+}
+"""When a document can be leased, and how far ahead that ever is: what is later was written by a clock that
+has been set back since."""
+_WITHHELD = {"state": DocumentState.SUPERSEDED, "reason": "REVISED", "sealed": None}
+"""Of a document that never left, and whose place another takes."""
 
 
 class Ledger:
@@ -106,7 +118,7 @@ class Ledger:
         now, study_hash = self.clock(), self._key.hash("study", study_uid)
         with self._write() as c:
             lock_study(c, study_hash)
-            row = newest_job(c, study_hash)
+            row = newest_job(c, study_hash, lock=True)
             if row is None:
                 return self._new_job(c, study_uid, instances=instances, counted_at=now)
             if row["state"] in OPEN:
@@ -134,7 +146,7 @@ class Ledger:
 
     def _judge(self, job_id: str, state: JobState, reason: str, own_instances: int) -> None:
         with self._write() as c:
-            row = one_row(c, jobs, job_id)
+            row = one_row(c, jobs, job_id, lock=True)
             expect_state(row, *OPEN)
             set_row(c, jobs, job_id, own_instances=own_instances)
             self._move_job(c, job_id, state, reason)
@@ -143,6 +155,17 @@ class Ledger:
         with self._read() as c:
             row = one_row(c, jobs, job_id)
         return self._key.unseal(row["sealed"], job_id).decode()
+
+    def open_studies(self) -> tuple[str, ...]:
+        """UIDs of those that are not shown to be complete yet, the oldest first."""
+        query = select(jobs).where(jobs.c.state.in_(OPEN)).order_by(jobs.c.created_at)
+        with self._read() as c:
+            rows = c.execute(query).mappings().all()
+        uids = []
+        for row in rows:
+            with suppress(LedgerError):  # a damaged row must not hide the others
+                uids.append(self._key.unseal(row["sealed"], row["id"]).decode())
+        return tuple(uids)
 
     def newest_job(self, study_uid: str) -> Job | None:
         with self._read() as c:
@@ -185,6 +208,7 @@ class Ledger:
         job_id: str | None = None,
         *,
         supersede: bool = False,
+        withheld: bool = False,
         predecessors: Collection[str] | None = None,
     ) -> Job:
         """The job whose documents these are, with their bytes on the disk when this returns.
@@ -194,8 +218,9 @@ class Ledger:
         a kill changes nothing that may have been sent. `job_id`: of the READY job that was drafted.
 
         `supersede`: these take the place of what was committed for the study before; what of it was certainly
-        not sent never is. `predecessors`: as `predecessors(job_id)` said when these were made; LedgerError if
-        it says otherwise by now, as these would not name what went out meanwhile."""
+        not sent never is. `withheld`: these are not sent themselves, as what takes their place is committed
+        next. `predecessors`: as `predecessors(job_id)` said when these were made; LedgerError if it says
+        otherwise by now, as these would not name what went out meanwhile."""
         assert documents, "a job without documents would count as delivered"
         job_key = self._key.hash("work", "\0".join((study_uid, *work)))
         now, study_hash = self.clock(), self._key.hash("study", study_uid)
@@ -211,7 +236,7 @@ class Ledger:
             if not fresh:
                 return to_job(one_row(c, jobs, owner))
             job_id = job_id or self._ready_job(c, study_uid, study_hash)
-            row = one_row(c, jobs, job_id)
+            row = one_row(c, jobs, job_id, lock=True)
             expect_state(row, JobState.READY)
             if row["study_hash"] != study_hash:
                 raise LedgerError(f"Job {job_id} is of another study.", code="JOB_OF_OTHER_STUDY")
@@ -226,25 +251,26 @@ class Ledger:
                         code="PREDECESSORS_CHANGED",
                     )
             for document, destination in fresh:
-                self._put(c, job_id, document, destination, now)
+                self._put(c, job_id, document, destination, now, withheld)
             set_row(c, jobs, job_id, job_key=job_key)
-            self._move_job(c, job_id, JobState.DRAFTED)
+            if withheld:
+                self._move_job(c, job_id, JobState.SUPERSEDED, "REVISED")
+            else:
+                self._move_job(c, job_id, JobState.DRAFTED)
             return to_job(one_row(c, jobs, job_id))
 
     def _supersede_unsent(self, c: Connection, job_id: str) -> None:
         """Of the jobs before this one: what waits and is certainly not at its destination stays here, and
         its bytes are erased. What may be there is left to be delivered: half a delivery helps nobody."""
-        now = self.clock()
-        for earlier in jobs_before(c, job_id):
-            waiting = sa.and_(outbox.c.job_id == earlier, outbox.c.state == DocumentState.PENDING)
-            rows = c.execute(select(outbox).where(waiting).with_for_update()).mappings().all()
-            unsent = [row["id"] for row in rows if not may_be_there(c, row)]
-            for document_id in unsent:
-                gone = {"state": DocumentState.SUPERSEDED, "reason": "REVISED", "sealed": None}
-                set_row(c, outbox, document_id, **gone, updated_at=now)
-                self._log(c, earlier, "SUPERSEDED", DocumentState.SUPERSEDED, "REVISED", document_id)
-            if unsent:
-                self._follow(c, [earlier])
+        now, earlier = self.clock(), tuple(jobs_before(c, job_id))
+        lock_destinations(c, earlier)
+        waiting = sa.and_(outbox.c.job_id.in_(earlier), outbox.c.state == DocumentState.PENDING)
+        rows = c.execute(select(outbox).where(waiting).with_for_update()).mappings().all()
+        unsent = [row for row in rows if not may_be_there(c, row)]
+        for row in unsent:
+            set_row(c, outbox, row["id"], **_WITHHELD, updated_at=now)
+            self._log(c, row["job_id"], "SUPERSEDED", DocumentState.SUPERSEDED, "REVISED", row["id"])
+        self._follow(c, {row["job_id"] for row in unsent})
 
     def _ready_job(self, c: Connection, study_uid: str, study_hash: str) -> str:
         """The newest job of the study, where it waits to be drafted; else a new one."""
@@ -286,7 +312,9 @@ class Ledger:
                     owner = row.job_id
         return fresh, owner
 
-    def _put(self, c: Connection, job_id: str, document: Document, destination: str, now: float) -> None:
+    def _put(
+        self, c: Connection, job_id: str, document: Document, destination: str, now: float, withheld: bool
+    ) -> None:
         document_id = uuid.uuid4().hex
         values = {
             "id": document_id,
@@ -308,11 +336,15 @@ class Ledger:
             "created_at": now,
             "updated_at": now,
         }
+        values |= _WITHHELD if withheld else {}
         try:
             c.execute(outbox.insert().values(values))
         except sa.exc.IntegrityError:  # another process was a moment faster
             raise _uid_used(document) from None
-        self._log(c, job_id, "COMMITTED", DocumentState.PENDING, document_id=document_id)
+        if withheld:
+            self._log(c, job_id, "COMMITTED", DocumentState.SUPERSEDED, "REVISED", document_id)
+        else:
+            self._log(c, job_id, "COMMITTED", DocumentState.PENDING, document_id=document_id)
 
     # Out: deliveries
 
@@ -321,6 +353,7 @@ class Ledger:
         -> how many."""
         now = self.clock()
         with self._write() as c:
+            breaker_of(c, destination)
             rows = c.execute(
                 sa.select(outbox.c.id, outbox.c.owner).where(
                     outbox.c.destination == destination,
@@ -342,13 +375,16 @@ class Ledger:
         with self._write() as c:
             self._park_overdue(c, destination, now)
             breaker = breaker_of(c, destination)
-            if breaker["open_until"] > now:
+            if now < breaker["open_until"] <= now + MAX_BACKOFF_S:  # or the clock was set back
                 return ()
             if breaker["period_s"]:
-                limit = 1
+                # one, and not as long as a batch: if whoever sends it dies, the next is sent after that
+                limit, lease_s = 1, min(lease_s, LEASE_S)
             due = sa.or_(
-                sa.and_(outbox.c.state == DocumentState.PENDING, outbox.c.next_at <= now),
-                sa.and_(outbox.c.state == DocumentState.SENDING, outbox.c.leased_until <= now),
+                *(
+                    sa.and_(outbox.c.state == state, sa.or_(when <= now, when > now + longest_s))
+                    for state, (when, longest_s) in _WHEN.items()
+                )
             )
             query = (
                 select(outbox)
@@ -427,18 +463,20 @@ class Ledger:
             if changes:
                 c.execute(outbox.update().where(outbox.c.id == sa.bindparam("document")), changes)
             self._log_all(c, happened)
-            self._follow(c, {lease.job_id for (lease, _), held in zip(outcomes, kept, strict=True) if held})
             self._judge_destination(c, destination, [outcome for _, outcome in outcomes])
+            self._follow(c, {lease.job_id for (lease, _), held in zip(outcomes, kept, strict=True) if held})
         return tuple(kept)
 
     def _follow(self, c: Connection, job_ids: Collection[str]) -> None:
         """Jobs after some of their documents moved."""
+        mine = select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(job_ids)).order_by(jobs.c.id)
+        # locked before their documents are read: of two that move the last ones, one must see both
+        before = dict(c.execute(mine.with_for_update()).tuples().all())
         found: dict[str, list[tuple[str, str]]] = {job_id: [] for job_id in job_ids}
         query = select(outbox.c.job_id, outbox.c.state, outbox.c.reason)
         for job_id, state, reason in c.execute(query.where(outbox.c.job_id.in_(job_ids))):
             found[job_id].append((state, reason))
         moves = {job_id: state_of(documents) for job_id, documents in found.items()}
-        before = dict(c.execute(select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(job_ids))).tuples().all())
         self._move_jobs(c, {j: move for j, move in moves.items() if move[0] != before[j]})
 
     def _judge_destination(self, c: Connection, destination: str, outcomes: Sequence[Outcome]) -> None:
@@ -495,7 +533,8 @@ class Ledger:
         """Parked documents are due again, with a new deadline; a quarantined study is asked for again."""
         now = self.clock()
         with self._write() as c:
-            row = one_row(c, jobs, job_id)
+            lock_destinations(c, [job_id])
+            row = one_row(c, jobs, job_id, lock=True)
             expect_state(row, JobState.PARKED, JobState.QUARANTINED)
             if row["state"] == JobState.QUARANTINED:
                 self._move_job(c, job_id, JobState.DISCOVERED, "RETRIED")
@@ -532,18 +571,20 @@ class Ledger:
         """A person decided that it is not delivered: bytes are erased, the row and its events stay."""
         now = self.clock()
         with self._write() as c:
+            lock_destinations(c, [job_id])
             expect_state(
-                one_row(c, jobs, job_id),
+                one_row(c, jobs, job_id, lock=True),
                 *(JobState.PARKED, JobState.QUARANTINED, JobState.WAITING, JobState.DISCOVERED),
                 *(JobState.READY, JobState.DRAFTED),
             )
-            sending = sa.and_(outbox.c.job_id == job_id, outbox.c.state == DocumentState.SENDING)
-            if c.execute(select(outbox.c.id).where(sending, outbox.c.leased_until > now)).first():
+            rest = sa.and_(outbox.c.job_id == job_id, outbox.c.state != DocumentState.DELIVERED)
+            query = select(outbox.c.state, outbox.c.leased_until, outbox.c.reason).where(rest)
+            rows = c.execute(query.with_for_update()).all()
+            if any(row.state == DocumentState.SENDING and row.leased_until > now for row in rows):
                 raise LedgerError(
                     f"A document of job {job_id} is being sent; try again in a moment.", code="BEING_SENT"
                 )
-            rest = sa.and_(outbox.c.job_id == job_id, outbox.c.state != DocumentState.DELIVERED)
-            if c.execute(select(outbox.c.id).where(rest, outbox.c.reason == DAMAGED)).first():
+            if any(row.reason == DAMAGED for row in rows):
                 # nobody decided against this work: it was lost here, and may be done again
                 set_row(c, jobs, job_id, job_key=None)
             c.execute(
@@ -625,15 +666,14 @@ class Ledger:
             outbox.c.destination == destination,
             outbox.c.state.in_((DocumentState.PENDING, DocumentState.SENDING)),
         )
-        when = sa.case(
-            (outbox.c.state == DocumentState.SENDING, outbox.c.leased_until), else_=outbox.c.next_at
-        )
+        when = sa.case(*((outbox.c.state == state, column) for state, (column, _) in _WHEN.items()))
         with self._read() as c:
             first = c.execute(select(sa.func.min(when)).where(waiting)).scalar()
             opens = c.execute(
                 select(breakers.c.open_until).where(breakers.c.destination == destination)
             ).scalar()
-        return None if first is None else max(first, opens or 0.0)
+        # never later than anything is put off, however far ahead the clock was when it was
+        return None if first is None else min(max(first, opens or 0.0), self.clock() + MAX_BACKOFF_S)
 
     def depths(self) -> dict[tuple[str, str], int]:
         """(destination, document state) -> how many."""
@@ -684,10 +724,14 @@ class Ledger:
         reason: str = "",
     ) -> Job:
         job_id, now = uuid.uuid4().hex, self.clock()
+        study_hash = self._key.hash("study", study_uid)
+        newest = newest_job(c, study_hash)
+        # where the clock was set back it would be older than the one that it follows
+        created_at = max(now, newest["created_at"] + 1e-3) if newest else now
         c.execute(
             jobs.insert().values(
                 id=job_id,
-                study_hash=self._key.hash("study", study_uid),
+                study_hash=study_hash,
                 state=JobState.DISCOVERED,
                 reason=reason,
                 instances=instances,
@@ -695,7 +739,7 @@ class Ledger:
                 own_instances=0,
                 revises=revises,
                 sealed=self._key.seal(study_uid.encode(), job_id),
-                created_at=now,
+                created_at=created_at,
                 updated_at=now,
             )
         )

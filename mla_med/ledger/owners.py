@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+from hashlib import sha256
 from pathlib import Path
 
 _HOST = 24
-"""Letters of the host's name: the whole fits into the ledger's column."""
+"""Letters that stand for the host: the whole fits into the ledger's column."""
 
 
 def owner(thread: int = 0) -> str:
@@ -23,7 +24,10 @@ def is_dead(owner: str) -> bool:
 
 
 def _host() -> str:
-    return socket.gethostname().replace(" ", "-")[:_HOST]
+    """Hashed, as long names differ in their last letters alone; and with the list of processes that is seen
+    from here, as two containers may bear one name (pid_namespaces(7))."""
+    processes = os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else ""
+    return sha256(f"{socket.gethostname()} {processes}".encode()).hexdigest()[:_HOST]
 
 
 def _born(pid: int) -> str:

@@ -6,7 +6,7 @@ All of it within a transaction that somebody else opened. Knows no key: what is 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,10 +19,13 @@ from mla_med.ledger.tables import breakers, events, jobs, outbox
 FIRST_BACKOFF_S = 30.0
 MAX_BACKOFF_S = 15 * 60.0
 
+_FOUND_CHANGED = ("PATIENT_CHANGED", "ACCESSION_CHANGED", "CONTENT_DIFFERS")
+"""Of a document that was read back: it is there, and not as it was sent."""
 
-def newest_job(c: Connection, study_hash: str) -> RowMapping | None:
-    query = select(jobs).where(jobs.c.study_hash == study_hash).order_by(jobs.c.created_at.desc())
-    return c.execute(query.limit(1)).mappings().first()
+
+def newest_job(c: Connection, study_hash: str, *, lock: bool = False) -> RowMapping | None:
+    query = select(jobs).where(jobs.c.study_hash == study_hash).order_by(jobs.c.created_at.desc()).limit(1)
+    return c.execute(query.with_for_update() if lock else query).mappings().first()
 
 
 def jobs_before(c: Connection, job_id: str) -> Iterator[str]:
@@ -40,7 +43,7 @@ def waiting_for(destination: str) -> sa.ColumnElement[bool]:
 def may_be_there(c: Connection, row: RowMapping) -> bool:
     """Is a document at its destination, or can nobody say that it is not? Every lease of one that certainly
     is not ended with an answer that says so."""
-    if row["state"] != DocumentState.PENDING:
+    if row["state"] not in (DocumentState.PENDING, DocumentState.PARKED):
         return row["state"] in (DocumentState.DELIVERED, DocumentState.SENDING)
     query = select(events.c.event, events.c.reason).where(
         events.c.job_id == row["job_id"], events.c.document_id == row["id"]
@@ -48,7 +51,10 @@ def may_be_there(c: Connection, row: RowMapping) -> bool:
     happened = c.execute(query).all()
     leases = sum(one.event == "LEASED" for one in happened)
     refusals = sum(
-        one.event in ("TRANSIENT", "DENIED") and not one.reason.startswith("READ_") for one in happened
+        one.event in ("TRANSIENT", "DENIED", "PERMANENT")
+        and not one.reason.startswith("READ_")
+        and one.reason not in _FOUND_CHANGED
+        for one in happened
     )
     return leases > refusals
 
@@ -59,8 +65,10 @@ def lock_study(c: Connection, study_hash: str) -> None:
         c.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": int(study_hash[:15], 16)})
 
 
-def one_row(c: Connection, table: sa.Table, row_id: str) -> RowMapping:
-    row = c.execute(select(table).where(table.c.id == row_id)).mappings().first()
+def one_row(c: Connection, table: sa.Table, row_id: str, *, lock: bool = False) -> RowMapping:
+    """`lock`: nobody else moves it before this transaction ends; SQLite has one writer anyway."""
+    query = select(table).where(table.c.id == row_id)
+    row = c.execute(query.with_for_update() if lock else query).mappings().first()
     if row is None:
         raise LedgerError(f"The ledger has no {table.name} row {row_id}.", code="JOB_NOT_FOUND")
     return row
@@ -75,6 +83,14 @@ def expect_state(row: RowMapping, *states: JobState) -> None:
         raise LedgerError(
             f"Job {row['id']} is {row['state']}; this is for {', '.join(states)}.", code="STATE_WRONG"
         )
+
+
+def lock_destinations(c: Connection, job_ids: Collection[str]) -> None:
+    """On PostgreSQL, of all that move documents of one destination one comes after the other: its breaker
+    first, then documents, then their jobs. Two that took them in another order would wait for each other."""
+    query = select(outbox.c.destination).where(outbox.c.job_id.in_(job_ids)).distinct()
+    for destination in sorted(c.execute(query).scalars().all()):
+        breaker_of(c, destination)
 
 
 def breaker_of(c: Connection, destination: str) -> RowMapping:

@@ -36,12 +36,13 @@ def alarm_of(audit: Audit) -> dict[str, Any] | None:
     """None where nothing needs a person."""
     rows, night = audit.for_people, audit.night
     unable = night.drafts.get("unable", 0)
-    if not rows and not unable and not (night.codes and night.waiting):
+    if not rows and not unable and not night.unasked and not (night.codes and night.waiting):
         return None
     kinds = ", ".join(f"{count} {state}" for state, count in audit.counts.items())
     words = f"{len(rows)} studies need a person" if rows else "The night could not do its work"
+    text = [f"mla_med, {audit.destination}: {words}.", *([f"{kinds}."] if kinds else []), *night.codes]
     return {
-        "text": f"mla_med, {audit.destination}: {words}. {kinds}. {' '.join(night.codes)}".strip(),
+        "text": " ".join(text),
         "night": night.id,
         "destination": audit.destination,
         "counts": audit.counts,
@@ -60,7 +61,11 @@ def send_alarm(
         return False
     for attempt in range(1, tries + 1):
         try:
-            status = requests.post(url, json=message, timeout=TIMEOUT_S, allow_redirects=False).status_code
+            # a stream: nobody waits for what it says beyond its status
+            with requests.post(
+                url, json=message, timeout=TIMEOUT_S, allow_redirects=False, stream=True
+            ) as response:
+                status = response.status_code
         except requests.RequestException as error:
             code = type(error).__name__
         else:

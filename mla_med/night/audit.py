@@ -19,10 +19,13 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 
 from mla_med.files import write_text
+from mla_med.ledger.ledger import OPEN
 from mla_med.ledger.nouns import Job, JobState
 from mla_med.night.loop import Night, Site
 
-NEEDS_PERSON = ("PARKED", "QUARANTINED", "FAILED", "HELD")
+NEEDS_PERSON = ("PARKED", "QUARANTINED", "FAILED", "HELD", "OVERDUE")
+OVERDUE_S = 86_400.0
+"""Of a study that is not shown to be complete: it is asked for again, and somebody has to look why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,8 @@ class Row:
 
     job_id: str
     state: str
-    """As in the ledger; HELD and FAILED stand for READY that waits for a person."""
+    """As in the ledger; HELD and FAILED stand for READY that waits for a person, OVERDUE for what has not
+    been complete for a day."""
     reason: str
     images: int
     draft: str
@@ -67,6 +71,8 @@ def audit_night(site: Site, night: Night) -> Audit:
         claim = standing.get(job.id)
         waits = claim is not None and claim.state in ("HELD", "FAILED") and job.state is JobState.READY
         state = claim.state if claim is not None and waits else str(job.state)
+        if job.state in OPEN and job.created_at_s < night.began_s - OVERDUE_S:
+            state = "OVERDUE"
         if job.updated_at_s >= night.began_s or state in NEEDS_PERSON:
             code = claim.code if claim is not None else ""
             rows.append(_row(site, job, state, code))

@@ -84,7 +84,9 @@ class Claims:
             row = self._row(c, job_id)
             if row["state"] in ("HELD", "FAILED"):
                 return None
-            if row["state"] == "CLAIMED" and row["claimed_until"] > now and not is_dead(row["owner"]):
+            # one that lasts much longer was taken by a clock that has been set back since
+            lasts = now < row["claimed_until"] < now + 2 * max(CLAIM_S, claim_s)
+            if row["state"] == "CLAIMED" and lasts and not is_dead(row["owner"]):
                 return None
             if row["tries"] >= MAX_TRIES:
                 self._set(c, job_id, state="FAILED", code=row["code"] or "WORKER_DIED", owner="")

@@ -29,7 +29,7 @@ from mla_med.night.claims import Claims
 from mla_med.night.settings import NightSettings, read_night
 from mla_med.night.work import Drafted
 from mla_med.pacs.deliver import deliver_due
-from mla_med.pacs.inbox import clear_images, review_folder
+from mla_med.pacs.inbox import clear_images, clear_left, review_folder
 from mla_med.pacs.peer import Peer
 from mla_med.pacs.pull import folder_of, pull_due
 from mla_med.pacs.run import make_peer, open_ledger
@@ -94,6 +94,8 @@ class Night:
     """What stood in its way: INTAKE_STOPPED, CONNECT, CHECKPOINT_INVALID."""
     stopped: bool = False
     """It was cancelled, or its window ended."""
+    unasked: bool = False
+    """Nothing of the day could be taken in: the PACS told no list, or there is no room."""
 
 
 @contextmanager
@@ -162,6 +164,8 @@ class _Shift:
         self.room = threading.Semaphore(self.slots + PREFETCH)
         self.committed = threading.Event()
         self.drafting_over = threading.Event()
+        self.given_up = threading.Event()  # of this night; `stop` may end the service that has more of them
+        self.asked = False
 
     def run(self) -> Night:
         log("night_began", state=self.id)
@@ -173,7 +177,7 @@ class _Shift:
             try:
                 self._draft(pulling)
             except BaseException:
-                self.stop.set()  # whatever it was: the other two must not go on alone
+                self.given_up.set()  # whatever it was: the other two must not go on alone
                 raise
             finally:
                 self.drafting_over.set()
@@ -193,6 +197,7 @@ class _Shift:
             self._undelivered(),
             tuple(self.codes),
             self._over(),
+            not self.asked and not self.stop.is_set(),
         )
         log(
             "night_ended",
@@ -212,6 +217,7 @@ class _Shift:
             watched.failures.clear()
             try:
                 for pulled in pull_due(self.site.book, peer, self.site.pacs, self.call):
+                    self.asked = True
                     self.tell("pulled", pulled.job.id, pulled.job.state)
                     if pulled.folder is not None and not self._offer(pulled.job.id):
                         return
@@ -223,11 +229,17 @@ class _Shift:
                 wait_s = min(MAX_WAIT_S, 2 * wait_s)
                 continue
             self._say(*watched.failures)
-            wait_s, passes = FIRST_WAIT_S, passes + 1
-            left = watched.failures or self.site.book.job_counts()[JobState.DISCOVERED]
-            if passes == PASSES or not left:
+            wait_s, passes, self.asked = FIRST_WAIT_S, passes + 1, True
+            if passes == PASSES or not (watched.failures or self._awaited()):
                 return
             self._pause(max(_TICK_S, self.site.pacs.settle_s))
+
+    def _awaited(self) -> bool:
+        """Is a study not counted twice, or did one grow in this night? The others have had their look."""
+        if self.site.book.job_counts()[JobState.DISCOVERED]:
+            return True
+        held = self.site.book.list_jobs(JobState.WAITING, 10**6)
+        return any(job.counted_at_s >= self.began_s for job in held)
 
     def _offer(self, job_id: str) -> bool:
         """False if the night ended while there was no room."""
@@ -292,7 +304,7 @@ class _Shift:
         """False where another try is worth it."""
         if drafted.state == "unable":
             self._say(*drafted.codes)
-            self.stop.set()  # the next study would fare no better
+            self.given_up.set()  # the next study would fare no better
         elif drafted.state == "failed" and self.tries[drafted.job_id] < TRIES:
             standing = {s.job_id for s in self.site.claims.standing("FAILED")}
             if drafted.job_id not in standing and not self._over():
@@ -340,6 +352,7 @@ class _Shift:
                         pacs.name,
                         batch=pacs.batch,
                         workers=workers,
+                        timeout_s=pacs.timeout_s,
                         observe=self.observe,
                     )
                     self.deliveries.update(tally)
@@ -374,7 +387,8 @@ class _Shift:
                 self.uncleared.remove(job_id)
 
     def _sweep(self) -> None:
-        """The same of nights that ended before their studies did."""
+        """The same of nights that ended before their studies did, and what a kill left of a pull."""
+        clear_left(Path(self.site.pacs.inbox), ".partial-*")
         for folder in Path(self.site.pacs.inbox).glob(32 * "[0-9a-f]"):
             if folder.name not in self.uncleared:
                 self.uncleared.append(folder.name)
@@ -383,7 +397,7 @@ class _Shift:
     # Both
 
     def _over(self) -> bool:
-        return self.stop.is_set() or self.clock() >= self.until_s
+        return self.stop.is_set() or self.given_up.is_set() or self.clock() >= self.until_s
 
     def _say(self, *codes: str) -> None:
         for code in codes:
@@ -394,7 +408,9 @@ class _Shift:
         if self.pause is not None:
             self.pause(seconds)
             return
-        self.stop.wait(seconds)
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self._over():
+            self.stop.wait(min(left, _TICK_S))
 
 
 class _Watched:

@@ -43,6 +43,8 @@ def send_mail(
             code, is_final = f"SMTP_{min(answers)}", min(answers) >= 500
         except smtplib.SMTPResponseException as error:
             code, is_final = f"SMTP_{error.smtp_code}", error.smtp_code >= 500
+        except UnicodeError:  # user, password or address beyond ASCII; the error holds it
+            code, is_final = "NOT_ASCII", True
         except (smtplib.SMTPException, OSError) as error:
             code, is_final = type(error).__name__, False
         else:

@@ -10,6 +10,7 @@ first of the two (as Debian's cron; cronsim).
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -45,9 +46,10 @@ def serve(
 ) -> None:
     """`work`: name, crontab line and what to do. Two that come at once are done one after the other; one
     whose time comes while it is under work is left out. What fails is logged, and its next time comes."""
-    began = clock()
-    due = {name: next_time_s(cron, timezone, began) for name, cron, _ in work}
+    due = {name: math.inf for name, _, _ in work}
     while not stop.is_set():
+        # reckoned anew at each look: what was due by a clock that was ahead may be years away
+        due = {name: min(due[name], next_time_s(cron, timezone, clock())) for name, cron, _ in work}
         for name, cron, do in sorted(work, key=lambda one: due[one[0]]):
             if due[name] <= clock() and not stop.is_set():
                 log("begins", verb=name)
@@ -55,6 +57,8 @@ def serve(
                     do()
                 except MlaMedError as error:
                     log("failed", level="error", verb=name, code=error.code)
+                except Exception as error:  # whatever this one met: nobody else begins the next
+                    log("failed", level="error", verb=name, code=type(error).__name__)
                 due[name] = next_time_s(cron, timezone, clock())
         left = max(0.0, min(due.values()) - clock())
         (pause or stop.wait)(min(left, LOOK_S))

@@ -23,13 +23,14 @@ from mla_med.dicom.apart import ReaderProcess
 from mla_med.documents.envelope import Reference, Revision
 from mla_med.errors import CheckpointError, ConfigError, LedgerError, MlaMedError, OutputError, StudyError
 from mla_med.ledger.ledger import Ledger
-from mla_med.ledger.nouns import Document, Job, JobState
+from mla_med.ledger.nouns import Document, DocumentState, Job, JobState
 from mla_med.ledger.owners import owner
 from mla_med.logs import log
 from mla_med.night.batches import Batches
 from mla_med.night.claims import CLAIM_S, Claim, Claims
 from mla_med.night.settings import NightSettings, read_night
 from mla_med.pacs.deliver import commit_documents
+from mla_med.pacs.inbox import clear_left
 from mla_med.pacs.letter import read_content, read_place
 from mla_med.pacs.pull import folder_of
 from mla_med.pacs.run import open_ledger
@@ -44,6 +45,8 @@ _STATES = {
     **dict.fromkeys(("STATE_WRONG", "STUDY_HELD"), "passed"),
 }
 """What the ledger refuses -> what became of the draft; for every other code failed, and worth another try."""
+
+SENT = (DocumentState.PENDING, DocumentState.SENDING, DocumentState.PARKED, DocumentState.DELIVERED)
 
 Made = tuple[bool, tuple[str, ...], Sequence[Path]]
 """Was it drafted, and not refused; the reason codes of a refusal; the files."""
@@ -74,6 +77,7 @@ class Worker:
         self.claims = claims
         self.draw = draw
         self.owner = owner()
+        clear_left(Path(night.out), ".making-*")
 
     def draft(self, job_id: str, hold: bool) -> Drafted:
         """`hold`: committed by a person, not by us."""
@@ -106,6 +110,7 @@ class Worker:
         worker committed meanwhile is not READY any more, and the ledger refuses it."""
         out = Path(self.night.out)
         making = out / f".making-{job_id}-{claim.fence}"
+        before = making.with_name(making.name + "-before")
 
         def keep() -> None:
             if not self.claims.keep(claim):
@@ -122,19 +127,41 @@ class Worker:
             if not contents:
                 raise StudyError("A draft has no DICOM document.", code="NO_DOCUMENT")
             keep()
-            shutil.rmtree(out / job_id, ignore_errors=True)  # of a worker that was killed before it committed
+            with suppress(FileNotFoundError):
+                # of a worker that was killed before it committed, or that is faster than we are
+                (out / job_id).rename(before)
             making.rename(out / job_id)
+            outcome = "DRAFTED" if accepted else " ".join(codes)
+            if hold:
+                self.claims.end(claim, "HELD", outcome)
+                return "held", codes
+            commit(self.book, self.pacs, job_id, contents, [document.uid for document in earlier])
+            self._agree(job_id, contents, before)
+            self.claims.end(claim, "", outcome)
+            return "drafted" if accepted else "refused", codes
         except OSError as error:
             raise OutputError(f"A draft could not be written to {out}: {error.strerror}.") from error
         finally:
-            shutil.rmtree(making, ignore_errors=True)
-        outcome = "DRAFTED" if accepted else " ".join(codes)
-        if hold:
-            self.claims.end(claim, "HELD", outcome)
-            return "held", codes
-        commit(self.book, self.pacs, job_id, contents, [document.uid for document in earlier])
-        self.claims.end(claim, "", outcome)
-        return "drafted" if accepted else "refused", codes
+            for folder in (making, before):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _agree(self, job_id: str, contents: Sequence[bytes], before: Path) -> None:
+        """LedgerError where what is sent is another worker's, who was faster after all; then the folder holds
+        that one's draft again, as people must not read what is not sent."""
+        documents = self.book.documents(job_id)
+        sent = {self.book.content(one.id) for one in documents if one.state in SENT}
+        if not sent or sent == set(contents):
+            return
+        folder = Path(self.night.out) / job_id
+        if _documents_in(folder) != sent:
+            shutil.rmtree(folder, ignore_errors=True)
+            if _documents_in(before) == sent:
+                before.rename(folder)
+        raise LedgerError(f"Another worker drafted job {job_id}.", code="STATE_WRONG")
+
+
+def _documents_in(folder: Path) -> set[bytes]:
+    return {read_content(file) for file in folder.glob("*.dcm")}
 
 
 def commit(

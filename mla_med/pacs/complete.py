@@ -1,7 +1,8 @@
 """A received study -> whether it is whole, or why that cannot be said.
 
 Nothing in DICOM says that a study is finished. What is asked: two equal counts of the PACS some time
-apart, as many files here, no gap between slices, no fewer images than the scanner says it acquired.
+apart, as many files here, each to its last pixel, no gap between slices, no fewer images than the
+scanner says it acquired.
 What this cannot know: a study whose last slices never reached the PACS, from a scanner that does not
 state how many there were; when they come, they make a revision.
 """
@@ -20,7 +21,8 @@ from mla_med.dicom.header import MALFORMED, quiet_pydicom
 from mla_med.dicom.study import read_studies
 from mla_med.errors import SeriesError, StudyError
 
-GAPS = frozenset(("MISSING_SLICE",))
+GAPS = frozenset(("MISSING_SLICE", "TRUNCATED_PIXELS"))
+"""Of a series that lacks something: another try may bring it."""
 BAD = frozenset(("MIXED_PATIENTS", "TRUNCATED", "MALFORMED", "ARCHIVE_REFUSED"))
 """Problems of the reader that no waiting mends."""
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from mla_med.errors import PacsError
+from mla_med.errors import OutputError, PacsError
 from mla_med.ledger.failpoints import reach
 from mla_med.ledger.ledger import LEASE_S, Ledger
 from mla_med.ledger.nouns import Document, DocumentState, Job, Kind, Lease, Outcome
@@ -41,11 +41,12 @@ def commit_documents(
     *,
     job_id: str | None = None,
     validate: str = "warn",
+    withheld: bool = False,
     predecessors: Sequence[str] | None = None,
 ) -> Job:
     """Final bytes of one study's documents into the outbox, once and for all. PacsError with the reason if
     one of them must not leave; then none does. A revision takes the place of what was not sent yet.
-    `predecessors`: see Ledger.commit; None: whatever the documents themselves name."""
+    `withheld` and `predecessors`: see Ledger.commit; None: whatever the documents themselves name."""
     letters = [read_letter(content) for content in contents]
     if len({letter.study_uid for letter in letters}) != 1:
         raise PacsError("The documents are of several studies; commit each study's.", code="SEVERAL_STUDIES")
@@ -70,7 +71,14 @@ def commit_documents(
     revises = predecessors is not None or any(map(predecessors_of, contents))
     reach("draft")
     job = ledger.commit(
-        study_uid, work, documents, [destination], job_id, supersede=revises, predecessors=predecessors
+        study_uid,
+        work,
+        documents,
+        [destination],
+        job_id,
+        supersede=revises,
+        withheld=withheld,
+        predecessors=predecessors,
     )
     log("committed", job=job.id, state=job.state, count=len(documents))
     reach("persist")
@@ -81,7 +89,13 @@ def _validator_errors(content: bytes) -> int | None:
     """How many dciodvfy prints; None where it is not installed. Its words name values: they go nowhere."""
     from mla_med.documents.check import has_validator, validator_errors
 
-    return len(validator_errors(content)) if has_validator() else None
+    try:
+        return len(validator_errors(content)) if has_validator() else None
+    except OSError as error:
+        raise OutputError(
+            f"dciodvfy could not be asked of a document: {error.strerror}. Is there space for files that do "
+            "not last (TMPDIR)?"
+        ) from error
 
 
 def deliver_due(
@@ -91,11 +105,14 @@ def deliver_due(
     *,
     batch: int = 20,
     workers: int = 4,
-    lease_s: float = LEASE_S,
+    timeout_s: float = 30.0,
     observe: Callable[[Outcome, float], None] = lambda outcome, seconds: None,
 ) -> Tally:
-    """Everything that is due now. `observe`: an outcome and how long it took."""
+    """Everything that is due now. `timeout_s`: of the PACS for each answer. `observe`: an outcome and how
+    long it took."""
     tally: Tally = Counter()
+    # each of a batch may be looked for, sent by itself and read back: a lease that ends before is lost work
+    lease_s = LEASE_S + 3 * batch * timeout_s
     lock = threading.Lock()
     denied = ledger.denied(destination)
     ledger.free_dead(destination)
@@ -151,14 +168,22 @@ def deliver(leases: Sequence[Lease], peer: Peer) -> list[tuple[Lease, Outcome]]:
         stored = [lease for lease in rest if outcomes[lease].kind is Kind.DELIVERED]
         found = peer.fetch([letters[lease] for lease in stored])
         outcomes |= {
-            lease: _compare(letters[lease], answer) or Outcome(Kind.UNKNOWN, "NOT_FOUND")
-            for lease, answer in zip(stored, found, strict=True)
+            lease: _read_back(letters[lease], answer) for lease, answer in zip(stored, found, strict=True)
         }
     equal = [lease for lease in leases if outcomes[lease].kind is Kind.DELIVERED]
     confirmed = peer.confirm([letters[lease] for lease in equal]) if equal else []
     outcomes |= dict(zip(equal, confirmed, strict=True))
     reach("verify")
     return [(lease, outcomes[lease]) for lease in leases]
+
+
+def _read_back(letter: Letter, answer: Answer) -> Outcome:
+    """Of what the PACS has just said to have stored."""
+    outcome = _compare(letter, answer) or Outcome(Kind.UNKNOWN, "NOT_FOUND")
+    if outcome.kind is Kind.TRANSIENT:
+        # a connection that was refused since then does not undo it
+        return Outcome(Kind.UNKNOWN, f"READ_{outcome.reason}")
+    return outcome
 
 
 def _look(leases: Sequence[Lease], letters: dict[Lease, Letter], peer: Peer) -> dict[Lease, Outcome]:

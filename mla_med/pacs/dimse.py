@@ -49,10 +49,11 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
+from mla_med.dicom.header import MALFORMED
 from mla_med.errors import PacsError
 from mla_med.ledger.nouns import Kind, Outcome
 from mla_med.pacs.find import Found, Told, find_since
-from mla_med.pacs.letter import Letter, check_uid, parse
+from mla_med.pacs.letter import Letter, check_uid, only_uids, parse
 from mla_med.pacs.peer import Answer, SeriesCount
 from mla_med.pacs.settings import Credentials, PacsSettings, tls_context
 from mla_med.pacs.status import SUCCESS, of_dimse
@@ -240,8 +241,8 @@ class DimsePeer:
         answers, status = self._ask(_query("STUDY", **when, ModalitiesInStudy=modality, StudyInstanceUID=""))
         if status not in (0x0000, *_ENDED_EARLY):
             raise _unanswered(_code_of(status))
-        found: Found = {check_uid(str(item.StudyInstanceUID)): None for item in answers}
-        return Told(found, status in _ENDED_EARLY)
+        uids = only_uids(str(item.get("StudyInstanceUID", "")) for item in answers)
+        return Told(dict.fromkeys(uids), status in _ENDED_EARLY)
 
     def count(self, study_uid: str) -> list[SeriesCount]:
         query = _query(
@@ -253,11 +254,15 @@ class DimsePeer:
         )
         counts = []
         for item in self._find(query):
-            number = item.get("NumberOfSeriesRelatedInstances")
-            uid = check_uid(str(item.SeriesInstanceUID))
+            try:  # a value is read when it is asked for
+                number = item.get("NumberOfSeriesRelatedInstances")
+                modality, uid = str(item.get("Modality", "")), str(item.get("SeriesInstanceUID", ""))
+            except MALFORMED:
+                raise _unanswered("ANSWER_UNREADABLE") from None
+            check_uid(uid)
             # an optional key (PS3.4 C.6.1.1.4): who does not count is asked for the instances
             instances = int(number) if number is not None else self._count_instances(study_uid, uid)
-            counts.append(SeriesCount(uid, str(item.get("Modality", "")), instances))
+            counts.append(SeriesCount(uid, modality, instances))
         return counts
 
     def _count_instances(self, study_uid: str, series_uid: str) -> int:

@@ -8,12 +8,16 @@ and the page removes them when the draft is decided. Knows nothing of the page i
 from __future__ import annotations
 
 import shutil
+import time
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 from mla_med.ledger.nouns import JobState
 from mla_med.logs import log
 
+LEFT_S = 86_400.0
+"""Nobody fills a folder for so long."""
 OVER = (JobState.DELIVERED, JobState.SUPERSEDED, JobState.DISCARDED)
 """Until then the images are there: whoever looks at a parked document may want to draft it again."""
 
@@ -36,6 +40,14 @@ def clear_images(folder: Path, state: JobState, kept: Path | None) -> bool:
             return False
     shutil.rmtree(folder, ignore_errors=True)
     return True
+
+
+def clear_left(folder: Path, pattern: str) -> None:
+    """Folders of such names that a killed process was filling: patients' images and drafts, and nobody's."""
+    for left in folder.glob(pattern):
+        with suppress(FileNotFoundError):  # somebody else clears it too
+            if time.time() - left.stat().st_mtime > LEFT_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _keep(folder: Path, kept: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydicom.errors import InvalidDicomError
 
 from mla_med.dicom.header import MALFORMED, quiet_pydicom
 from mla_med.errors import PacsError
+from mla_med.logs import log
 
 UID = re.compile(r"[0-9]+(\.[0-9]+){1,31}")
 MAX_UID = 64
@@ -69,9 +71,23 @@ def read_letter(content: bytes) -> Letter:
     return Letter(study, series, uid, sop_class, str(dataset.file_meta.TransferSyntaxUID), content)
 
 
+def is_uid(text: str) -> bool:
+    """Nothing but digits and dots (PS3.5 9.1)."""
+    return len(text) <= MAX_UID and bool(UID.fullmatch(text))
+
+
+def only_uids(told: Iterable[str]) -> list[str]:
+    """What a PACS says of one study must not hide the others."""
+    told = list(told)
+    uids = [text for text in told if is_uid(text)]
+    if len(uids) < len(told):
+        log("passed_over", level="warning", count=len(told) - len(uids), code="UID_INVALID")
+    return uids
+
+
 def check_uid(uid: str) -> str:
-    """It goes into addresses and queries: nothing but digits and dots (PS3.5 9.1)."""
-    if len(uid) > MAX_UID or not UID.fullmatch(uid):
+    """It goes into addresses and queries."""
+    if not is_uid(uid):
         raise PacsError("A UID is not one: digits and dots, 64 at most.", code="UID_INVALID")
     return uid
 

@@ -12,14 +12,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from mla_med.archive import open_file, size_of
-from mla_med.errors import MlaMedError, OutputError, PacsError, StudyError
+from mla_med.errors import OutputError, PacsError, StudyError
 from mla_med.ledger.failpoints import reach
 from mla_med.ledger.ledger import OPEN, Ledger
 from mla_med.ledger.nouns import Job, JobState
@@ -29,6 +30,8 @@ from mla_med.pacs.peer import Peer, SeriesCount, images
 from mla_med.pacs.settings import PacsSettings
 
 Call = Callable[..., Any]
+Stamps = dict[Path, tuple[float, float, int]]
+"""Of each file when it was last changed, when it came here, and its size."""
 MAX_FILE_BYTES = 4 * 2**30
 
 
@@ -42,11 +45,13 @@ class Pulled:
 def pull_due(
     ledger: Ledger, peer: Peer, settings: PacsSettings, call: Call = lambda f, *args: f(*args)
 ) -> Iterator[Pulled]:
-    """One pass over the PACS's newest studies; each that was judged in it. `call` runs the reader, here or
-    in a child process with limits. One study that fails stops none."""
+    """One pass over the PACS's newest studies, and older ones that are held; each that was judged in it.
+    `call` runs the reader, here or in a child process with limits. One study that fails stops none."""
     check_room(settings)
-    first = datetime.fromtimestamp(ledger.clock(), UTC) - timedelta(days=settings.days)
-    for study_uid in peer.find_studies(first.date(), settings.modalities):
+    # a study has the date of where it was made: in Greenwich it may be tomorrow
+    first = datetime.fromtimestamp(ledger.clock()) - timedelta(days=settings.days)
+    found = peer.find_studies(first.date(), settings.modalities)
+    for study_uid in dict.fromkeys((*found, *ledger.open_studies())):
         try:
             pulled = pull_study(ledger, peer, settings, study_uid, call)
         except PacsError as error:
@@ -82,7 +87,7 @@ def _fetch(
     ledger: Ledger, peer: Peer, settings: PacsSettings, job: Job, series: list[SeriesCount], call: Call
 ) -> Pulled:
     study_uid, counted = ledger.study_uid(job.id), sum(one.instances for one in series)
-    with _partial(settings, job) as partial:
+    with _as_inbox_full(), _partial(settings, job) as partial:
         for one in series:
             peer.retrieve(study_uid, one.series_uid, partial.write)
         try:
@@ -100,7 +105,7 @@ def take_dropped(
     """Every study that lies in a folder of its own in `drop`, once its files have not changed for a while.
 
     Nobody counts here but us: the quiet time is all that completeness rests on, and the job says so. What
-    was taken is removed from `drop`; what is held stays."""
+    was taken is removed from `drop`; what is held, or came while it was taken, stays."""
     check_room(settings)
     for folder in sorted(p for p in drop.iterdir() if p.is_dir() and not p.is_symlink()):
         if folder.name.startswith("."):
@@ -116,12 +121,13 @@ def take_dropped(
 
 
 def _take(ledger: Ledger, folder: Path, settings: PacsSettings, call: Call) -> Pulled | None:
-    files = [Path(at, name) for at, _, names in os.walk(folder) for name in sorted(names)]
-    newest = max((path.lstat().st_mtime for path in files), default=time.time())
-    if not files or time.time() - newest < settings.settle_s:
+    before = _stamps(folder)
+    # `cp -p` and many a sender keep the time of the last change: that of its coming nobody can set
+    newest = max((max(changed, came) for changed, came, _ in before.values()), default=time.time())
+    if not before or time.time() - newest < settings.settle_s:
         return None
-    with _partial(settings, None) as partial:
-        for path in files:
+    with _as_inbox_full(), _partial(settings, None) as partial:
+        for path in before:
             try:
                 with open_file(path) as file:  # no link, no FIFO, no device
                     if size_of(file) > MAX_FILE_BYTES:
@@ -133,27 +139,58 @@ def _take(ledger: Ledger, folder: Path, settings: PacsSettings, call: Call) -> P
                     f"A file in the drop folder cannot be read: {error.strerror}.", code="UNREADABLE"
                 ) from None
         received = call(look, partial.folder)
+        if _stamps(folder) != before:
+            return None  # it is being written still
         if len(received.study_uids) != 1:
             raise StudyError("A dropped folder does not hold one study.", code="SEVERAL_STUDIES")
         study_uid = received.study_uids[0]
         job = ledger.see(study_uid, received.instances)
         if job.state not in OPEN:
-            if job.state in (JobState.READY, JobState.DRAFTED, JobState.DELIVERED):
-                shutil.rmtree(folder)  # the same images again
+            if _digests(partial.folder) <= _digests(folder_of(settings, job.id)):
+                _remove(folder, before)  # the same images again
+            else:
+                log("drop_left", level="warning", job=job.id, state=job.state, code="STUDY_KNOWN")
             return None
         verdict = judge(received, study_uid, received.instances)
         if verdict.state == "READY":
             verdict = Verdict("READY", "QUIET_TIMER")
         pulled = _settle(ledger, job, verdict, received.instances, partial)
     if pulled.folder is not None:
-        shutil.rmtree(folder)
+        _remove(folder, before)
     return pulled
+
+
+def _stamps(folder: Path) -> Stamps:
+    stamps = {}
+    for path in (Path(at, name) for at, _, names in os.walk(folder) for name in sorted(names)):
+        with suppress(FileNotFoundError):  # it was a sender's, who renames or removes it
+            status = path.lstat()
+            stamps[path] = (status.st_mtime, status.st_ctime, status.st_size)
+    return stamps
+
+
+def _remove(folder: Path, taken: Stamps) -> None:
+    """What was taken. What came, or was written anew, since then stays, and the folders that it lies in."""
+    try:
+        for path, stamp in _stamps(folder).items():
+            if taken.get(path) == stamp:
+                path.unlink(missing_ok=True)
+    except OSError:
+        log("drop_left", level="warning", code="NOT_REMOVED")
+    for at, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):
+            os.rmdir(at)
+
+
+def _digests(folder: Path) -> set[bytes]:
+    return {sha256(path.read_bytes()).digest() for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def check_room(settings: PacsSettings) -> None:
     """PacsError with INTAKE_STOPPED before the disk is full: what is here can still be finished."""
     inbox = Path(settings.inbox)
-    inbox.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _as_inbox_full():
+        inbox.mkdir(parents=True, exist_ok=True, mode=0o700)
     usage = shutil.disk_usage(inbox)
     if usage.used / usage.total > settings.max_used or usage.free < settings.min_free_bytes:
         raise PacsError(
@@ -171,16 +208,24 @@ def folder_of(settings: PacsSettings, job_id: str) -> Path:
 @contextmanager
 def _alone(settings: PacsSettings, job: Job | None) -> Iterator[bool]:
     """Whether nobody else, in any process of this machine, fetches the same now: two would write into one
-    folder. The lock of a process that was killed is gone with it."""
+    folder. The lock of a process that was killed is gone with it. OutputError where there are no locks."""
     path = _partial(settings, job).folder.with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with path.open("w") as file:
+    with _as_inbox_full():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = path.open("w")
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # or it is that of one who has ended since
             alone = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
-        except OSError:
+        except (BlockingIOError, FileNotFoundError):
             alone = False
+        except OSError as error:
+            raise OutputError(
+                f"The file system of {settings.inbox} has no locks: {error.strerror}. Put the inbox on a "
+                "disk of this machine, or on NFS with locks.",
+                code="INBOX_NO_LOCKS",
+            ) from error
         if not alone:
             yield False
             return
@@ -214,14 +259,20 @@ class _Partial:
         self.folder.mkdir(mode=0o700)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, places: object) -> None:
+    def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        if isinstance(error, OSError) and not isinstance(error, MlaMedError):
-            raise OutputError(
-                f"A study could not be written to the inbox: {error.strerror}. It is taken in when there is "
-                "room again; nothing of it was left.",
-                code="INBOX_FULL",
-            ) from error
+
+
+@contextmanager
+def _as_inbox_full() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"A study could not be written to the inbox: {error.strerror}. It is taken in when there is "
+            "room again; nothing of it was left.",
+            code="INBOX_FULL",
+        ) from error
 
 
 def _partial(settings: PacsSettings, job: Job | None) -> _Partial:

@@ -7,7 +7,9 @@ its retries off, as the ledger retries. Addresses hold UIDs and dates, never a p
 from __future__ import annotations
 
 import json
+import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -18,12 +20,12 @@ from urllib.parse import urlsplit
 import requests
 from dicomweb_client.session_utils import create_session
 from dicomweb_client.web import DICOMwebClient
-from urllib3.exceptions import NewConnectionError
+from urllib3.exceptions import HTTPError, NewConnectionError
 
 from mla_med.errors import ConfigError, PacsError
 from mla_med.ledger.nouns import Kind, Outcome
 from mla_med.pacs.find import Found, Told, find_since
-from mla_med.pacs.letter import Letter, check_uid
+from mla_med.pacs.letter import Letter, check_uid, only_uids
 from mla_med.pacs.peer import Answer, SeriesCount
 from mla_med.pacs.settings import Credentials, PacsSettings
 from mla_med.pacs.status import DENIED, SUCCESS, UNPROVEN, of_dimse, of_http
@@ -32,6 +34,7 @@ _DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _JSON = "application/dicom+json"
 _PAGE = 200
 """Studies; a server that computes what it tells of each is slow."""
+_CHUNK = 2**16
 
 # (0008,1199) ReferencedSOPSequence, (0008,1198) FailedSOPSequence, (0008,1155) ReferencedSOPInstanceUID,
 # (0008,1197) FailureReason: PS3.18 annex I.2
@@ -67,18 +70,11 @@ class WebPeer:
 
     def _post(self, letters: Sequence[Letter]) -> dict[str, Outcome] | Outcome:
         """By UID, or of the request as a whole."""
-        client = self._client()
         boundary = _boundary(letters)
         kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
-        body = client._encode_multipart_message([letter.content for letter in letters], kind)
+        body = self._client()._encode_multipart_message([letter.content for letter in letters], kind)
         try:
-            response = client._session.post(
-                f"{self._url}/studies",
-                data=body,
-                headers={"Content-Type": kind, "Accept": _JSON},
-                timeout=self._settings.timeout_s,
-                allow_redirects=False,
-            )
+            response = self._ask("POST", "/studies", {"Content-Type": kind, "Accept": _JSON}, data=body)
         except requests.RequestException as error:
             return _why(error)
         answers = _store_answers(response)
@@ -133,23 +129,26 @@ class WebPeer:
         brought = 0
         while True:
             page = self._query("/studies", match | {"limit": str(_PAGE), "offset": str(len(seen))})
-            uids = {check_uid(_text(item, _STUDY)): _values(item, _MODALITIES) for item in page}
-            is_new = bool(uids.keys() - seen.keys())
+            with _as_pacs_error():
+                told = {_text(item, _STUDY): _values(item, _MODALITIES) for item in page}
+                ours = [uid for uid, held in told.items() if not held or modality in held]
+            is_new = bool(told.keys() - seen.keys())
             brought += is_new
-            seen |= dict.fromkeys(uids)
-            found |= {uid: None for uid, held in uids.items() if not held or modality in held}
+            seen |= dict.fromkeys(told)
+            found |= dict.fromkeys(only_uids(ours))
             if not is_new or len(page) < _PAGE:
                 return Told(found, whole=brought > 1)
 
     def count(self, study_uid: str) -> list[SeriesCount]:
         fields = {"includefield": _COUNT}
         found = self._query(f"/studies/{check_uid(study_uid)}/series", fields)
-        return [
-            SeriesCount(
-                check_uid(_text(item, _SERIES)), _text(item, _MODALITY), int(_text(item, _COUNT) or 0)
-            )
-            for item in found
-        ]
+        with _as_pacs_error():
+            return [
+                SeriesCount(
+                    check_uid(_text(item, _SERIES)), _text(item, _MODALITY), int(_text(item, _COUNT) or 0)
+                )
+                for item in found
+            ]
 
     def retrieve(self, study_uid: str, series_uid: str, write: Callable[[bytes], None]) -> None:
         place = f"/studies/{check_uid(study_uid)}/series/{check_uid(series_uid)}"
@@ -187,14 +186,25 @@ class WebPeer:
     def _get(
         self, place: str, accept: str, parameters: dict[str, str] | None = None, *, stream: bool = False
     ) -> requests.Response:
-        return self._client()._session.get(
+        return self._ask("GET", place, {"Accept": accept}, stream, params=parameters)
+
+    def _ask(
+        self, method: str, place: str, headers: dict[str, str], stream: bool = False, **more: Any
+    ) -> requests.Response:
+        """Of what is no `stream` the whole answer, in time."""
+        timeout_s = self._settings.timeout_s
+        response = self._client()._session.request(
+            method,
             self._url + place,
-            params=parameters,
-            headers={"Accept": accept},
-            timeout=self._settings.timeout_s,
-            stream=stream,
+            headers=headers,
+            timeout=timeout_s,
+            stream=True,
             allow_redirects=False,
+            **more,
         )
+        if not stream:
+            response._content = _read_within(response, timeout_s)
+        return response
 
     def _parts(self, response: requests.Response, stream: bool = False) -> Iterator[bytes]:
         if response.headers.get("Content-Type", "").startswith("application/dicom"):
@@ -221,6 +231,20 @@ class WebPeer:
             client.set_http_retry_params(retry=False)
             self._local.client = client
         return self._local.client
+
+
+def _read_within(response: requests.Response, seconds: float) -> bytes:
+    """The time-out of a session is for each byte: who sends one now and then would hold a thread for ever."""
+    until, content = time.monotonic() + seconds, bytearray()
+    with response:
+        try:
+            while part := response.raw.read1(_CHUNK, decode_content=True):
+                content += part
+                if time.monotonic() > until:
+                    raise requests.ReadTimeout()
+        except HTTPError as error:
+            raise requests.ConnectionError(error) from error
+    return bytes(content)
 
 
 def _is_private(url: str) -> bool:
@@ -279,7 +303,7 @@ def _as_pacs_error() -> Iterator[None]:
         yield
     except requests.RequestException as error:
         code = _why(error).reason
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, KeyError):
         code = "ANSWER_UNREADABLE"
     else:
         return
@@ -290,12 +314,24 @@ def _as_pacs_error() -> Iterator[None]:
 def _why(error: requests.RequestException) -> Outcome:
     """Before anything was sent it is a failure; after that nobody knows."""
     if isinstance(error, requests.exceptions.SSLError):
-        return Outcome(Kind.TRANSIENT, "TLS")
+        # a stream may break after the last byte, too; with a certificate that is not right nothing began
+        began = not isinstance(_cause(error), ssl.SSLCertVerificationError)
+        return Outcome(Kind.UNKNOWN if began else Kind.TRANSIENT, "TLS")
     if isinstance(error, requests.ConnectTimeout):
         return Outcome(Kind.TRANSIENT, "CONNECT")
     if isinstance(error, requests.Timeout):
         return Outcome(Kind.UNKNOWN, "TIMEOUT")
-    reason = getattr(error.args[0], "reason", None) if error.args else None
-    if isinstance(reason, NewConnectionError):
+    if isinstance(_reason(error), NewConnectionError):
         return Outcome(Kind.TRANSIENT, "CONNECT")
     return Outcome(Kind.UNKNOWN, "CONNECTION_LOST")
+
+
+def _reason(error: requests.RequestException) -> Any:
+    """What urllib3 says."""
+    return getattr(error.args[0], "reason", None) if error.args else None
+
+
+def _cause(error: requests.RequestException) -> Any:
+    """What urllib3 was told."""
+    reason = _reason(error)
+    return reason.args[0] if isinstance(reason, HTTPError) and reason.args else reason

@@ -19,6 +19,7 @@ from pathlib import Path
 from mla_med.documents.envelope import Reference, Revision
 from mla_med.documents.write import DICOM, Document, parse_formats, write_documents
 from mla_med.errors import LedgerError, MlaMedError, OutputError, ReportError
+from mla_med.files import sync_folder
 from mla_med.ledger.nouns import Job, JobState
 from mla_med.logs import log
 from mla_med.night.claims import Claims
@@ -83,11 +84,7 @@ def decide(
         json.dumps(content, ensure_ascii=False).encode(),
         rows,
     )
-    made = desk.store.decision(decision_id)
-    try:
-        send(desk, made, documents)
-    except MlaMedError as error:
-        log("review_unsent", level="warning", job=job_id, code=error.code)
+    _try_to_send(desk, desk.store.decision(decision_id), documents)
     return desk.store.decision(decision_id)
 
 
@@ -99,14 +96,20 @@ def goes_out(draft: Draft, decision: str) -> bool:
 def send_unsent(desk: Desk) -> int:
     """Decisions whose revision could not be committed, or whose server was killed before; -> how many are
     committed now."""
-    done = 0
-    for decision in desk.store.unsent():
-        try:
-            send(desk, decision)
-            done += 1
-        except MlaMedError as error:
-            log("review_unsent", level="warning", job=decision.job_id, code=error.code)
-    return done
+    return sum(_try_to_send(desk, decision) for decision in desk.store.unsent())
+
+
+def _try_to_send(desk: Desk, decision: Decision, documents: tuple[Document, ...] = ()) -> bool:
+    """False: it is tried again, as the decision is on the disk."""
+    try:
+        send(desk, decision, documents)
+    except MlaMedError as error:
+        log("review_unsent", level="warning", job=decision.job_id, code=error.code)
+        return False
+    except Exception as error:  # whatever it is: it must not keep the other decisions
+        log("review_unsent", level="error", job=decision.job_id, code=type(error).__name__)
+        return False
+    return True
 
 
 def send(desk: Desk, decision: Decision, documents: tuple[Document, ...] = ()) -> None:
@@ -115,8 +118,8 @@ def send(desk: Desk, decision: Decision, documents: tuple[Document, ...] = ()) -
     draft = desk.draft(decision.job_id)
     if not goes_out(draft, decision.decision):
         with _SENDING:
-            _release_held(desk, decision.job_id)
-        desk.store.sent(decision.id, "")
+            _release_held(desk, decision.job_id, withheld=False)
+        desk.store.sent(decision.id)
         return
     documents = documents or _documents(
         desk,
@@ -126,17 +129,19 @@ def send(desk: Desk, decision: Decision, documents: tuple[Document, ...] = ()) -
         decision.decision,
         decision.reason,
         json.loads(decision.content),
+        decision.id,
     )
     with _SENDING:
-        _release_held(desk, decision.job_id)
+        _release_held(desk, decision.job_id, withheld=True)
         job = commit_documents(
             desk.book,
             [document.content for document in documents if document.media_type == DICOM],
             desk.pacs.name,
             validate=desk.pacs.check_with_dciodvfy,
         )
+    desk.store.revised(decision.id, job.id)
     _lay_down(desk.folder / job.id, documents)
-    desk.store.sent(decision.id, job.id)
+    desk.store.sent(decision.id)
 
 
 def _check_newest(desk: Desk, job_id: str) -> None:
@@ -152,16 +157,27 @@ def _check_newest(desk: Desk, job_id: str) -> None:
 
 
 def _documents(
-    desk: Desk, draft: Draft, now: Draft, job_id: str, decision: str, reason: str, content: dict
+    desk: Desk,
+    draft: Draft,
+    now: Draft,
+    job_id: str,
+    decision: str,
+    reason: str,
+    content: dict,
+    decision_id: str = "",
 ) -> tuple[Document, ...]:
-    references = _references(desk, job_id)
+    """`decision_id`: where it is on the disk already."""
+    others = [d for d in desk.store.decisions_of(job_id) if d.id != decision_id]
+    earlier = [d.revision_job for d in others if d.revision_job]
+    references = _references(desk, job_id, earlier)
     if not references:
         raise OutputError(
             "The documents of this draft are gone, and a revision has to name them; draft the study again.",
             code="NO_PREDECESSOR",
         )
     made_utc = datetime.fromtimestamp(content["at"], UTC).isoformat(timespec="seconds")
-    revision = Revision(content["reviewer"], made_utc, references, _number(desk, job_id))
+    number = desk.book.generation(job_id) + 1 + len(earlier)  # 2 for the first revision of a study
+    revision = Revision(content["reviewer"], made_utc, references, number)
     if decision == "REJECTED":
         now = _withdrawn(draft, reason, content["words"])
     images = desk.images_of(job_id)
@@ -183,10 +199,9 @@ def _withdrawn(draft: Draft, reason: str, words: str) -> Draft:
     return replace(draft, report=None, gate=gate, complaints=(), prior=None)
 
 
-def _references(desk: Desk, job_id: str) -> tuple[Reference, ...]:
+def _references(desk: Desk, job_id: str, earlier: Sequence[str]) -> tuple[Reference, ...]:
     """The documents of the newest thing that was said of this study here: the draft's, or of the decision
     before this one."""
-    earlier = [d.revision_job for d in desk.store.decisions_of(job_id) if d.revision_job]
     contents = _contents(desk, earlier[-1]) if earlier else []
     contents = contents or _contents(desk, job_id)
     letters = [read_letter(content) for content in contents]
@@ -200,21 +215,20 @@ def _contents(desk: Desk, job_id: str) -> list[bytes]:
     return [desk.book.content(document.id) for document in desk.book.documents(job_id)]
 
 
-def _number(desk: Desk, job_id: str) -> int:
-    """Of the revision: 2 for the first one of a study."""
-    earlier = sum(bool(d.revision_job) for d in desk.store.decisions_of(job_id))
-    return desk.book.generation(job_id) + 1 + earlier
-
-
-def _release_held(desk: Desk, job_id: str) -> Job:
-    """A draft that waited for a person is committed as it lies, and the revision takes its place before it
-    is sent: the ledger has to know what was revised."""
+def _release_held(desk: Desk, job_id: str, *, withheld: bool) -> Job:
+    """A draft that waited for a person is committed as it lies. `withheld`: it is not sent, as its revision
+    is; the ledger has to know what was revised."""
     job = desk.book.job(job_id)
     if job.state is not JobState.READY:
         return job
     contents = [read_content(path) for path in sorted((desk.folder / job_id).glob("*.dcm"))]
     job = commit_documents(
-        desk.book, contents, desk.pacs.name, job_id=job_id, validate=desk.pacs.check_with_dciodvfy
+        desk.book,
+        contents,
+        desk.pacs.name,
+        job_id=job_id,
+        validate=desk.pacs.check_with_dciodvfy,
+        withheld=withheld,
     )
     claims = Claims.open(desk.pacs.ledger_url, desk.book.clock)
     try:
@@ -237,6 +251,8 @@ def _lay_down(folder: Path, documents: Sequence[Document]) -> None:
                 file.write(document.content)
                 file.flush()
                 os.fsync(file.fileno())
+        sync_folder(part)
         part.replace(folder)
+        sync_folder(folder.parent)
     except OSError as error:
         raise OutputError(f"A revision could not be written beside the drafts: {error.strerror}.") from error

@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -40,6 +40,10 @@ JOB_ID = re.compile(r"[0-9a-f]{32}")
 DRAFTED = (JobState.DRAFTED, JobState.DELIVERED, JobState.PARKED, JobState.READY)
 """READY with a draft in its folder: held for a person."""
 SCAN_S = 5.0
+LEFT_S = 86_400.0
+"""No images arrive for so long: whoever fetched them was killed."""
+_PASSES = ("LEDGER_UNREACHABLE", "LEDGER_FULL", "NO_DRAFT")
+"""Why a draft cannot be put on the worklist now, and may be at the next look."""
 CRITICAL, SOMETHING, NOTHING, REFUSED = range(4)
 
 
@@ -116,15 +120,18 @@ class Desk:
         return added
 
     def _put(self, job_id: str) -> bool:
+        if not os.path.exists(self.folder / job_id / "draft.json"):
+            return False  # it is being written, and this comes last
         try:
             job = self.book.job(job_id)
             if job.state not in DRAFTED:
                 return False
             draft = self.draft(job_id)
         except MlaMedError as error:
-            # of another ledger, half written, or of another version
+            # of another ledger, damaged, or of another version
             log("review_skipped", level="warning", job=job_id, code=error.code)
-            self._ignored.add(job_id)
+            if error.code not in _PASSES:
+                self._ignored.add(job_id)
             return False
         here = self.images_of(job_id)
         origin = read_origin(here, draft.provenance.study_uid) if here else Origin()
@@ -250,6 +257,10 @@ class Desk:
         """Of what is decided; what is opened again is fetched again."""
         if not self.settings.images:
             return
+        for partial in Path(self.settings.images).glob(f".{32 * '[0-9a-f]'}-*"):
+            with suppress(FileNotFoundError):  # all has just arrived
+                if time.time() - partial.stat().st_mtime > LEFT_S:
+                    shutil.rmtree(partial, ignore_errors=True)
         for folder in Path(self.settings.images).glob(32 * "[0-9a-f]"):
             item = self.store.item(folder.name)
             waits = any(not d.sent_at_s for d in self.store.decisions_of(folder.name))
@@ -335,12 +346,13 @@ class Keeper:
 
     def _run(self) -> None:
         while not self._stop.wait(SCAN_S):
-            try:
-                self._desk.scan()
-                self._send_unsent()
-                self._desk.clear_images()
-            except MlaMedError as error:
-                log("review_hindered", level="warning", code=error.code)
+            for step in (self._desk.scan, self._send_unsent, self._desk.clear_images):
+                try:
+                    step()
+                except MlaMedError as error:
+                    log("review_hindered", level="warning", code=error.code)
+                except Exception as error:  # whatever it is: nobody else does any of this
+                    log("review_hindered", level="error", code=type(error).__name__)
 
 
 def _names_of(draft: Draft) -> dict[str, Path]:

@@ -27,6 +27,7 @@ from statistics import median
 from typing import Any
 
 from mla_med.errors import CheckpointError, ConfigError
+from mla_med.files import sync_folder
 from mla_med.types import Presence
 
 MIN_DECISIONS = 30
@@ -36,7 +37,8 @@ PRIOR_SD = 1.0
 MAX_SHIFT = 2.0
 KEPT = "calibration.json.before-review"
 """The bytes that `undo` puts back, with a number from 1 behind it."""
-RECORD = "review-recalibration.json"
+RECORD = "review-recalibration"
+"""What was moved, and when: one with each of the numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def recalibrate(
         "number": number,
         "shifts": {s.code: {"log_odds": s.log_odds, "decisions": s.decisions} for s in shifts},
     }
-    _write(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+    _write(folder / f"{RECORD}-{number}.json", (json.dumps(record, indent=1) + "\n").encode())
     _write(path, (json.dumps(new, indent=1) + "\n").encode())
     return shifts
 
@@ -167,9 +169,8 @@ def undo_recalibration(folder: Path) -> None:
             f"{folder} was never recalibrated from a review, or all of it was undone.", code="NOTHING_TO_UNDO"
         )
     _write(folder / "calibration.json", _read(kept[-1]))
+    (folder / f"{RECORD}-{len(kept)}.json").unlink(missing_ok=True)
     kept[-1].unlink()
-    if len(kept) == 1:
-        (folder / RECORD).unlink(missing_ok=True)
 
 
 def own_copy(packaged: Path, folder: Path) -> Path:
@@ -211,6 +212,7 @@ def _write(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise CheckpointError(f"Cannot write {path}: {error.strerror}.") from error

@@ -319,14 +319,21 @@ class Store:
             self._log(c, who, decision, job_id, reason)
         return decision_id
 
-    def sent(self, decision_id: str, revision_job: str) -> None:
-        """Its revision is committed to the outbox; or there is nothing to send."""
+    def revised(self, decision_id: str, revision_job: str) -> None:
+        """Its revision is committed to the outbox, and no draft to review however its folder comes to lie
+        there."""
         with self._write() as c:
-            values = {"sent_at": self.clock(), "revision_job": revision_job}
-            c.execute(decisions.update().where(decisions.c.id == decision_id).values(values))
+            ours = decisions.c.id == decision_id
+            c.execute(decisions.update().where(ours).values(revision_job=revision_job))
+
+    def sent(self, decision_id: str) -> None:
+        """All of it is done; or there is nothing to send."""
+        with self._write() as c:
+            ours = decisions.c.id == decision_id
+            c.execute(decisions.update().where(ours).values(sent_at=self.clock()))
 
     def unsent(self) -> list[Decision]:
-        """Of which the server was killed before the revision was committed."""
+        """Of which the server was killed before the revision was committed and laid down."""
         query = select(decisions).where(decisions.c.sent_at == 0, decisions.c.revoked_at == 0)
         with self._read() as c:
             rows = c.execute(query.order_by(decisions.c.at)).mappings().all()
@@ -512,7 +519,7 @@ class Store:
             try:
                 with self._write() as c:
                     c.execute(audit.insert(), rows)
-            except LedgerError:
+            except BaseException:  # whatever it is
                 # the others find theirs and say themselves that it failed
                 with self._queueing:
                     self._waiting = [one for one in rows if one is not row] + self._waiting

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mla_med.dicom.apart import ReaderProcess
 from mla_med.documents.envelope import Reference, Revision
@@ -35,6 +35,10 @@ from mla_med.pacs.letter import read_content, read_place
 from mla_med.pacs.pull import folder_of
 from mla_med.pacs.run import open_ledger
 from mla_med.pacs.settings import PacsSettings, read_settings
+
+if TYPE_CHECKING:
+    from mla_med.drafting import Placed
+    from mla_med.types import Draft
 
 PASSING = frozenset(("READER_TIMEOUT", "READER_OUT_OF_MEMORY", "READER_CRASHED", "OUTPUT_NOT_WRITTEN"))
 """Failures that a second try may not meet; of the others the same study fails again."""
@@ -228,16 +232,17 @@ class Drawer:
     """Draws with the model: loaded once, used by one thread at a time, for up to `batch` studies."""
 
     def __init__(self, night: NightSettings):
-        from mla_med.drafting import draft_together
-
         self.night = night
+        # placing, looking and writing use every core that a worker has: two at once would take longer
+        # than one after the other
+        self._cores = threading.Lock()
         self._loading = threading.Lock()
         # of so many at a time, each started when it is needed, and the one that was used last first
         self._readers: queue.LifoQueue[ReaderProcess | None] = queue.LifoQueue()
         for _ in range(1 + night.ahead):
             self._readers.put(None)
         # another checkpoint is of another examination: another grid, and another network
-        self._drafts = Batches(draft_together, night.batch, lambda a, b: a.checkpoint is b.checkpoint)
+        self._drafts = Batches(self._draft, night.batch, lambda a, b: a.checkpoint is b.checkpoint)
 
     def __call__(
         self,
@@ -251,7 +256,8 @@ class Drawer:
 
         placed = self._placed(folder, out.parent, keep, revision)
         draft = placed.refused or self._drafts(placed, alone)
-        files = write_placed(placed, draft, out)
+        with self._cores:
+            files = write_placed(placed, draft, out)
         codes = () if draft.report else tuple(reason.code for reason in draft.gate.reasons)
         return draft.report is not None, codes, files
 
@@ -266,9 +272,27 @@ class Drawer:
             checkpoint = self._load(studies)
             options = replace(self._options, revision=revision)
             spill = out if self.night.batch > 1 else None
-            return place_study(
-                only_study(studies), checkpoint, lambda step: keep(), reader.call, options, spill
-            )
+            study, call = only_study(studies), self._elsewhere(reader.call)
+            with self._cores:
+                return place_study(study, checkpoint, lambda step: keep(), call, options, spill)
+
+    def _elsewhere(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """While the reader works, this process's cores are for others."""
+
+        def away(work: Callable[..., Any], *args: Any) -> Any:
+            self._cores.release()
+            try:
+                return call(work, *args)
+            finally:
+                self._cores.acquire()
+
+        return away
+
+    def _draft(self, placed: Sequence[Placed]) -> Sequence[Draft | MlaMedError]:
+        from mla_med.drafting import draft_together
+
+        with self._cores:
+            return draft_together(placed)
 
     def _load(self, studies: Sequence[Any]):
         from mla_med.dicom.study import only_study

@@ -151,6 +151,30 @@ def test_crash_takes_the_child_alone_and_the_next_call_gets_a_new_one(read, args
         assert reader.call(abs, -3) == 3
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_child_that_is_ended_with_its_service_is_not_the_fault_of_the_study(number):
+    with ReaderProcess() as reader, pytest.raises(ReaderError) as caught:
+        reader.call(_end_by, number)
+    assert caught.value.code == "READER_STOPPED"
+
+
+def test_a_call_that_is_under_way_when_the_reader_is_closed_was_stopped():
+    reader = ReaderProcess()
+    pending = reader.start(time.sleep, 60)
+    while reader._child is None:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    reader.close()
+    with pytest.raises(ReaderError) as caught:
+        pending.result(10)
+    assert caught.value.code == "READER_STOPPED"
+
+
+def _end_by(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
 def test_more_memory_than_allowed_is_refused():
     with ReaderProcess(Limits(memory_bytes=2**30)) as reader:
         with pytest.raises(ReaderError) as caught:

@@ -937,6 +937,24 @@ def test_a_study_that_breaks_the_reader_is_quarantined_and_stops_no_other(server
     assert found == {JobState.QUARANTINED: "READER_TIMEOUT", JobState.READY: ""}
 
 
+def test_a_study_whose_reader_was_stopped_with_the_night_is_fetched_by_the_next(
+    server, ledger, clock, tmp_path
+):
+    settings = site(tmp_path, server.dicomweb_url)
+    upload(server, 1, range(1, 4))
+    peer = make_peer(settings, Credentials())
+
+    def stopped(read, folder):
+        raise StudyError("stopped", code="READER_STOPPED")
+
+    list(pull_due(ledger, peer, settings, stopped))
+    clock.now += SETTLE_S
+    (held,) = pull_due(ledger, peer, settings, stopped)
+    assert (held.job.state, held.folder) == (JobState.DISCOVERED, None)
+    (taken,) = pull_due(ledger, peer, settings)
+    assert taken.job.state is JobState.READY
+
+
 def test_what_is_quarantined_stays_in_the_drop_folder(ledger, tmp_path):
     drop(tmp_path / "drop" / "a", 1, range(1, 3))
     drop(tmp_path / "drop" / "a", 1, range(3, 5), PatientID="OTHER")

@@ -77,9 +77,13 @@ class Limits:
     """The largest file it may write: readers write none."""
 
 
+_STOPPED = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+"""How a service manager, or a terminal, ends a service and its children."""
+
+
 class ReaderError(StudyError):
     """The child did not answer as a reader should. Codes: READER_OUT_OF_MEMORY, READER_TIMEOUT,
-    READER_CRASHED, READER_FAILED."""
+    READER_CRASHED, READER_FAILED; READER_STOPPED, of which the study is not the cause."""
 
     code = "READER_FAILED"
 
@@ -189,6 +193,8 @@ class ReaderProcess:
         except subprocess.TimeoutExpired:
             status = 0
         self._discard()
+        if self._closed or status in _STOPPED:
+            return _stopped(subject)
         if status in (-signal.SIGXCPU, -signal.SIGALRM):
             return _too_slow(subject, f"{self.limits.cpu_s:g} s of processor time")
         return _crashed(subject, signal.Signals(-status).name if status < 0 else f"exit {status}")
@@ -281,6 +287,10 @@ def _out_of_memory(subject: str, memory_bytes: int) -> ReaderError:
         code="READER_OUT_OF_MEMORY",
         detail=limit,
     )
+
+
+def _stopped(subject: str) -> ReaderError:
+    return ReaderError(f"Reading {subject} was stopped before it was done.", code="READER_STOPPED")
 
 
 def _crashed(subject: str, how: str) -> ReaderError:

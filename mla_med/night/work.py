@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from mla_med.drafting import Placed
     from mla_med.types import Draft
 
-PASSING = frozenset(("READER_TIMEOUT", "READER_OUT_OF_MEMORY", "READER_CRASHED", "OUTPUT_NOT_WRITTEN"))
+PASSING = frozenset(
+    ("READER_TIMEOUT", "READER_OUT_OF_MEMORY", "READER_CRASHED", "READER_STOPPED", "OUTPUT_NOT_WRITTEN")
+)
 """Failures that a second try may not meet; of the others the same study fails again."""
 
 _STATES = {

@@ -92,8 +92,10 @@ def _fetch(
             peer.retrieve(study_uid, one.series_uid, partial.write)
         try:
             received = call(look, partial.folder)
-        except StudyError as error:  # it broke the reader, or its limits
-            ledger.quarantine(job.id, error.code)
+        except StudyError as error:
+            if error.code == "READER_STOPPED":  # by whoever ends the night: it is fetched again by the next
+                return Pulled(ledger.job(job.id), None)
+            ledger.quarantine(job.id, error.code)  # it broke the reader, or its limits
             log("received", level="warning", job=job.id, state=JobState.QUARANTINED, code=error.code)
             return Pulled(ledger.job(job.id), None)
         return _settle(ledger, job, judge(received, study_uid, counted), received.instances, partial)

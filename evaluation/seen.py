@@ -10,16 +10,14 @@ what is only seen with it is asked of every chest, where a draft would say that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mla_med.corpus import LANGUAGES, STYLE, Example, load_channels
 from mla_med.imaging.transforms import Preprocessing
-from mla_med.looking import Prepared, Seen, find, image_feature
+from mla_med.looking import Prepared, Seen, find, image_feature, of_patients
 from mla_med.model.checkpoint import Checkpoint
 from mla_med.model.evidence import evidence_box, slices_in_box
 from mla_med.model.findings import FindingOutputs
@@ -83,8 +81,8 @@ def see_batches(
             SeenExample(
                 example,
                 Seen(
-                    of_patient(fused, b),
-                    of_patient(outputs, b),
+                    of_patients(fused, [b]),
+                    of_patients(outputs, [b]),
                     Prepared(image_BCIJK[b], present_BC[b], affine_B44[b]),
                     texts[b],
                     examination,
@@ -93,18 +91,6 @@ def see_batches(
             for b, example in enumerate(some)
         )
         yield rows, fused, outputs
-
-
-def of_patient(batch: Any, b: int) -> Any:
-    """One patient of a Fused, a Selection or FindingOutputs, as a batch of one."""
-    if isinstance(batch, Tensor):
-        return batch[b : b + 1] if batch.ndim else batch
-    if isinstance(batch, tuple):
-        return tuple(of_patient(part, b) for part in batch)
-    if is_dataclass(batch) and not isinstance(batch, type):
-        parts = {field.name: of_patient(getattr(batch, field.name), b) for field in fields(batch)}
-        return replace(batch, **parts)
-    return batch
 
 
 def look(

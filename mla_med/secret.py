@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mla_med.errors import ConfigError
+from mla_med.files import sync_folder
 
 
 def read_secret(path: Path, *, make: bool = False) -> bytes:
@@ -40,8 +41,4 @@ def _make_secret(path: Path) -> None:
             os.link(draft, path)
     finally:
         os.unlink(draft)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # or a power cut takes its name, and all that was sealed with it is lost
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)  # or a power cut takes its name, and all that was sealed with it is lost

@@ -22,10 +22,11 @@ from evaluation.phantom_measures import (
 )
 from evaluation.phantom_table import bench, finding_lines, line_of, to_json, to_markdown
 from evaluation.phantoms import main
-from evaluation.seen import Case, crosses, holding, look, of_patient
+from evaluation.seen import Case, crosses, holding, look
 from evaluation.statistics import draw_resamples
 from mla_med.corpus import read_examples
 from mla_med.errors import ConfigError
+from mla_med.looking import of_patients
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import tiny
 from mla_med.model.conformal import calibration_error
@@ -167,7 +168,7 @@ def test_patients_are_seen_in_a_batch_as_they_are_alone():
     images, texts = torch.rand(2, 3, 32, 32, 32), ["cough", "fever and a much longer request"]
     with torch.no_grad():
         batch, alone = model.encode(images, texts), model.encode(images[1:], texts[1:])
-    one = of_patient(batch, 1)
+    one = of_patients(batch, [1])
     assert one.tokens_BSD.shape[0] == one.lesions.logits_BFN.shape[0] == 1
     torch.testing.assert_close(model.find(one).presence_logits_BF, model.find(alone).presence_logits_BF)
     torch.testing.assert_close(one.selection.keep_BN, alone.selection.keep_BN)

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from statistics import median
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 from mla_med.errors import ConfigError
 from mla_med.model.attention import MaskedTransformerBlock
 from mla_med.model.fusion import HierarchicalFeatureFusion
-from mla_med.model.image_encoder import ImageEncoder
+from mla_med.model.image_encoder import ImageEncoder, Level
 from mla_med.model.mla import MLAModel
 from mla_med.model.narrow import shapes_of
 
@@ -416,6 +417,7 @@ def recover(
     lr: float = 1e-3,
     log: Callable[[int, float], None] = lambda step, loss: None,
     steps: int = 0,
+    precision: str = "fp32",
 ) -> MLAModel:
     """Teaches what is left to see what the whole model saw (Hinton et al., 2015), and what is true where the
     batches say it. The decoder stays as it is: its memory is what it was taught to read."""
@@ -433,7 +435,8 @@ def recover(
             settings["lr"] = (
                 lr * min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * min(1, step / total)))
             )
-        loss = distillation_loss(student, teacher, batch)
+        with torch.autocast(student.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss = distillation_loss(student, teacher, batch)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(taught, 1.0)
@@ -445,16 +448,11 @@ def recover(
 def distillation_loss(student: MLAModel, teacher: MLAModel, batch: Batch) -> Tensor:
     """What the teacher says of findings, cells and levels, and the loss of the truth."""
     seeing = {k: v for k, v in batch.items() if k not in ("input_ids", "labels")}
-    of_student, of_teacher = student.fusion, teacher.fusion
-    assert isinstance(of_student, HierarchicalFeatureFusion)
-    assert isinstance(of_teacher, HierarchicalFeatureFusion)
-    with torch.no_grad():
-        image, present = batch["image_BCIJK"], batch["present_BC"]
-        wanted_levels = of_teacher.pyramid(teacher.image_encoder(image, present))[1:]
-        fused = teacher.encode(image, batch["text"], present, batch["affine_B44"])
+    with torch.no_grad(), _levels_of(teacher) as wanted_levels:
+        fused = teacher.encode(batch["image_BCIJK"], batch["text"], batch["present_BC"], batch["affine_B44"])
         wanted = teacher.find(fused)
-    told = student(**seeing)
-    levels = of_student.pyramid(student.image_encoder(image, present))[1:]
+    with _levels_of(student) as levels:
+        told = student(**seeing)
     assert told.fused is not None
     assert told.fused.lesions is not None
     assert fused.lesions is not None
@@ -482,3 +480,15 @@ def distillation_loss(student: MLAModel, teacher: MLAModel, batch: Batch) -> Ten
     if told.loss is not None:
         terms.append(0.5 * told.loss)
     return torch.stack(terms).sum()
+
+
+@contextmanager
+def _levels_of(model: MLAModel) -> Iterator[list[Level]]:
+    """Filled with the levels of the pyramid below the finest when the model has looked at a batch."""
+    assert isinstance(model.fusion, HierarchicalFeatureFusion)
+    levels: list[Level] = []
+    hook = model.fusion.pyramid.register_forward_hook(lambda *seen: levels.extend(seen[-1][1:]))
+    try:
+        yield levels
+    finally:
+        hook.remove()

@@ -6,17 +6,21 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+from zoneinfo import ZoneInfo
 
 import typer
 
 from mla_med.cli_pacs import SITE, JobId, LogLevel, SettingsFile, _start_logging
 from mla_med.console import err, out
-from mla_med.errors import ConfigError
+from mla_med.errors import ConfigError, MlaMedError
+
+if TYPE_CHECKING:
+    from mla_med.night.run import Account
 
 night = typer.Typer(
     help="The day's studies found, pulled, drafted and delivered, and an account of it.",
@@ -75,10 +79,14 @@ def _night(settings_file: Path, hold: bool | None, metrics_port: int | None, sto
             done=lambda _: bar.advance(drafted),
             metrics=metrics,
         )
+    _print_account(account)
+    return account
+
+
+def _print_account(account: Account) -> None:
     kinds = ", ".join(f"{count} {state}" for state, count in account.audit.counts.items())
     out.print(f"night {account.audit.night.id}: {kinds or 'nothing to do'}")
     out.print(str(account.folder / "night.html"))
-    return account
 
 
 @contextmanager
@@ -106,22 +114,27 @@ def serve(
     """Every night, at the times that the settings say, on this machine alone and without a Prefect
     server. Ends on Ctrl-C or SIGTERM, after the studies under work."""
     _start_logging(log_level)
-    from mla_med.night.audit import time_of
     from mla_med.night.run import whole_night
-    from mla_med.night.schedule import next_time_s
     from mla_med.night.schedule import serve as serve_schedule
     from mla_med.night.settings import read_night
 
     settings, stop = read_night(settings_file), _stop_on_signals()
+
+    def tell(name: str, next_s: float) -> None:
+        there = datetime.fromtimestamp(next_s, ZoneInfo(settings.timezone))
+        out.print(f"next {name} at {there:%Y-%m-%d %H:%M}, {settings.timezone}")
+
     with _metrics(settings_file, metrics_port) as metrics:
         work: list[tuple[str, str, Callable[[], object]]] = [
-            ("night", settings.cron, lambda: whole_night(settings_file, stop=stop, metrics=metrics))
+            (
+                "night",
+                settings.cron,
+                lambda: _print_account(whole_night(settings_file, stop=stop, metrics=metrics)),
+            )
         ]
         if settings.drift_cron:
             work.append(("drift", settings.drift_cron, lambda: _drift_apart(settings_file)))
-        for name, cron, _ in work:
-            out.print(f"next {name} at {time_of(next_time_s(cron, settings.timezone, time.time()))}")
-        serve_schedule(work, settings.timezone, stop)
+        serve_schedule(work, settings.timezone, stop, tell=tell)
 
 
 def _drift_apart(settings_file: Path) -> None:
@@ -214,7 +227,11 @@ def alarm(settings_file: SettingsFile = SITE, log_level: LogLevel = "warning") -
         raise ConfigError("[night] names neither webhook_url nor mail_host; there is nobody to tell.")
     name = read_settings(settings_file).name
     if not tell_people(settings, {"text": f"mla_med, {name}: a trial. Nothing needs a person.", "jobs": []}):
-        raise typer.Exit(1)
+        raise MlaMedError(
+            "Somebody did not take it; the lines above say who and why. Look at webhook_url, mail_host and "
+            "what stands between.",
+            code="NOT_TOLD",
+        )
     out.print("told")
 
 

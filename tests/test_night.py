@@ -830,8 +830,17 @@ def test_nights_begin_by_the_clock_and_one_that_fails_does_not_end_the_service(e
     def pause(seconds: float) -> None:
         now[0] += seconds
 
-    serve([("night", "0 19 * * *", night)], "Europe/Berlin", stop, lambda: now[0], pause)
+    told = []
+    serve(
+        [("night", "0 19 * * *", night)],
+        "Europe/Berlin",
+        stop,
+        lambda: now[0],
+        pause,
+        lambda name, next_s: told.append((name, next_s)),
+    )
     assert begun == ["2026-11-26T19:00", "2026-11-27T19:00", "2026-11-28T19:00"]
+    assert told == [("night", at(f"2026-11-{day}T19:00")) for day in (26, 27, 28, 29)]
 
 
 def test_mla_med_serve_begins_a_night_and_ends_on_sigterm(server, tmp_path):
@@ -848,7 +857,8 @@ def test_mla_med_serve_begins_a_night_and_ends_on_sigterm(server, tmp_path):
     told, logged = process.communicate(timeout=60)
     assert list((tmp_path / "nights").glob("*/night.html")), logged
     assert process.returncode == 0, logged
-    assert b"next night at 20" in told
+    assert told.count(b"next night at 20") >= 2
+    assert b": nothing to do" in told
     assert b'"event": "night_ended"' in logged
 
 

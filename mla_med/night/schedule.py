@@ -43,13 +43,23 @@ def serve(
     stop: threading.Event,
     clock: Callable[[], float] = time.time,
     pause: Callable[[float], object] | None = None,
+    tell: Callable[[str, float], object] = lambda name, next_s: None,
 ) -> None:
     """`work`: name, crontab line and what to do. Two that come at once are done one after the other; one
-    whose time comes while it is under work is left out. What fails is logged, and its next time comes."""
+    whose time comes while it is under work is left out. What fails is logged, and its next time comes;
+    `tell` hears of each next time."""
     due = {name: math.inf for name, _, _ in work}
+
+    def plan(name: str, cron: str) -> None:
+        next_s = min(due[name], next_time_s(cron, timezone, clock()))
+        if next_s != due[name]:
+            tell(name, next_s)
+        due[name] = next_s
+
     while not stop.is_set():
         # reckoned anew at each look: what was due by a clock that was ahead may be years away
-        due = {name: min(due[name], next_time_s(cron, timezone, clock())) for name, cron, _ in work}
+        for name, cron, _ in work:
+            plan(name, cron)
         for name, cron, do in sorted(work, key=lambda one: due[one[0]]):
             if due[name] <= clock() and not stop.is_set():
                 log("begins", verb=name)
@@ -59,6 +69,7 @@ def serve(
                     log("failed", level="error", verb=name, code=error.code)
                 except Exception as error:  # whatever this one met: nobody else begins the next
                     log("failed", level="error", verb=name, code=type(error).__name__)
-                due[name] = next_time_s(cron, timezone, clock())
+                due[name] = math.inf
+                plan(name, cron)
         left = max(0.0, min(due.values()) - clock())
         (pause or stop.wait)(min(left, LOOK_S))

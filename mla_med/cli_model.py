@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mla_med.console import err, out
+from mla_med.console import out, say_steps
 
 Source = Annotated[Path, typer.Argument(help="A checkpoint folder; chest_ct or brain_mr: the packaged one.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the result; made if missing.")]
@@ -27,14 +27,14 @@ def export(
     from mla_med.model.export import export_checkpoint, quantise
 
     folder = folder_of(checkpoint)
-    with err.status("loading the model") as status:
+    with say_steps("loading the model") as say:
         loaded = load_checkpoint(folder)
-        status.update("writing the graphs, and comparing them with PyTorch")
+        say("writing the graphs, and comparing them with PyTorch")
         made = export_checkpoint(loaded, folder, to)
         if int8:
             from evaluation.exported import judge_on_phantoms
 
-            status.update(f"judging 8 bits on {phantoms} phantoms")
+            say(f"judging 8 bits on {phantoms} phantoms")
             words = quantise(made, lambda one, other: judge_on_phantoms(one, other, phantoms))
             out.print(words)
     for path in sorted(made.iterdir()):
@@ -68,8 +68,8 @@ def prune(
     from dapt.prune import Wish, prune_checkpoint
 
     wish = Wish(latency, studies, steps, batch, seed, threads)
-    with err.status("weighing channels") as status:
-        words = prune_checkpoint(folder_of(checkpoint), corpus, to, wish, status.update)
+    with say_steps("weighing channels") as say:
+        words = prune_checkpoint(folder_of(checkpoint), corpus, to, wish, say)
     out.print(words)
     for path in sorted(to.iterdir()):
         out.print(str(path))

@@ -37,6 +37,9 @@ SOONER = Target("steps to the control's best F1, fewer", 2.4, "x")
 LABELS = Target("labels for the control's best F1", 42, "%", at_least=False)
 BETTER = Target("F1 with labels chosen, above labels drawn", 0, "points", strictly=True)
 
+DRAWN = 100
+"""Times that chance is tried."""
+
 
 class SecondSite:
     """One seed of the experiment."""
@@ -160,10 +163,18 @@ class SecondSite:
 
         shelf = self.shelves["site"]
         seen = embedded(model, shelf, shelf.held_out[: self.sizes["tested"]], 16)
-        truth = seen.present_NF == 1
-        share = _prevalence(known, model.config.finding_keys)
-        cuts = np.array([np.quantile(seen.probability_NF[:, f], 1 - share[f]) for f in range(truth.shape[1])])
-        return macro_f1(seen.probability_NF > cuts, truth)
+        return _f1(seen.probability_NF, seen.present_NF == 1, _prevalence(known, model.config.finding_keys))
+
+    def chance(self) -> float:
+        """The F1 of numbers that were drawn, in per cent: the floor of every arm."""
+        from mla_med.model.checkpoint import read_model
+
+        shelf, rng = self.shelves["site"], np.random.default_rng(self.job.seed)
+        keys = read_model(self.start() / "model").config.finding_keys
+        tested = shelf.held_out[: self.sizes["tested"]]
+        truth = np.array([[any(f.code == key for f in e.findings) for key in keys] for e in tested])
+        share = _prevalence(shelf.labelled, keys)
+        return float(np.mean([_f1(rng.random(truth.shape), truth, share) for _ in range(DRAWN)]))
 
     def bleu(self, name: str) -> float:
         """BLEU-4 of the drafts of a model, 0 to 1."""
@@ -202,6 +213,12 @@ class _Bleu:
         protocol = {"zh": "zh"}.get(language, "coco")
         score = text_scores(references, drafts, protocol, only=("BLEU-4",))["BLEU-4"]
         return {"BLEU-4": Sums(score.sums.each_RT, score.sums.value_of, True, score.signature)}
+
+
+def _f1(probability_NF: np.ndarray, truth_NF: np.ndarray, share_F: np.ndarray) -> float:
+    """Macro, in per cent, at cuts that say each finding of a share of the studies."""
+    cuts = [np.quantile(probability_NF[:, f], 1 - share) for f, share in enumerate(share_F)]
+    return macro_f1(probability_NF > np.array(cuts), truth_NF)
 
 
 def _prevalence(examples: Sequence[Example], keys: Sequence[str]) -> np.ndarray:
@@ -245,6 +262,7 @@ def measure_ppt(job: Job) -> Measured:
     arms = {
         "with pre-training": {"best F1": best_of(ours["curve"])[0], "steps to the control's best": reached},
         "without": {"best F1": best, "steps to its best": at},
+        "by chance": {"best F1": site.chance()},
     }
     labelled = site.shelves["site"].labelled
     enough = 100.0 if reached == reached else math.nan

@@ -10,12 +10,21 @@ from prefect.logging import get_run_logger
 
 @flow(name="pretrain", persist_result=False, retries=2, timeout_seconds=72 * 3600)
 def pretrain_flow(
-    corpus: Path, work: Path, out: Path, epochs: int = 7, device: str = "cpu", seed: int = 0
+    corpus: Path,
+    work: Path,
+    out: Path,
+    text_epochs: int = 1,
+    rounds: int = 24,
+    epochs: int = 8,
+    start: Path | None = None,
+    device: str = "cpu",
+    seed: int = 0,
 ) -> Path:
-    """Text stage, report task, calibration. A killed run goes on from its last finished epoch."""
+    """Texts, small lesions in patches, whole images with their reports (S1, S2, S3), calibration. `start`: a
+    checkpoint to go on from. A killed run goes on from its last finished epoch or round."""
     from dapt.finish import train_checkpoint
     from dapt.train import TrainConfig
 
     logger = get_run_logger()
-    config = TrainConfig(epochs=epochs, device=device, seed=seed)
-    return train_checkpoint(corpus, work, out, config, lambda row: logger.info("%s", row))
+    config = TrainConfig(text_epochs=text_epochs, rounds=rounds, epochs=epochs, device=device, seed=seed)
+    return train_checkpoint(corpus, work, out, config, lambda row: logger.info("%s", row), start=start)

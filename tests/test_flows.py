@@ -28,6 +28,7 @@ from orthanc import free_port
 from pydicom import dcmread
 
 from mla_med.ledger.nouns import JobState
+from mla_med.model.checkpoint import load_checkpoint
 from mla_med.night.loop import open_site
 
 ROOT = Path(__file__).parents[1]
@@ -309,6 +310,9 @@ class ByHand:
         (found,) = self.server.ask("/flow_runs/filter", flow_runs={"id": {"any_": [run]}})
         return found["state"]["type"]
 
+    def complete(self, name: str, **parameters: Any) -> None:
+        self.wait_for(self.begin(name, **parameters), "COMPLETED")
+
     def wait_for(self, run: str, state: str) -> None:
         """Not until the first that is an end: a cancelled run is CRASHED for a moment."""
         self.server.wait_until(lambda: self.state(run) == state)
@@ -331,6 +335,26 @@ def by_hand(running, tmp_path_factory) -> Iterator[ByHand]:
 def test_prefect_takes_every_deployment(by_hand):
     names = {"nightly", "nightly-held", "drift", "evaluate", "prepare-corpus", "gather-corpus", "pretrain"}
     assert by_hand.deployments().keys() == names
+
+
+def test_a_worker_makes_a_corpus_trains_on_it_gathers_an_archive_and_evaluates(by_hand, tmp_path):
+    made, archive = tmp_path / "made", tmp_path / "reports.csv"
+    archive.write_text("patient,report\nA,The heart is enlarged.\nB,No pleural effusion.\n")
+    by_hand.complete("prepare-corpus", out=str(made), n=24)
+    texts = tmp_path / "texts"
+    by_hand.complete("gather-corpus", source=str(archive), kind="csv", out=str(texts))
+    assert len(list(read_lines(texts))) == 2
+    work, checkpoint = tmp_path / "training", tmp_path / "checkpoint"
+    where = {"corpus": str(made / "corpus"), "work": str(work), "out": str(checkpoint)}
+    by_hand.complete("pretrain", **where, rounds=0, epochs=1)
+    assert load_checkpoint(checkpoint).scope.examination == "chest_ct"
+    by_hand.complete("evaluate", out=str(tmp_path / "scores"), checkpoint=str(checkpoint), count=2)
+    assert "BLEU-4" in (tmp_path / "scores" / "page.html").read_text()
+
+
+def read_lines(corpus: Path) -> Iterator[str]:
+    for path in corpus.glob("*.jsonl"):
+        yield from path.read_text().splitlines()
 
 
 def test_a_held_night_pauses_and_resume_releases_its_drafts_alone(by_hand, server, phantom_series, tmp_path):

@@ -144,7 +144,7 @@ class Orthanc:
 
     def _open(self, place: str, method: str = "GET", content: bytes | None = None) -> Any:
         request = urllib.request.Request(self.url + place, content, self._headers, method=method)
-        return urllib.request.urlopen(request, timeout=10)
+        return urllib.request.urlopen(request, timeout=60)
 
 
 def require() -> None:

@@ -67,15 +67,24 @@ class SecondSite:
         return self.sizes["steps_archive"] + self.sizes["steps_labelled"]
 
     def start(self) -> Path:
-        """The first site is known."""
+        """The first site is known; what the labelled studies of the second write often has tokens."""
         folder = self.folder / "start"
         if not (folder / "done.json").is_file():
-            from dapt.adapt import new_model
+            from dapt.adapt import new_model, write_model
+            from dapt.extend import extend
+            from mla_med.model.checkpoint import read_model
 
-            model = new_model(self.model_plan, self.shelves, self.job.seed)
-            self._train(
-                model, "s3", "source", self.sizes["steps_source"], folder, self.shelves["source"].train
-            )
+            source = self.folder / "source"
+            if not (source / "done.json").is_file():
+                model = new_model(self.model_plan, self.shelves, self.job.seed)
+                steps, train = self.sizes["steps_source"], self.shelves["source"].train
+                self._train(model, "s3", "source", steps, source, train)
+            model = read_model(source / "model")
+            labelled = self.shelves["site"].labelled
+            texts = [text for e in labelled for text in (*e.reports.values(), *e.contexts.values())]
+            made = extend(model, texts, self.sizes["extend"])
+            write_model(model, folder / "model")
+            write_text(folder / "done.json", json.dumps({"tokens added": len(made)}) + "\n")
         return folder
 
     def adapted(self) -> Path:
@@ -189,9 +198,21 @@ class SecondSite:
             measured = Receipts(self.sizes["drafts"], self.sizes["drafts"], tokens, 8)
             sums, _ = judge(model, self.shelves["site"], measured, _Bleu())
             one = sums["BLEU-4"]
-            value = float(one.value_of(one.each_RT.sum(0, keepdims=True))[0])
-            write_text(path, json.dumps({"BLEU-4": value, "signature": one.signature}) + "\n")
+            write_text(path, json.dumps({"BLEU-4": _value(one), "signature": one.signature}) + "\n")
         return float(json.loads(path.read_text(encoding="utf-8"))["BLEU-4"])
+
+    def floors(self) -> dict[str, float]:
+        """BLEU-4 of what looks at no image: reports of the labelled studies, by how they are drawn."""
+        from dapt.judge import told_of
+        from dapt.site import Measured as Receipts
+        from evaluation.floors import floor_texts
+
+        told = told_of(self.shelves["site"], Receipts(self.sizes["drafts"], self.sizes["drafts"], 1, 1))
+        references = [e.reports[self.language] for e in told]
+        source = [text for e in self.shelves["site"].labelled if (text := e.reports.get(self.language))]
+        texts = floor_texts(references, source, lambda text: (), is_train=True)
+        scores = {name: _Bleu().texts(references, drafts, self.language) for name, drafts in texts.items()}
+        return {name: _value(score["BLEU-4"]) for name, score in scores.items()}
 
     # The arms
 
@@ -213,6 +234,10 @@ class _Bleu:
         protocol = {"zh": "zh"}.get(language, "coco")
         score = text_scores(references, drafts, protocol, only=("BLEU-4",))["BLEU-4"]
         return {"BLEU-4": Sums(score.sums.each_RT, score.sums.value_of, True, score.signature)}
+
+
+def _value(sums: Any) -> float:
+    return float(sums.value_of(sums.each_RT.sum(0, keepdims=True))[0])
 
 
 def _f1(probability_NF: np.ndarray, truth_NF: np.ndarray, share_F: np.ndarray) -> float:
@@ -249,6 +274,8 @@ def measure_dapt(job: Job) -> Measured:
             "seconds of the labelled steps": done["seconds"],
         }
         job.say(f"{name}: BLEU-4 {arms[name]['BLEU-4']:.3f}, F1 {arms[name]['F1']:.1f} %")
+    for name, value in site.floors().items():
+        arms[f"floor: {name} report of the labelled"] = {"BLEU-4": value}
     ours_bleu, control_bleu = arms["with DAPT"]["BLEU-4"], arms["without, equal steps"]["BLEU-4"]
     values = {BLEU.name: gain(ours_bleu, control_bleu), TEMPLATED.name: ours_bleu}
     return Measured(values, arms, _facts(site))
@@ -320,22 +347,15 @@ def _facts(site: SecondSite) -> dict[str, Any]:
 def _sizes(quick: bool) -> Mapping[str, Any]:
     if quick:
         return {
-            **{"labelled": 8, "vocabulary": 300, "positions": 64, "draft_tokens": 24, "lr": 3e-3, "ema": 0.8},
-            **{"steps_source": 4, "steps_archive": 4, "steps_labelled": 4, "every": 2, "batch": 4},
-            **{"tested": 12, "drafts": 4, "shares": [0.42]},
+            **{"labelled": 8, "vocabulary": 300, "extend": 8, "positions": 64, "draft_tokens": 24},
+            **{"lr": 3e-3, "ema": 0.8, "batch": 4, "every": 2, "tested": 12, "drafts": 4, "shares": [0.42]},
+            **{"steps_source": 4, "steps_archive": 4, "steps_labelled": 4},
         }
     return {
-        **{"phantoms_a": 240, "phantoms_b": 480, "labelled": 64, "vocabulary": 768, "positions": 512},
-        **{
-            "draft_tokens": 320,
-            "lr": 3e-3,
-            "ema": 0.98,
-            "batch": 8,
-            "every": 20,
-            "tested": 160,
-            "drafts": 60,
-        },
-        **{"steps_source": 160, "steps_archive": 200, "steps_labelled": 200, "shares": [0.42, 0.2]},
+        **{"phantoms_a": 240, "phantoms_b": 480, "labelled": 64},
+        **{"vocabulary": 1024, "extend": 1024, "positions": 512, "draft_tokens": 480},
+        **{"lr": 3e-3, "ema": 0.98, "batch": 8, "every": 40, "tested": 160, "drafts": 60},
+        **{"steps_source": 600, "steps_archive": 800, "steps_labelled": 400, "shares": [0.42, 0.2]},
     }
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mla_med.model.convolution import is_plain_inference
+
 
 def weighted_attention(
     queries_BHQE: Tensor,
@@ -41,6 +43,13 @@ def weighted_attention(
     count_BHQ1 = counts_BHQS.detach().sum(-1, keepdim=True).clamp(min=1.0)
     strength_BHQ = (top_BHQ1 + torch.log(total_BHQ1 / count_BHQ1)).squeeze(-1)
     return attention_BHQS @ values_BHSE, attention_BHQS, strength_BHQ
+
+
+def _weighted(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, weights_BS: Tensor) -> Tensor:
+    """What weighted_attention(keep_self=True) attends to, without its maps: e^score G = e^(score + log G)."""
+    bias_B1SS = weights_BS.log()[:, None, None, :].repeat(1, 1, q_BHSE.shape[2], 1)
+    bias_B1SS.diagonal(dim1=-2, dim2=-1).zero_()
+    return nn.functional.scaled_dot_product_attention(q_BHSE, k_BHSE, v_BHSE, bias_B1SS)
 
 
 def split_heads(x_BSD: Tensor, heads: int) -> Tensor:
@@ -76,7 +85,10 @@ class MaskedTransformerBlock(nn.Module):
 
     def forward(self, x_BSD: Tensor, weights_BS: Tensor) -> Tensor:
         q, k, v = (split_heads(x, self.heads) for x in self.qkv(self.norm(x_BSD)).chunk(3, -1))
-        attended, _, _ = weighted_attention(q, k, v, weights_BS, keep_self=True)
+        if is_plain_inference(x_BSD):
+            attended = _weighted(q, k, v, weights_BS)
+        else:
+            attended, _, _ = weighted_attention(q, k, v, weights_BS, keep_self=True)
         x_BSD = x_BSD + self.out(join_heads(attended))
         return x_BSD + self.feed_forward(x_BSD)
 

@@ -188,7 +188,6 @@ def _of_block(name: str, block: MaskedTransformerBlock) -> list[Group]:
     return [heads, pairs]
 
 
-@torch.no_grad()
 def products_of(model: MLAModel, image_BCIJK: Tensor) -> dict[nn.Module, float]:
     """Multiplications of each layer for one image."""
     counted: dict[nn.Module, float] = {}
@@ -201,7 +200,8 @@ def products_of(model: MLAModel, image_BCIJK: Tensor) -> dict[nn.Module, float]:
     handles = [layer.register_forward_hook(count) for layer in layers]
     try:
         model.eval()
-        model.find(model.encode(image_BCIJK[:1], "cough"))
+        with torch.enable_grad():  # without, layers that belong together are one
+            model.find(model.encode(image_BCIJK[:1], "cough"))
     finally:
         for handle in handles:
             handle.remove()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,11 @@ from torch import Tensor, nn
 from mla_med.errors import CheckpointError, ConfigError
 from mla_med.model.attention import ChannelGate
 from mla_med.model.config import BACKBONES, ModalConfig
+from mla_med.model.convolution import channels_last, convolve, is_plain_inference
 
 STRIDES = (4, 8, 16)
+SLOPE = 0.1
+"""Of the leaky units below zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ class ImageEncoder(nn.Module):
         )
 
     def forward(self, image_BCIJK: Tensor, present_BC: Tensor) -> list[Level]:
-        x = blank_absent(image_BCIJK, present_BC)
+        x = channels_last(blank_absent(image_BCIJK, present_BC))
         # Zero is also a grey value: without this the first stage cannot tell absent from dark.
         bias_BD = self.presence(present_BC.to(x.dtype))
         features = []
@@ -210,7 +214,7 @@ class EncoderStage(nn.Module):
     def __init__(self, before: int, after: int, units: int):
         super().__init__()
         norm = "BATCH"
-        act = ("LEAKYRELU", {"negative_slope": 0.1})
+        act = ("LEAKYRELU", {"negative_slope": SLOPE})
         # A 2-voxel kernel keeps the centre of a cell where `cell_positions` says it is.
         self.halve = Convolution(3, before, after, strides=2, kernel_size=2, padding=0, conv_only=True)
         # The finest stage costs more than all others together: without units it is a patch embedding.
@@ -219,16 +223,25 @@ class EncoderStage(nn.Module):
                 3, after, after, kernel_size=3, subunits=units, adn_ordering="NA", act=act, norm=norm
             )
             if units
-            else nn.LeakyReLU(0.1)
+            else nn.LeakyReLU(SLOPE)
         )
         self.norm = nn.BatchNorm3d(after)
         self.gate = ChannelGate(after)
 
     def forward(self, x_BCIJK: Tensor, bias_BD: Tensor | None) -> Tensor:
-        x_BDIJK = self.norm(self.halve(pad_to_multiple(x_BCIJK, 2)))
+        x_BDIJK = convolve(self.halve.conv, self.norm, pad_to_multiple(x_BCIJK, 2))
         if bias_BD is not None:
             x_BDIJK = x_BDIJK + bias_BD[:, :, None, None, None]
-        return self.gate(self.refine(x_BDIJK))
+        return self.gate(self._refined(x_BDIJK))
+
+    def _refined(self, x_BDIJK: Tensor) -> Tensor:
+        if not isinstance(self.refine, ResidualUnit) or not is_plain_inference(x_BDIJK):
+            return self.refine(x_BDIJK)
+        # what ResidualUnit does, with each norm in its convolution
+        y_BDIJK: Any = x_BDIJK
+        for unit in self.refine.conv:
+            y_BDIJK = F.leaky_relu_(convolve(unit.conv, unit.adn.N, y_BDIJK), SLOPE)
+        return y_BDIJK + self.refine.residual(x_BDIJK)
 
 
 def pad_to_multiple(x_BCIJK: Tensor, of: int) -> Tensor:

@@ -28,6 +28,7 @@ from transformers.utils import ModelOutput
 from mla_med.errors import ConfigError
 from mla_med.model.attention import masked_mean
 from mla_med.model.config import ModalConfig
+from mla_med.model.convolution import use_onednn
 from mla_med.model.decoder import ReportDecoder, add_lora, merge_lora, read_tokenizer
 from mla_med.model.findings import FindingHeads, FindingOutputs, FindingTargets, finding_loss
 from mla_med.model.fusion import Fused, HierarchicalFeatureFusion, drop_modalities, fusion_of
@@ -93,6 +94,7 @@ class MLAModel(PreTrainedModel, GenerationMixin):
         self.project_text = nn.Linear(config.width, config.width, bias=False)
         if config.pruned:
             narrow(self, config.pruned)
+        use_onednn(self)
         self.post_init()
         # after post_init, which would start the adapters as if they were layers of the LM: not at zero
         if config.lora is not None:

@@ -27,10 +27,11 @@ def collate(
     rng: np.random.Generator | None = None,
     language: str = LANGUAGES[0],
 ) -> dict[str, Any]:
-    """The arguments of MLAModel.forward. With `rng`: augmented, and each example in one of the languages."""
+    """The arguments of MLAModel.forward. With `rng`: augmented, and each example in one of its languages;
+    without, in `language` where it has that."""
     images, presents, affines, contexts, reports = [], [], [], [], []
     for example in batch:
-        spoken = language if rng is None else LANGUAGES[int(rng.integers(len(LANGUAGES)))]
+        spoken = _language_of(example, language, rng)
         contexts.append(example.contexts[spoken])
         reports.append(example.reports[spoken])
         image, affine = torch.from_numpy(load_image(example, settings)), example.affine.copy()
@@ -54,6 +55,13 @@ def collate(
         "input_ids": ids,
         "labels": labels,
     }
+
+
+def _language_of(example: Example, wanted: str, rng: np.random.Generator | None) -> str:
+    known = [language for language in LANGUAGES if language in example.contexts]
+    if rng is not None:
+        return known[int(rng.integers(len(known)))]
+    return wanted if wanted in known else known[0]
 
 
 def collate_patches(

@@ -7,8 +7,12 @@ taught by the whole model on training studies, and calibrated on held-out ones (
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +36,24 @@ from mla_med.model.compress import (
     curve,
     encode_s,
     masked,
+    measure,
     ratio,
     recover,
     remove,
+    settle,
     share_for,
     weigh,
 )
 from mla_med.model.mla import MLAModel
 
 SHARES = (0.15, 0.3, 0.45, 0.6, 0.75)
-"""Of the products, on the curve."""
+"""Of the time of all groups, on the curve."""
 JUDGED = 64
 """So many held-out studies judge every point of the curve, before recovery."""
+FIRST_LESSON = 2
+"""After the batches that weigh channels (0) and those that settle the norms (1)."""
+SETTLED = 12
+"""So many batches of training studies tell the norms what is left."""
 KEPT = "macro F1"
 
 
@@ -52,7 +62,7 @@ class Wish:
     latency: float = 0.58
     """Of the encoder, by what it takes now."""
     studies: int = 64
-    steps: int = 600
+    steps: int = 2000
     batch: int = 4
     seed: int = 0
     threads: int = 2
@@ -61,66 +71,115 @@ class Wish:
     fp32."""
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What goes, and why as much."""
+
+    share: float
+    """Of the time of all groups."""
+    plan: Plan
+    points: list[Point]
+    """The curve that it was chosen from."""
+
+
 def prune_checkpoint(
     source: Path, corpus: Path, out: Path, wish: Wish, progress: Callable[[str], None] = lambda step: None
 ) -> str:
-    """Writes the checkpoint; -> what was lost, in words."""
+    """Writes the checkpoint; -> what was lost, in words. Killed and asked again, it goes on: what was chosen
+    and learnt lies beside `out` until it is done."""
     torch.set_num_threads(wish.threads)
     torch.manual_seed(wish.seed)
     whole = load_checkpoint(source)
     if whole.model.config.pruned:
         raise ConfigError(f"{source} was pruned before. Prune the whole checkpoint.", code="PRUNED_TWICE")
-    rng = np.random.default_rng(wish.seed)
     train, held_out = read_examples(corpus, "train"), read_examples(corpus, "validation")
     if not train or not held_out:
         raise ConfigError(f"{corpus} has no training or no validation part.", code="NO_EXAMPLES")
     model: MLAModel = whole.model
     image = _inputs((held_out[0],), model, corpus)["image_BCIJK"]
     groups = coupled(model, image)
-    weigh(groups, model, _batches(train, model, corpus, wish.batch, wish.studies // wish.batch, rng))
+
+    def lessons(count: int, part: int, augment: Augment | None = None) -> Iterator[dict[str, Any]]:
+        rng = np.random.default_rng([wish.seed, part])
+        return _batches(train, model, corpus, wish.batch, count, rng, augment)
 
     def quality(some: MLAModel) -> dict[str, float]:
         return _quality(some, held_out[:JUDGED])
 
-    progress("measuring the curve")
-    points = curve(model, groups, SHARES, image, quality)
-    share = share_for(model, groups, wish.latency, image)
-    plan = choose(groups, share)
-    progress(f"teaching what is left, {wish.steps} steps")
-    smaller = remove(model, groups, plan)
+    def settled(some: MLAModel) -> MLAModel:
+        return settle(some, lessons(SETTLED, 1))
+
+    def chosen() -> Choice:
+        weigh(groups, model, lessons(wish.studies // wish.batch, 0))
+        progress("timing what a channel costs")
+        measure(groups, model, image)
+        progress("measuring the curve")
+        points = curve(model, groups, SHARES, image, lambda some: quality(settled(some)))
+        share = share_for(model, groups, wish.latency, image)
+        return Choice(share, choose(groups, share), points)
+
+    work = out.with_name(f".{out.name}.unfinished")
+    choice = _kept(work, _digest_of(wish, whole.weights_sha256, train), chosen)
+    smaller = settled(remove(model, groups, choice.plan))
     unrecovered = quality(smaller)
-    lessons = _batches(train, model, corpus, wish.batch, wish.steps, rng, Augment())
+    progress(f"teaching what is left, {wish.steps} steps")
     recover(
         smaller,
         model,
-        lessons,
-        steps=wish.steps,
+        lambda step: next(lessons(1, FIRST_LESSON + step, Augment())),
+        wish.steps,
         precision=wish.precision,
         log=lambda step, loss: progress(f"teaching: step {step + 1} of {wish.steps}, loss {loss:.2f}"),
+        state=work / "recovery.safetensors",
     )
     progress("calibrating")
     smaller = as_stored(smaller)
     calibration, _, examples = calibrate_on(smaller, corpus)
-    control = masked(model, groups, plan)
+    control = masked(model, groups, choice.plan)
     whole_s, smaller_s, control_s = encode_s([model, smaller, control], image)
     facts = {
         "wish": asdict(wish),
-        "share": share,
+        "share": choice.share,
         "latency": ratio(smaller_s, whole_s),
         "masked_latency": ratio(control_s, whole_s),
         "parameters": [sum(p.numel() for p in one.parameters()) for one in (model, smaller)],
         "whole": quality(model),
         "unrecovered": unrecovered,
         "recovered": quality(smaller),
-        "curve": [asdict(point) for point in points],
-        "kept": {group.name: group.channels - len(plan.get(group.name, ())) for group in groups},
+        "curve": [asdict(point) for point in choice.points],
+        "kept": {group.name: group.channels - len(choice.plan.get(group.name, ())) for group in groups},
         "of": {group.name: group.channels for group in groups},
     }
-    lost = to_markdown(facts, points, groups, plan)
+    lost = to_markdown(facts, choice.points, groups, choice.plan)
     card = _card(source, whole, lost) + calibration_card(calibration, examples)
     save_checkpoint(out, smaller, calibration, whole.scope, f"{whole.name}, pruned", whole.version, card)
     write_json(out / "pruned.json", facts)
+    shutil.rmtree(work)
     return lost
+
+
+def _digest_of(wish: Wish, weights_sha256: str, train: tuple[Example, ...]) -> str:
+    known = [asdict(wish), weights_sha256, [example.id for example in train]]
+    return sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def _kept(work: Path, digest: str, chosen: Callable[[], Choice]) -> Choice:
+    """What an earlier run chose, if it was asked for the same."""
+    path = work / "choice.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if kept.get("digest") == digest:
+        points = [Point(**point | {"quality": _numbers(point["quality"])}) for point in kept["points"]]
+        return Choice(kept["share"], {k: tuple(v) for k, v in kept["plan"].items()}, points)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    choice = chosen()
+    write_json(path, {"digest": digest, **asdict(choice)})
+    return choice
+
+
+def _numbers(values: dict[str, float | None]) -> dict[str, float]:
+    """JSON has no NaN."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def _quality(model: MLAModel, examples: tuple[Example, ...]) -> dict[str, float]:
@@ -186,9 +245,9 @@ def to_markdown(facts: dict[str, Any], points: list[Point], groups: list[Group],
             )
         ),
         "",
-        "Curve, before recovery:",
+        "Curve, with the norms' statistics anew and before recovery:",
         "",
-        "| share of products to go | latency | parameters, M | " + " | ".join(names) + " |",
+        "| share of time to go | latency | parameters, M | " + " | ".join(names) + " |",
         "|---|---|---|" + "---|" * len(names),
         *(
             f"| {p.share:.2f} | {p.latency:.2f} | {p.parameters / 1e6:.2f} | "

@@ -422,11 +422,17 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(len(stages), 1, figsize=(9, 1.6 * len(stages)), squeeze=False)
     for stage, axis in zip(stages, axes[:, 0], strict=True):
         some = [(r, r.ms.median) for r in rows if r.stage == stage and r.ms is not None][::-1]
-        axis.barh([r.name for r, _ in some], [ms for _, ms in some], color=[colours[r.kind] for r, _ in some])
-        axis.set_xscale("log")
+        bars = axis.barh(
+            [r.name for r, _ in some], [ms for _, ms in some], color=[colours[r.kind] for r, _ in some]
+        )
+        axis.bar_label(
+            bars, [f"{ms:,.0f}" if ms >= 10 else f"{ms:.1f}" for _, ms in some], padding=3, fontsize=8
+        )
+        axis.margins(x=0.1)
+        axis.spines[["top", "right"]].set_visible(False)
         axis.set_title(stage, loc="left", fontsize=10)
         axis.tick_params(labelsize=8)
-    axes[-1, 0].set_xlabel("ms (logarithmic); blue: ours, grey: peers, yellow: what the machine allows")
+    axes[-1, 0].set_xlabel("ms; blue: ours, grey: peers, yellow: what the machine allows")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

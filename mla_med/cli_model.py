@@ -58,7 +58,7 @@ def prune(
         float, typer.Option(min=0.1, max=1.0, help="Of the encoder, by what it takes now.")
     ] = 0.58,
     studies: Annotated[int, typer.Option(min=4, help="That channels are weighed by.")] = 64,
-    steps: Annotated[int, typer.Option(min=0, help="Of recovery, of --batch studies each.")] = 600,
+    steps: Annotated[int, typer.Option(min=0, help="Of recovery, of --batch studies each.")] = 2000,
     batch: Annotated[int, typer.Option(min=1)] = 4,
     seed: Annotated[int, typer.Option(help="Which studies weigh and teach, in which order.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="That latency is measured with.")] = 2,

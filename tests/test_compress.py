@@ -3,11 +3,23 @@ lost."""
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
 from mla_med.errors import ConfigError
-from mla_med.model.compress import choose, coupled, distillation_loss, masked, recover, remove, weigh
+from mla_med.model.compress import (
+    choose,
+    coupled,
+    distillation_loss,
+    masked,
+    measure,
+    recover,
+    remove,
+    settle,
+    weigh,
+)
 from mla_med.model.config import tiny
 from mla_med.model.findings import FindingTargets
 from mla_med.model.mla import MLAModel
@@ -131,9 +143,62 @@ def test_recovery_brings_the_small_model_nearer_to_the_whole(world):
     del batch["targets"]  # made up, so nothing to learn from
     with torch.no_grad():
         before = distillation_loss(smaller, model, batch)
-    recover(smaller, model, [batch] * 12, lr=3e-3, steps=24)
+    recover(smaller, model, lambda step: batch, lr=3e-3, steps=12)
     with torch.no_grad():
         assert distillation_loss(smaller, model, batch) < 0.9 * before
+
+
+def test_a_killed_recovery_goes_on_to_the_same_weights(world, tmp_path, monkeypatch):
+    model, groups, _ = world
+    monkeypatch.setattr("mla_med.model.compress.SAVE_EVERY", 2)
+    small = remove(model, groups, choose(groups, 0.6))
+    each = list(batches_of(model, 6))
+    unbroken = recover(deepcopy(small), model, each.__getitem__, 6)
+
+    def killed(step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return each[step]
+
+    state = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        recover(deepcopy(small), model, killed, 6, state=state)
+    steps = []
+    resumed = recover(
+        deepcopy(small), model, each.__getitem__, 6, log=lambda step, loss: steps.append(step), state=state
+    )
+    assert steps == [4, 5]
+    for (name, ours), theirs in zip(resumed.named_parameters(), unbroken.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_what_is_left_has_the_statistics_that_it_now_has(world):
+    model, groups, _ = world
+    smaller = remove(model, groups, choose(groups, 0.6))
+    momenta = [m.momentum for m in smaller.modules() if isinstance(m, torch.nn.BatchNorm3d)]
+    settle(smaller, batches_of(model, 3))
+    norms = [m for m in smaller.modules() if isinstance(m, torch.nn.BatchNorm3d)]
+    assert momenta == [m.momentum for m in norms]
+    assert not any(m.training for m in smaller.modules())
+    means = [m.running_mean.clone() for m in norms]
+    settle(smaller, batches_of(model, 3))
+    for norm, mean in zip(norms, means, strict=True):
+        torch.testing.assert_close(norm.running_mean, mean, atol=1e-5, rtol=1e-4)
+    stage = smaller.image_encoder.stages[0]
+    seen = []
+    stage.norm.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    for batch in batches_of(model, 3):  # with gradients: the norm is called by itself
+        smaller.encode(batch["image_BCIJK"], batch["text"], batch["present_BC"], batch["affine_B44"])
+    mean = torch.stack([x.mean(dim=(0, 2, 3, 4)) for x in seen]).mean(0)
+    torch.testing.assert_close(stage.norm.running_mean, mean.detach(), atol=1e-4, rtol=1e-3)
+
+
+def test_a_channel_costs_the_time_that_it_takes(world):
+    model, groups, image = world
+    own = deepcopy((model, groups))[1]
+    measure(own, model, image, rounds=3)
+    assert all(0 < group.cost < 1 for group in own if group.floor < group.channels)
+    assert choose(own, 0.3)
 
 
 def test_other_encoders_are_not_pruned():

@@ -4,13 +4,13 @@
     weigh(groups, model, batches)
     plan = choose(groups, share=0.5)
     remove(model, groups, plan)
-    recover(pruned, teacher, batches)
+    recover(pruned, teacher, lesson, steps)
 
 What one channel of one layer feeds has to go with it: torch-pruning (Fang et al., CVPR 2023, DepGraph)
 follows the convolutions through residual sums, norms and gates; heads of attention and pairs of a
 feed-forward layer are groups of their own. A channel is worth what the loss would change without it, to first
 order (Molchanov et al., CVPR 2019: the square of the sum of weight times gradient, over studies), by what it
-costs in products. All groups are ranked together; each keeps a floor, and gives away channels in the steps
+costs. All groups are ranked together; each keeps a floor, and gives away channels in the steps
 that processors like. What was removed is gone: the model is smaller, not masked.
 
 Knows tensors and the loss of the model; knows nothing of corpora, checkpoints or reports.
@@ -22,15 +22,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mla_med.errors import ConfigError
@@ -46,7 +49,12 @@ FLOOR = 0.25
 """So much of every group stays."""
 LEAST_SHARE = 0.002
 """A group that costs less than this share of all products is left alone: nothing would be gained."""
+LEAST_GAIN = 1e-3
+"""Of the encoder's time, at a group's floor: what gains less is not told from nothing."""
 ROUNDS = 9
+SAVE_EVERY = 50
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Of AdamW."""
 Plan = dict[str, tuple[int, ...]]
 """By group, the channels that go."""
 Batch = dict[str, Any]
@@ -72,8 +80,8 @@ class Group:
     parts: list[Part]
     block: nn.Module | None = None
     """Of attention, whose number of heads falls."""
-    products: float = 0.0
-    """Multiplications that one channel costs."""
+    cost: float = 0.0
+    """Of one channel: multiplications, or seconds once `measure` was asked."""
     worth_C: Tensor | None = None
 
     @property
@@ -97,8 +105,8 @@ class _Seen(nn.Module):
         f4, f8, f16 = (level.features_BDIJK for level in levels)
         # Pyramid.forward; through its repeated cells torch-pruning follows no channel
         f16 = self.pyramid.lateral_16(f16)
-        f8 = self.pyramid.lateral_8(f8) + F.interpolate(f16, scale_factor=2)
-        f4 = f4 + F.interpolate(self.pyramid.down_to_4(f8), scale_factor=2)
+        f8 = self.pyramid.lateral_8(f8) + F.interpolate(f16, f8.shape[2:])
+        f4 = f4 + F.interpolate(self.pyramid.down_to_4(f8), f4.shape[2:])
         ends = [self.pyramid.up_to_8(F.max_pool3d(f4, 2)), self.pyramid.up_to_16(f8)]
         ends += [self.pyramid.pooled_4(f4), self.lesion_map.look(f4), self.lesion_map.around(f8)]
         return torch.stack([f16.mean(), *(end.mean() for end in ends)])
@@ -121,10 +129,10 @@ def coupled(model: MLAModel, image_BCIJK: Tensor, least_share: float = LEAST_SHA
     products = products_of(model, image_BCIJK)
     total = sum(products.values())
     for group in groups:
-        group.products = sum(
+        group.cost = sum(
             products.get(part.layer, 0.0) * len(part.index_C[0]) / _length(part) for part in group.parts
         )
-    return [group for group in groups if group.products * group.channels >= least_share * total]
+    return [group for group in groups if group.cost * group.channels >= least_share * total]
 
 
 def _convolutions(model: MLAModel, image_BCIJK: Tensor) -> list[Group]:
@@ -243,7 +251,7 @@ def _change(part: Part) -> Tensor:
 
 
 def choose(groups: Sequence[Group], share: float) -> Plan:
-    """Which channels go so that about `share` of the products of all groups go: those that are worth least
+    """Which channels go so that about `share` of the cost of all groups goes: those that are worth least
     for what they cost, in steps, down to the floor of each group."""
     steps: list[tuple[float, float, str, list[int]]] = []
     for group in groups:
@@ -254,11 +262,11 @@ def choose(groups: Sequence[Group], share: float) -> Plan:
         highest = 0.0
         for begin in range(0, group.channels - group.floor - size + 1, size):
             some = order[begin : begin + size]
-            cost = group.products * size
+            cost = group.cost * size
             # a step never comes before that which it follows
             highest = max(highest, float(worth_C[some].sum()) / cost)
             steps.append((highest, cost, group.name, some))
-    wanted = share * sum(group.products * group.channels for group in groups)
+    wanted = share * sum(group.cost * group.channels for group in groups)
     plan: dict[str, list[int]] = {}
     gone = 0.0
     for _, cost, name, some in sorted(steps, key=lambda step: step[0]):
@@ -333,6 +341,18 @@ def _drop(layer: Any, axis: int, kept: list[int]) -> None:
 # How long it takes
 
 
+def measure(groups: Sequence[Group], model: MLAModel, image_BCIJK: Tensor, rounds: int = ROUNDS) -> None:
+    """Fills `cost` with what one channel of each group takes of the encoder on this machine: multiplications
+    take several times as long on a fine grid of few channels as on a coarse one of many."""
+    for group in groups:
+        gone = tuple(range(group.channels - group.floor))
+        if not gone:
+            continue
+        smaller = remove(model, groups, {group.name: gone})
+        whole_s, smaller_s = map(min, encode_s([model, smaller], image_BCIJK, rounds))
+        group.cost = max(whole_s - smaller_s, LEAST_GAIN * whole_s) / len(gone)
+
+
 @torch.no_grad()
 def encode_s(models: Sequence[MLAModel], image_BCIJK: Tensor, rounds: int = ROUNDS) -> list[list[float]]:
     """Seconds of each model to see one image, in turn: a busy machine is busy for all of them."""
@@ -356,7 +376,7 @@ class Point:
     """Of the curve of latency against what is lost."""
 
     share: float
-    """Of the products of all groups, so much was to go."""
+    """Of the cost of all groups, so much was to go."""
     latency: float
     """By that of the whole model."""
     parameters: int
@@ -410,39 +430,88 @@ def _latency(model: MLAModel, groups: Sequence[Group], share: float, image: Tens
 # Recovery
 
 
+@torch.no_grad()
+def settle(model: MLAModel, batches: Iterable[Batch]) -> MLAModel:
+    """In place: the norms' statistics anew, over these batches. What is left of a layer no longer has the
+    mean and variance that it had with what was removed before it."""
+    norms = [module for module in model.eval().modules() if isinstance(module, nn.BatchNorm3d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    for batch in batches:
+        model.encode(batch["image_BCIJK"], batch["text"], batch["present_BC"], batch["affine_B44"])
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
 def recover(
     student: MLAModel,
     teacher: MLAModel,
-    batches: Iterable[Batch],
+    lesson: Callable[[int], Batch],
+    steps: int,
     lr: float = 1e-3,
     log: Callable[[int, float], None] = lambda step, loss: None,
-    steps: int = 0,
     precision: str = "fp32",
+    state: Path | None = None,
 ) -> MLAModel:
     """Teaches what is left to see what the whole model saw (Hinton et al., 2015), and what is true where the
-    batches say it. The decoder stays as it is: its memory is what it was taught to read."""
+    batches say it. The decoder stays as it is: its memory is what it was taught to read.
+
+    `lesson`: the batch of a step. `state`: a file that is written now and then, and gone on from."""
     teacher.eval()
     student.train()
     for module in student.modules():
         if isinstance(module, nn.BatchNorm3d):
-            module.eval()  # its statistics are still true, and those of a few studies are not
-    taught = [p for n, p in student.named_parameters() if not n.startswith("decoder.lm.")]
-    optimizer = torch.optim.AdamW(taught, lr=lr, weight_decay=0.01)
-    total = max(1, steps)
-    for step, batch in enumerate(batches):
+            module.eval()  # its statistics are those of many studies (settle)
+    taught = {n: p for n, p in student.named_parameters() if not n.startswith("decoder.lm.")}
+    optimizer = torch.optim.AdamW(taught.values(), lr=lr, weight_decay=0.01)
+    begun = 0 if state is None else _read_state(state, taught, optimizer)
+    for step in range(begun, steps):
         for settings in optimizer.param_groups:
             # a short rise, then half a cosine
-            settings["lr"] = (
-                lr * min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * min(1, step / total)))
-            )
+            settings["lr"] = lr * min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        torch.manual_seed(step)  # of what is dropped: that of a step, wherever one began
         with torch.autocast(student.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = distillation_loss(student, teacher, batch)
+            loss = distillation_loss(student, teacher, lesson(step))
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(taught, 1.0)
+        nn.utils.clip_grad_norm_(taught.values(), 1.0)
         optimizer.step()
         log(step, float(loss.detach()))
+        if state is not None and (step + 1) % SAVE_EVERY == 0:
+            _write_state(state, taught, optimizer, step + 1)
     return student.eval()
+
+
+def _write_state(
+    path: Path, taught: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    tensors = {f"weight {name}": p.detach().contiguous() for name, p in taught.items()}
+    for name, parameter in taught.items():
+        if parameter in optimizer.state:  # not one that no loss reaches
+            moments = optimizer.state[parameter]
+            tensors |= {f"{key} {name}": moments[key].contiguous() for key in MOMENTS}
+    part = path.with_name(f".{path.name}.part")
+    save_file(tensors, part, {"step": str(step)})
+    part.replace(path)
+
+
+def _read_state(path: Path, taught: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+    """-> how many steps were done."""
+    if not path.is_file():
+        return 0
+    with safe_open(path, "pt") as file, torch.no_grad():
+        step = int(file.metadata()["step"])
+        known = set(file.keys())
+        for name, parameter in taught.items():
+            parameter.copy_(file.get_tensor(f"weight {name}"))
+            if f"{MOMENTS[0]} {name}" in known:
+                moments = {key: file.get_tensor(f"{key} {name}") for key in MOMENTS}
+                optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+    return step
 
 
 def distillation_loss(student: MLAModel, teacher: MLAModel, batch: Batch) -> Tensor:

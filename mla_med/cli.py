@@ -42,6 +42,23 @@ app.command()(cli_model.prune)
 app.add_typer(cli_phantom.phantoms, name="phantom")
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        out.print(f"mla_med {version('mla_med')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _begin(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """The entry point: an error that a user can cause is one line and exit code 1."""
     _keep_libraries_quiet()

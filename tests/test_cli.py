@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from random import Random
 
 import pydicom
@@ -42,6 +43,10 @@ def test_help_imports_nothing_heavy():
     assert "HEAVY []" in printed
     for verb in ("demo", "inspect", "draft", "phantom", "evaluate", "doctor"):
         assert verb in printed
+
+
+def test_the_version_is_that_of_the_package(run):
+    assert run("--version") == (0, f"mla_med {version('mla_med')}\n", "")
 
 
 def test_inspect_prints_one_object_with_every_series(run, phantom_series):

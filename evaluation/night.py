@@ -264,7 +264,10 @@ def main() -> None:
             row = run_arm(arm, Path(folder), given.studies, given.checkpoint)
             print("\n" + json.dumps(asdict(row)))
             return
-        rows = run(given.studies, given.only.split(","), given.checkpoint)
+        arms = given.only.split(",")
+        if unknown := sorted(set(arms) - set(ARMS)):
+            raise ConfigError(f"No arm '{unknown[0]}'; there are: {', '.join(ARMS)}.", code="NO_ARM")
+        rows = run(given.studies, arms, given.checkpoint)
         words = to_markdown(rows, len(os.sched_getaffinity(0)))
         tell("night", words, [asdict(row) for row in rows], given.out)
     except MlaMedError as error:

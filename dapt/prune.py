@@ -2,7 +2,8 @@
 lost.
 
 Channels are weighed by training studies; which share of them goes is found by measuring; what is left is
-taught by the whole model on training studies, and calibrated on held-out ones (model/compress.py, finish.py).
+taught by the whole model on training studies, and calibrated on held-out ones (model/compress.py, recovery.py,
+finish.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dapt.augment import Augment
 from dapt.collate import collate
 from dapt.finish import calibrate_on, calibration_card
 from dapt.receipts import score_findings
+from dapt.recovery import recover, settle
 from mla_med.corpus import Example, read_examples, read_settings
 from mla_med.errors import ConfigError
 from mla_med.files import write_json
@@ -38,9 +40,7 @@ from mla_med.model.compress import (
     masked,
     measure,
     ratio,
-    recover,
     remove,
-    settle,
     share_for,
     weigh,
 )

@@ -8,18 +8,9 @@ from copy import deepcopy
 import pytest
 import torch
 
+from dapt.recovery import distillation_loss, recover, settle
 from mla_med.errors import ConfigError
-from mla_med.model.compress import (
-    choose,
-    coupled,
-    distillation_loss,
-    masked,
-    measure,
-    recover,
-    remove,
-    settle,
-    weigh,
-)
+from mla_med.model.compress import choose, coupled, masked, measure, remove, weigh
 from mla_med.model.config import tiny
 from mla_med.model.findings import FindingTargets
 from mla_med.model.mla import MLAModel
@@ -150,7 +141,7 @@ def test_recovery_brings_the_small_model_nearer_to_the_whole(world):
 
 def test_a_killed_recovery_goes_on_to_the_same_weights(world, tmp_path, monkeypatch):
     model, groups, _ = world
-    monkeypatch.setattr("mla_med.model.compress.SAVE_EVERY", 2)
+    monkeypatch.setattr("dapt.recovery.SAVE_EVERY", 2)
     small = remove(model, groups, choose(groups, 0.6))
     each = list(batches_of(model, 6))
     unbroken = recover(deepcopy(small), model, each.__getitem__, 6)

@@ -36,7 +36,7 @@ def world(tmp_path_factory):
 
 def test_a_killed_pruning_goes_on_and_what_comes_out_loads(world, tmp_path, monkeypatch):
     corpus, whole = world
-    monkeypatch.setattr("mla_med.model.compress.SAVE_EVERY", 2)
+    monkeypatch.setattr("dapt.recovery.SAVE_EVERY", 2)
     monkeypatch.setattr("dapt.prune.SHARES", (0.3,))
     out, said = tmp_path / "small", []
 

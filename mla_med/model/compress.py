@@ -2,9 +2,9 @@
 
     groups = coupled(model, image_BCIJK)
     weigh(groups, model, batches)
+    measure(groups, model, image_BCIJK)
     plan = choose(groups, share=0.5)
     remove(model, groups, plan)
-    recover(pruned, teacher, lesson, steps)
 
 What one channel of one layer feeds has to go with it: torch-pruning (Fang et al., CVPR 2023, DepGraph)
 follows the convolutions through residual sums, norms and gates; heads of attention and pairs of a
@@ -22,24 +22,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mla_med.errors import ConfigError
 from mla_med.model.attention import MaskedTransformerBlock
 from mla_med.model.fusion import HierarchicalFeatureFusion
-from mla_med.model.image_encoder import ImageEncoder, Level
+from mla_med.model.image_encoder import ImageEncoder
 from mla_med.model.mla import MLAModel
 from mla_med.model.narrow import shapes_of
 
@@ -52,9 +48,6 @@ LEAST_SHARE = 0.002
 LEAST_GAIN = 1e-3
 """Of the encoder's time, at a group's floor: what gains less is not told from nothing."""
 ROUNDS = 9
-SAVE_EVERY = 50
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Of AdamW."""
 Plan = dict[str, tuple[int, ...]]
 """By group, the channels that go."""
 Batch = dict[str, Any]
@@ -425,139 +418,3 @@ def _latency(model: MLAModel, groups: Sequence[Group], share: float, image: Tens
     whole_s, smaller_s = encode_s([model, smaller], image, rounds)
     # the fastest of each: what else runs on the machine only ever adds
     return min(smaller_s) / min(whole_s)
-
-
-# Recovery
-
-
-@torch.no_grad()
-def settle(model: MLAModel, batches: Iterable[Batch]) -> MLAModel:
-    """In place: the norms' statistics anew, over these batches. What is left of a layer no longer has the
-    mean and variance that it had with what was removed before it."""
-    norms = [module for module in model.eval().modules() if isinstance(module, nn.BatchNorm3d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-        norm.train()
-    for batch in batches:
-        model.encode(batch["image_BCIJK"], batch["text"], batch["present_BC"], batch["affine_B44"])
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return model.eval()
-
-
-def recover(
-    student: MLAModel,
-    teacher: MLAModel,
-    lesson: Callable[[int], Batch],
-    steps: int,
-    lr: float = 1e-3,
-    log: Callable[[int, float], None] = lambda step, loss: None,
-    precision: str = "fp32",
-    state: Path | None = None,
-) -> MLAModel:
-    """Teaches what is left to see what the whole model saw (Hinton et al., 2015), and what is true where the
-    batches say it. The decoder stays as it is: its memory is what it was taught to read.
-
-    `lesson`: the batch of a step. `state`: a file that is written now and then, and gone on from."""
-    teacher.eval()
-    student.train()
-    for module in student.modules():
-        if isinstance(module, nn.BatchNorm3d):
-            module.eval()  # its statistics are those of many studies (settle)
-    taught = {n: p for n, p in student.named_parameters() if not n.startswith("decoder.lm.")}
-    optimizer = torch.optim.AdamW(taught.values(), lr=lr, weight_decay=0.01)
-    begun = 0 if state is None else _read_state(state, taught, optimizer)
-    for step in range(begun, steps):
-        for settings in optimizer.param_groups:
-            # a short rise, then half a cosine
-            settings["lr"] = lr * min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        torch.manual_seed(step)  # of what is dropped: that of a step, wherever one began
-        with torch.autocast(student.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = distillation_loss(student, teacher, lesson(step))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(taught.values(), 1.0)
-        optimizer.step()
-        log(step, float(loss.detach()))
-        if state is not None and (step + 1) % SAVE_EVERY == 0:
-            _write_state(state, taught, optimizer, step + 1)
-    return student.eval()
-
-
-def _write_state(
-    path: Path, taught: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    tensors = {f"weight {name}": p.detach().contiguous() for name, p in taught.items()}
-    for name, parameter in taught.items():
-        if parameter in optimizer.state:  # not one that no loss reaches
-            moments = optimizer.state[parameter]
-            tensors |= {f"{key} {name}": moments[key].contiguous() for key in MOMENTS}
-    part = path.with_name(f".{path.name}.part")
-    save_file(tensors, part, {"step": str(step)})
-    part.replace(path)
-
-
-def _read_state(path: Path, taught: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
-    """-> how many steps were done."""
-    if not path.is_file():
-        return 0
-    with safe_open(path, "pt") as file, torch.no_grad():
-        step = int(file.metadata()["step"])
-        known = set(file.keys())
-        for name, parameter in taught.items():
-            parameter.copy_(file.get_tensor(f"weight {name}"))
-            if f"{MOMENTS[0]} {name}" in known:
-                moments = {key: file.get_tensor(f"{key} {name}") for key in MOMENTS}
-                optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
-    return step
-
-
-def distillation_loss(student: MLAModel, teacher: MLAModel, batch: Batch) -> Tensor:
-    """What the teacher says of findings, cells and levels, and the loss of the truth."""
-    seeing = {k: v for k, v in batch.items() if k not in ("input_ids", "labels")}
-    with torch.no_grad(), _levels_of(teacher) as wanted_levels:
-        fused = teacher.encode(batch["image_BCIJK"], batch["text"], batch["present_BC"], batch["affine_B44"])
-        wanted = teacher.find(fused)
-    with _levels_of(student) as levels:
-        told = student(**seeing)
-    assert told.fused is not None
-    assert told.fused.lesions is not None
-    assert fused.lesions is not None
-    found = told.findings
-    terms = [
-        F.smooth_l1_loss(got.features_BDIJK, level.features_BDIJK) / level.features_BDIJK.abs().mean()
-        for got, level in zip(levels, wanted_levels, strict=True)
-    ]
-    terms.append(
-        2 * F.binary_cross_entropy_with_logits(found.presence_logits_BF, wanted.presence_logits_BF.sigmoid())
-    )
-    for got, level in (
-        (found.side_logits_BF3, wanted.side_logits_BF3),
-        (found.site_logits_BFT, wanted.site_logits_BFT),
-    ):
-        terms.append(F.kl_div(got.log_softmax(-1), level.softmax(-1), reduction="none").sum(-1).mean())
-    terms.append(F.smooth_l1_loss(found.size_mm_BF.log(), wanted.size_mm_BF.log()))
-    mapped, level_map = told.fused.lesions.logits_BFN, fused.lesions.logits_BFN
-    cells = F.binary_cross_entropy_with_logits(mapped, level_map.sigmoid(), reduction="none")
-    # nearly every cell holds nothing: those that the teacher is not sure of count
-    sure_BFN = level_map.sigmoid()
-    weight_BFN = 0.01 + sure_BFN
-    terms.append((cells * weight_BFN).sum() / weight_BFN.sum())
-    terms.append(F.smooth_l1_loss(found.embeddings_BFD, wanted.embeddings_BFD))
-    if told.loss is not None:
-        terms.append(0.5 * told.loss)
-    return torch.stack(terms).sum()
-
-
-@contextmanager
-def _levels_of(model: MLAModel) -> Iterator[list[Level]]:
-    """Filled with the levels of the pyramid below the finest when the model has looked at a batch."""
-    assert isinstance(model.fusion, HierarchicalFeatureFusion)
-    levels: list[Level] = []
-    hook = model.fusion.pyramid.register_forward_hook(lambda *seen: levels.extend(seen[-1][1:]))
-    try:
-        yield levels
-    finally:
-        hook.remove()

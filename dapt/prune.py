@@ -2,7 +2,7 @@
 lost.
 
 Channels are weighed by training studies; which share of them goes is found by measuring; what is left is
-taught by the whole model on training studies, and calibrated on held-out ones (model/compress.py, recovery.py,
+taught by the whole model on training studies, and calibrated on held-out ones (compress.py, recovery.py,
 finish.py).
 """
 

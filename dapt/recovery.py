@@ -1,7 +1,7 @@
-"""A pruned model, the whole one and training studies -> the pruned one, taught to see what the whole one sees.
+"""A pruned model, the whole one and studies -> the pruned one, taught to see what the whole one sees.
 
-    settle(pruned, batches)
-    recover(pruned, whole, lesson, steps)
+settle(pruned, batches)
+recover(pruned, whole, lesson, steps)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 PyTorch hands a float32 image to oneDNN only where its batch or its first sizes are large enough
 (`use_mkldnn` in ATen's Convolution.cpp), and convolves the small grids of a single patient by a matrix
-product of its own, which takes two to twelve times as long. The numbers differ in the last digits.
+product of its own, which takes two to thirteen times as long. The numbers differ in the last digits.
 """
 
 from __future__ import annotations

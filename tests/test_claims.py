@@ -33,9 +33,7 @@ HIGHER = Target("score", 5, "points")
 FACTS = {
     "quick": False,
     "command": "x",
-    "processor": "p",
-    "threads": 1,
-    "torch": "2",
+    "machines": [{"processor": "p", "threads": 1, "torch": "2"}],
     "seeds": [0, 1, 2],
 }
 
@@ -138,6 +136,26 @@ def test_a_number_that_is_none_stays_none_in_json_and_counts_as_missed(tmp_path)
     assert result.verdict == "missed"
     assert json.loads(json.dumps(to_dict(result)))["targets"][0]["by_seed"] == [None, 9.0, 9.0]
     assert _run(_row(_values(0, 0, 0)), tmp_path).verdict == "missed"  # from disk, the same
+
+
+def test_rows_that_lie_there_whole_stand_beside_those_that_are_asked_for(tmp_path, monkeypatch, capsys):
+    from dataclasses import replace
+
+    from evaluation.claims import __main__ as bench
+
+    kept = replace(_row(_values(1.0, 2.0, 9.0)), key="kept")
+    half = replace(_row(_values(1.0, 2.0, 9.0)), key="half")
+    asked = replace(_row(_values(7.0, 8.0, 9.0)), key="asked")
+    monkeypatch.setattr(bench, "rows", lambda: (kept, half, asked))
+    assert main(["--out", str(tmp_path), "--rows", "kept"]) == 0
+    run_row(half, (0, 1), False, tmp_path, tmp_path, tmp_path)
+    assert main(["--out", str(tmp_path), "--rows", "asked"]) == 0
+    words = capsys.readouterr().out
+    assert "`python -m evaluation.claims --rows kept asked` on " in words
+    whole = json.loads((tmp_path / "claims.json").read_text())
+    assert [row["key"] for row in whole["rows"]] == ["kept", "asked"]
+    assert whole["facts"]["machines"] == whole["rows"][0]["machines"]
+    assert whole["rows"][0]["machines"][0]["threads"] == torch.get_num_threads()
 
 
 def test_the_table_and_the_page_say_missed_beside_what_was_aimed_at(tmp_path):

@@ -5,15 +5,14 @@
     python -m evaluation.claims --out runs/claims           go on with what is there
 
 Prints target, measured, met or missed. Exit code 0 whatever is met; 1 where something is wrong. Rows that are
-done are not run again. OUT gets claims.json, claims.md, claims.html and a picture of each row.
+done are not run again; with --rows, those that lie in OUT stand in the table too. OUT gets claims.json,
+claims.md, claims.html, a picture of each row, and in rows/ what each seed gave.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +21,19 @@ from typing import Any
 
 from rich.console import Console
 
-from evaluation.claims.row import QUICK_SEEDS, SEEDS, Result, Row, run_row, show, shown, to_dict
+from evaluation.claims.row import (
+    QUICK_SEEDS,
+    SEEDS,
+    Result,
+    Row,
+    is_whole,
+    machine_words,
+    machines_of,
+    run_row,
+    show,
+    shown,
+    to_dict,
+)
 from mla_med.errors import ConfigError, MlaMedError
 from mla_med.files import write_text
 
@@ -81,7 +92,7 @@ def run(given: argparse.Namespace, console: Console) -> list[Result]:
             console.print(f"[{time.perf_counter() - began:5.0f} s] {words}")
 
     for key, row in known.items():
-        if given.rows and key not in given.rows:
+        if given.rows and key not in given.rows and not is_whole(row, seeds, given.quick, out):
             continue
         result = run_row(row, seeds, given.quick, out, given.data, given.corpus, say)
         results.append(result)
@@ -120,10 +131,10 @@ def to_markdown(results: Sequence[Result], facts: dict[str, Any]) -> str:
 
 
 def _how(facts: dict[str, Any]) -> str:
+    machines = "; ".join(machine_words(one) for one in facts["machines"])
     words = (
-        f"`{facts['command']}` on {facts['processor']}, {facts['threads']} thread(s), torch "
-        f"{facts['torch']}, seeds {', '.join(map(str, facts['seeds']))}. A target that is missed is printed "
-        "as missed."
+        f"`{facts['command']}` on {machines}; seeds {', '.join(map(str, facts['seeds']))}. "
+        "A target that is missed is printed as missed."
     )
     return (
         "The quick run: it shows that every row runs, and proves nothing. " + words
@@ -146,26 +157,16 @@ def _arms(result: Result) -> list[str]:
     return lines
 
 
-def _command(given: argparse.Namespace) -> str:
-    """Without the folders of this machine."""
+def _facts(given: argparse.Namespace, results: Sequence[Result]) -> dict[str, Any]:
+    """The command is that which would make the table anew, and names no folder of this machine."""
     words = ["python -m evaluation.claims", *(["--quick"] if given.quick else [])]
-    for name, values in (("--rows", given.rows), ("--seeds", given.seeds)):
-        words += [name, *map(str, values)] if values else []
-    return " ".join(words)
-
-
-def _facts(given: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
-    from evaluation.selection import processor
-
+    if given.rows:
+        words += ["--rows", *(result.row.key for result in results)]
+    if given.seeds:
+        words += ["--seeds", *map(str, given.seeds)]
     return {
-        "command": _command(given),
-        "processor": processor(),
-        "system": platform.system(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "command": " ".join(words),
+        "machines": machines_of(results),
         "seeds": list(given.seeds or (QUICK_SEEDS if given.quick else SEEDS)),
         "quick": given.quick,
     }
@@ -204,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
-    facts = _facts(given)
+    facts = _facts(given, results)
     words = to_markdown(results, facts)
     whole = {"facts": facts, "rows": [to_dict(result) for result in results]}
     pictures = draw(results, given.out)

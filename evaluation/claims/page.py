@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from evaluation.claims.row import Held, Result, show, shown
+from evaluation.claims.row import Held, Result, machine_words, show, shown
 
 INK, MET, MISSED, LINE = "#222222", "#2c7a4b", "#b3541e", "#888888"
 
@@ -75,5 +75,11 @@ def to_html(results: Sequence[Result], facts: Mapping[str, Any], pictures: Mappi
     }
     counted = {word: sum(r.verdict == word for r in results) for word in ("met", "missed", "not measured")}
     return page.get_template("claims.html.jinja").render(
-        results=results, facts=facts, pictures=inline, counted=counted, show=show, shown=shown
+        results=results,
+        facts=facts,
+        pictures=inline,
+        counted=counted,
+        machine_words=machine_words,
+        show=show,
+        shown=shown,
     )

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,8 @@ class Measured:
     arms: Mapping[str, Mapping[str, float]]
     """By arm, what was measured of it: ours, the control, and what else helps to judge."""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    """On which this seed was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +171,20 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
+def this_machine() -> dict[str, Any]:
+    import torch
+
+    from evaluation.selection import processor
+
+    return {
+        "processor": processor(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
 def gain(ours: float, control: float) -> float:
     """Relative, in per cent."""
     return 100 * (ours / control - 1) if control else math.nan
@@ -182,12 +200,11 @@ def run_row(
     say: Say = lambda words: None,
 ) -> Result:
     """What is there of it, and what is missing."""
-    sizes = json.loads(json.dumps(dict(row.sizes(quick))))
+    sizes = _sizes(row, quick)
     measured, seconds = [], 0.0
     for seed in seeds:
-        path = out / "rows" / row.key / f"seed-{seed}.json"
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        if kept is None or kept["sizes"] != sizes:
+        kept = _kept(row, seed, sizes, out)
+        if kept is None:
             say(f"{row.key}, seed {seed}")
             began = time.perf_counter()
             work = out / "work"
@@ -200,13 +217,34 @@ def run_row(
                 "seed": seed,
                 "sizes": sizes,
                 "seconds": round(time.perf_counter() - began, 1),
-                **_plain(asdict(one)),
+                **_plain(asdict(replace(one, machine=this_machine()))),
             }
+            path = _path(row, seed, out)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-        measured.append(Measured(_numbers(kept["values"]), kept["arms"], kept["facts"]))
+        measured.append(Measured(_numbers(kept["values"]), kept["arms"], kept["facts"], kept["machine"]))
         seconds += kept["seconds"]
     return Result(row, tuple(seeds), tuple(measured), seconds=seconds)
+
+
+def is_whole(row: Row, seeds: Sequence[int], quick: bool, out: Path) -> bool:
+    """Every seed lies there."""
+    return all(_kept(row, seed, _sizes(row, quick), out) is not None for seed in seeds)
+
+
+def _kept(row: Row, seed: int, sizes: Mapping[str, Any], out: Path) -> dict[str, Any] | None:
+    path = _path(row, seed, out)
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return kept if kept is not None and kept["sizes"] == sizes else None
+
+
+def _path(row: Row, seed: int, out: Path) -> Path:
+    return out / "rows" / row.key / f"seed-{seed}.json"
+
+
+def _sizes(row: Row, quick: bool) -> dict[str, Any]:
+    """As JSON gives them back."""
+    return json.loads(json.dumps(dict(row.sizes(quick))))
 
 
 def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
@@ -251,11 +289,22 @@ def to_dict(result: Result) -> dict[str, Any]:
             ],
             "arms": [dict(m.arms) for m in result.measured],
             "facts": dict(result.measured[0].facts) if result.measured else {},
+            "machines": machines_of([result]),
         }
     )
 
 
+def machines_of(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Each once."""
+    found = (dict(one.machine) for result in results for one in result.measured)
+    return [json.loads(words) for words in dict.fromkeys(json.dumps(one) for one in found)]
+
+
 # In words
+
+
+def machine_words(machine: Mapping[str, Any]) -> str:
+    return f"{machine['processor']}, {machine['threads']} thread(s), torch {machine['torch']}"
 
 
 def show(value: float | None, digits: int = 3) -> str:

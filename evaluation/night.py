@@ -2,31 +2,35 @@
 workers and in batches of 4, the same as a Prefect flow, and on a Dask cluster; what the flow costs in % of
 a study's time, and for how many studies a day that is enough.
 
-    python -m evaluation.night [--studies 20] [--checkpoint A] [--out DIR] [--only bare,1,2]
+    python -m evaluation.night [--studies 20] [--rounds 5] [--checkpoint A] [--out DIR] [--only bare,1,2]
 
 Copies of one chest phantom lie in the inbox of a ledger of their own, READY; each arm drafts all of them with
 the real model, writes the documents and holds them. Nothing is pulled or delivered, so that no PACS is
 measured: what that takes overlaps with drafting. Each arm runs in a process of its own. The first studies,
-which load the models, do not count: time runs from the last of them to the last of all.
+which load the models, do not count: time runs from the last of them to the last of all. In a round every arm
+has its turn, and what is compared is compared within it: medians over the rounds, lowest and highest.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from evaluation.targets import Spread
 from evaluation.telling import tell
 from mla_med.errors import ConfigError, MlaMedError
 
@@ -61,14 +65,18 @@ class Row:
         return 3600 * self.studies / self.seconds
 
 
-def run(studies: int, arms: Sequence[str], checkpoint: str = "") -> list[Row]:
+def run(studies: int, arms: Sequence[str], checkpoint: str = "", rounds: int = 1) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="mla_med-") as name:
         folder = Path(name)
         write_phantom(folder / "phantom")
         rows = []
-        for arm in arms:
-            rows.append(_apart(arm, studies, folder, checkpoint))
-            print(f"{WORDS[arm]}: {rows[-1].per_hour:.0f} studies an hour", file=sys.stderr, flush=True)
+        for number in range(rounds):
+            # forth and back, so that no arm always comes after the same one
+            for arm in arms if number % 2 == 0 else reversed(arms):
+                rows.append(_apart(arm, studies, folder, checkpoint))
+                words = f"{number + 1}/{rounds} {WORDS[arm]}: {rows[-1].per_hour:.0f} studies an hour"
+                print(words, file=sys.stderr, flush=True)
+                shutil.rmtree(folder / arm, ignore_errors=True)
         return rows
 
 
@@ -219,40 +227,49 @@ def make_site(folder: Path, url: str, study: Path, count: int, night: dict[str, 
 
 
 def to_markdown(rows: Sequence[Row], cores: int) -> str:
-    bare = next((row.per_hour for row in rows if row.arm == "bare"), None)
+    """Rows: of each arm as many as rounds, in their order."""
+    speeds: dict[str, list[float]] = {}
+    memory: dict[str, float] = {}
+    for row in rows:
+        speeds.setdefault(row.arm, []).append(row.per_hour)
+        memory[row.arm] = max(row.memory_mb, memory.get(row.arm, 0))
     lines = [
         "| | studies/hour | x bare loop | s a study | MB, largest process |",
         "|---|---|---|---|---|",
     ]
-    for row in rows:
-        ratio = f"{row.per_hour / bare:.2f}" if bare else ""
+    for arm in (arm for arm in ARMS if arm in speeds):
+        speed = Spread.of(speeds[arm])
+        ratio = _times(speeds, arm, "bare")
         lines.append(
-            f"| {WORDS[row.arm]} | {row.per_hour:.0f} | {ratio} | {3600 / row.per_hour:.2f} "
-            f"| {row.memory_mb:.0f} |"
+            f"| {WORDS[arm]} | {speed.to_text()} | {f'{ratio.median:.2f}' if ratio else ''} "
+            f"| {3600 / speed.median:.2f} | {memory[arm]:.0f} |"
         )
-    found = {row.arm: row for row in rows}
     lines.append("")
-    if "1" in found and "prefect" in found:
-        overhead = found["1"].per_hour / found["prefect"].per_hour - 1
-        lines.append(f"The flow costs {overhead:+.1%} of a study's time (target: at most 10 %).")
-    if "1" in found and "batch" in found:
-        gain = found["batch"].per_hour / found["1"].per_hour
-        lines.append(f"Batches of up to {BATCH} draft x{gain:.2f} of what one at a time does.")
-    if "1" in found and "2" in found:
-        scale = found["2"].per_hour / found["1"].per_hour
-        lines.append(f"Two workers draft x{scale:.2f} of what one does, on {cores} cores.")
-    best = max(rows, key=lambda row: row.per_hour)
+    if longer := _times(speeds, "1", "prefect"):
+        lines += [
+            f"The flow costs {longer.median - 1:+.1%} of a study's time ({longer.lowest - 1:+.1%} to "
+            f"{longer.highest - 1:+.1%} in {len(speeds['1'])} rounds; target: at most 10 %).",
+        ]
+    if gain := _times(speeds, "batch", "1"):
+        lines.append(f"Batches of up to {BATCH} draft x{gain.median:.2f} of what one at a time does.")
+    if scale := _times(speeds, "2", "1"):
+        lines.append(f"Two workers draft x{scale.median:.2f} of what one does, on {cores} cores.")
+    best = max(Spread.of(values).median for values in speeds.values())
     for words, studies in NEEDS.items():
-        machines = studies / (best.per_hour * NIGHT_HOURS)
-        lines.append(
-            f"For {words}, in {NIGHT_HOURS:g} hours: {max(1, round(machines + 0.4999))} such machines."
-        )
+        machines = max(1, math.ceil(studies / (best * NIGHT_HOURS)))
+        lines.append(f"For {words}, in {NIGHT_HOURS:g} hours: {machines} such machines.")
     return "\n".join(lines) + "\n"
+
+
+def _times(speeds: Mapping[str, Sequence[float]], arm: str, by: str) -> Spread | None:
+    """How many times as fast as another, within each round; None if either did not run."""
+    return Spread.of_ratios(speeds[arm], speeds[by]) if arm in speeds and by in speeds else None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--studies", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--checkpoint", default="")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--only", default=",".join(ARMS), help="arms, by commas: " + ", ".join(ARMS))
@@ -267,7 +284,7 @@ def main() -> None:
         arms = given.only.split(",")
         if unknown := sorted(set(arms) - set(ARMS)):
             raise ConfigError(f"No arm '{unknown[0]}'; there are: {', '.join(ARMS)}.", code="NO_ARM")
-        rows = run(given.studies, arms, given.checkpoint)
+        rows = run(given.studies, arms, given.checkpoint, given.rounds)
         words = to_markdown(rows, len(os.sched_getaffinity(0)))
         tell("night", words, [asdict(row) for row in rows], given.out)
     except MlaMedError as error:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 NIGHT_S = 14 * 3600.0
 ROWS = 500
 """Of the table of a night; its CSV has them all."""
+AT_HAND = 1
+"""Tasks that have begun and wait for a worker: a worker should not wait while Prefect begins one."""
 
 
 @flow(
@@ -80,10 +82,10 @@ def _workers(settings_file: Path, site: Site) -> Iterator[tuple[Submit, int]]:
 
     with (
         workers_of(settings_file, site.night) as workers,
-        ThreadPoolTaskRunner(max_workers=workers.slots) as runner,
+        ThreadPoolTaskRunner(max_workers=workers.slots + AT_HAND) as runner,
     ):
         draft = _as_task(workers.draft)
-        yield lambda job_id: runner.submit(draft, {"job_id": job_id}), workers.slots
+        yield lambda job_id: runner.submit(draft, {"job_id": job_id}), workers.slots + AT_HAND
 
 
 def _as_task(draft: Callable[..., Drafted]) -> Task[..., Drafted]:

@@ -152,10 +152,22 @@ def test_the_table_of_the_bench_says_what_limits_it():
 
     rows = [Row("bare", 20, 80.0, 900), Row("1", 20, 72.0, 900), Row("2", 20, 60.0, 900)]
     text = to_markdown([*rows, Row("prefect", 20, 75.6, 950), Row("batch", 20, 60.0, 1200)], cores=2)
-    assert "| bare loop over draft_one, one process | 900 | 1.00 | 4.00 | 900 |" in text
-    assert "| night, 2 workers | 1200 | 1.33 | 3.00 | 900 |" in text
+    assert "| bare loop over draft_one, one process | 900 (900 to 900) | 1.00 | 4.00 | 900 |" in text
+    assert "| night, 2 workers | 1200 (1200 to 1200) | 1.33 | 3.00 | 900 |" in text
     assert "The flow costs +5.0% of a study's time" in text
     assert "Batches of up to 4 draft x1.20 of what one at a time does." in text
     assert "Two workers draft x1.20 of what one does, on 2 cores." in text
     assert "For a hospital of 500 CTs a day, in 10 hours: 1 such machines." in text
     assert "For a network of 50 such hospitals, in 10 hours: 3 such machines." in text
+
+
+def test_the_bench_compares_the_flow_within_each_round():
+    from evaluation.night import Row, to_markdown
+
+    seconds = {"1": (20.0, 40.0, 30.0), "prefect": (21.0, 40.4, 33.0)}  # +5, +1 and +10 %
+    rows = [Row(arm, 20, seconds[arm][number], 900) for number in range(3) for arm in seconds]
+    text = to_markdown(rows, cores=2)
+    assert (
+        "The flow costs +5.0% of a study's time (+1.0% to +10.0% in 3 rounds; target: at most 10 %)." in text
+    )
+    assert "| night, 1 worker | 2400 (1800 to 3600) |" in text

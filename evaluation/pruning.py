@@ -40,7 +40,7 @@ from mla_med.model.mla import MLAModel
 from mla_med.model.narrow import LAYERS
 from mla_med.report.context import context_text
 
-QUICK = ("--studies", "4", "--steps", "4", "--batch", "2")
+QUICK = ("--studies", "4", "--steps", "4", "--batch", "2", "--latency", "0.9")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +115,14 @@ def drafting(checkpoint: Checkpoint, patient: Patient) -> Callable[[], Any]:
 
 def run(given: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     source = CHECKPOINTS.get(str(given.whole), given.whole)
-    size = LOOK if given.quick else FULL
     folders = given.pruned or [
         prune(source, given.corpus, given.out / f"seed_{seed}", seed, given.quick) for seed in given.seeds
     ]
+    return compare(source, folders, LOOK if given.quick else FULL)
+
+
+def compare(source: Path, folders: Sequence[Path], size: Size) -> tuple[list[Row], dict[str, Any]]:
+    """A row for each of what was pruned, and of the whole model what they are compared with."""
     whole = load_checkpoint(source)
     others = [load_checkpoint(folder) for folder in folders]
     for folder, one in zip(folders, others, strict=True):

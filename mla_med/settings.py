@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,9 +21,13 @@ _TYPES: dict[str, tuple[type, ...]] = {
 T = TypeVar("T")
 
 
-def read_section(path: Path, name: str, kind: type[T], over: Mapping[str, str] | None = None) -> T:
+def read_section(
+    path: Path, name: str, kind: type[T], over: Mapping[str, str] | None = None, places: Collection[str] = ()
+) -> T:
     """The section [name] as a `kind`, a dataclass whose fields are of the types above; all its defaults where
     the file has no such section. `over`: values from elsewhere, which win where they are not empty.
+    `places`: keys that name a file, a folder or a database; what is relative is so to the file's own folder,
+    wherever a command is called from.
 
     ConfigError for a file that cannot be read, a value of another type, or an unknown key, with the nearest.
     """
@@ -36,8 +40,19 @@ def read_section(path: Path, name: str, kind: type[T], over: Mapping[str, str] |
     if not isinstance(section, dict):
         raise ConfigError(f"{path}: [{name}] is no section.")
     known = {f.name: str(f.type) for f in fields(kind)}  # type: ignore[arg-type]
-    given = {key: _checked(path, name, key, value, known) for key, value in section.items()}
+    defaults = {f.name: f.default for f in fields(kind) if f.name in places}  # type: ignore[arg-type]
+    given = defaults | {key: _checked(path, name, key, value, known) for key, value in section.items()}
+    given |= {key: _beside(path, given[key]) for key in places}
     return kind(**given | {key: value for key, value in (over or {}).items() if value})
+
+
+def _beside(path: Path, place: str) -> str:
+    """As seen from the settings' folder; what is empty, absolute or no file stays as it is."""
+    scheme = "sqlite:///" if place.startswith("sqlite:///") else ""
+    name = place.removeprefix(scheme)
+    if not name or "://" in name or name.startswith(":memory:"):
+        return place
+    return f"{scheme}{path.parent / name}"
 
 
 def _checked(path: Path, name: str, key: str, value: Any, known: Mapping[str, str]) -> Any:

@@ -895,6 +895,24 @@ def test_settings_that_cannot_be_are_one_line(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
+def test_relative_places_lie_beside_the_settings_wherever_a_command_is_called_from(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    site.mkdir()
+    path = site / "s.toml"
+    path.write_text('[pacs]\ndicomweb_url = "https://x"\ninbox = "in"\nca_file = "/etc/ca.pem"\n')
+    monkeypatch.chdir(tmp_path)
+    for given in (path, Path("site/s.toml")):
+        settings = read_settings(given, {})
+        assert Path(settings.inbox).resolve() == site / "in"
+        assert Path(settings.key_file).resolve() == site / "out" / "ledger.key"
+        assert Path(settings.ledger_url.removeprefix("sqlite:///")).resolve() == site / "out" / "ledger.db"
+        assert (settings.ca_file, settings.cert_file) == ("/etc/ca.pem", "")
+    url = "postgresql+psycopg://user@host/ledger"
+    assert read_settings(path, {"MLA_MED_LEDGER_URL": url}).ledger_url == url
+    path.write_text(f'[pacs]\ndicomweb_url = "https://x"\nledger_url = "{url}"\n')
+    assert read_settings(path, {}).ledger_url == url
+
+
 def test_credentials_come_from_the_environment_or_a_private_file(tmp_path):
     path = tmp_path / "credentials.toml"
     path.write_text('user = "u"\npassword = "secret"\n')

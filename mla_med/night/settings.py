@@ -26,6 +26,7 @@ from mla_med.secret import read_secret
 from mla_med.settings import read_section
 
 MAIL_TLS = ("starttls", "tls", "none")
+PLACES = ("out", "records", "checkpoint", "mail_password_file")
 _ADDRESS = re.compile(r"[^@\s<>,;]+@[^@\s<>,;]+")
 
 
@@ -106,7 +107,7 @@ class NightSettings:
 def read_night(path: Path, environment: Mapping[str, str] = os.environ) -> NightSettings:
     """The [night] section; ConfigError as `read_section`."""
     over = {"webhook_url": environment.get("MLA_MED_WEBHOOK_URL", "")}
-    return read_section(path, "night", NightSettings, over)
+    return read_section(path, "night", NightSettings, over, PLACES)
 
 
 def read_mail_password(night: NightSettings, environment: Mapping[str, str] = os.environ) -> str:

@@ -26,6 +26,7 @@ from mla_med.secret import read_secret
 from mla_med.settings import read_section
 
 PROTOCOLS = ("dicomweb", "dimse")
+PLACES = ("ca_file", "cert_file", "key_pem_file", "ledger_url", "key_file", "credentials_file", "inbox")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def read_settings(path: Path, environment: Mapping[str, str] = os.environ) -> Pa
     """The [pacs] section; ConfigError as `read_section`. The ledger's address may hold a password, and so may
     come from MLA_MED_LEDGER_URL."""
     over = {"ledger_url": environment.get("MLA_MED_LEDGER_URL", "")}
-    return read_section(path, "pacs", PacsSettings, over)
+    return read_section(path, "pacs", PacsSettings, over, PLACES)
 
 
 def read_credentials(settings: PacsSettings, environment: Mapping[str, str] = os.environ) -> Credentials:

@@ -20,6 +20,7 @@ from pathlib import Path
 from mla_med.errors import ConfigError
 from mla_med.settings import read_section
 
+PLACES = ("cert_file", "key_pem_file", "oidc_secret_file", "drafts", "images")
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -108,7 +109,7 @@ def check_binding(settings: ReviewSettings) -> None:
 
 def read_review(path: Path) -> ReviewSettings:
     """The [review] section; ConfigError as `read_section`."""
-    return read_section(path, "review", ReviewSettings)
+    return read_section(path, "review", ReviewSettings, places=PLACES)
 
 
 def read_oidc_secret(settings: ReviewSettings, environment: Mapping[str, str] = os.environ) -> str:

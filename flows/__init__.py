@@ -18,6 +18,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 for _name, _value in {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
@@ -26,6 +27,18 @@ for _name, _value in {
     "DO_NOT_TRACK": "1",
 }.items():
     os.environ.setdefault(_name, _value)
+
+
+def settings_of(given: Path | None) -> Path:
+    """What a deployment names; else MLA_MED_SETTINGS, as for the commands; else mla-med.toml here."""
+    return given or Path(os.environ.get("MLA_MED_SETTINGS") or "mla-med.toml")
+
+
+def page_of(settings_file: Path) -> str:
+    """Where readers find the review page; empty where the settings do not say."""
+    from mla_med.review.settings import read_review
+
+    return read_review(settings_file).public_url
 
 
 class FlowError(Exception):

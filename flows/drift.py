@@ -9,17 +9,18 @@ from prefect import flow
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
-from flows import FlowError, wordless
+from flows import FlowError, settings_of, wordless
 
 
 @flow(name="drift", persist_result=False, retries=1, retry_delay_seconds=1800, timeout_seconds=3600)
-def drift_flow(settings_file: Path = Path("mla-med.toml")) -> dict[str, float]:
-    """-> F1 and Brier score. Its pictures are of phantoms: of patients there are none in Prefect."""
+def drift_flow(settings_file: Path | None = None) -> dict[str, float]:
+    """-> F1 and Brier score. `settings_file`: see `settings_of`. Its pictures are of phantoms: of
+    patients there are none in Prefect."""
     logger = get_run_logger()
     with wordless():
         from mla_med.night.drift import drift
 
-        found = drift(settings_file)
+        found = drift(settings_of(settings_file))
     was = asdict(found.baseline)
     rows = [{"": key, "now": value, "baseline": was[key]} for key, value in asdict(found.now).items()]
     create_table_artifact(key="drift", table=rows, description=", ".join(found.alarms) or "As it was.")

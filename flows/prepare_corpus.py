@@ -16,9 +16,6 @@ def prepare_corpus_flow(
     out: Path, examination: str = "chest_ct", n: int = 2000, seed: int = 1, workers: int = 2
 ) -> Path:
     """Makes what is missing of a cohort and of its corpus; running it again goes on where it stopped."""
-    from dapt.corpus import prepare_corpus
-    from mla_med.phantom.cohort import CohortConfig, make_cohort
-
     logger = get_run_logger()
 
     def tell(noun: str) -> Callable[[int, int], None]:
@@ -28,9 +25,13 @@ def prepare_corpus_flow(
 
         return say
 
-    config = CohortConfig(n=n, seed=seed, examination=examination, workers=workers)
-    cohort = make_cohort(config, out / "cohort", tell("patients"))
-    return prepare_corpus(cohort, out / "corpus", workers=workers, progress=tell("images"))
+    with wordless():
+        from dapt.corpus import prepare_corpus
+        from mla_med.phantom.cohort import CohortConfig, make_cohort
+
+        config = CohortConfig(n=n, seed=seed, examination=examination, workers=workers)
+        cohort = make_cohort(config, out / "cohort", tell("patients"))
+        return prepare_corpus(cohort, out / "corpus", workers=workers, progress=tell("images"))
 
 
 @flow(name="gather_corpus", persist_result=False, retries=1, timeout_seconds=24 * 3600)
@@ -39,10 +40,6 @@ def gather_corpus_flow(
 ) -> None:
     """`mla-med corpus` on a schedule: what is new in the source is added, what is there is not made again.
     Prefect is told counts alone."""
-    from dapt.build import BuildConfig
-    from dapt.corpus import gather_corpus
-    from dapt.importers.kinds import KINDS
-
     logger = get_run_logger()
 
     def tell(done: int, refused: int) -> None:
@@ -50,6 +47,10 @@ def gather_corpus_flow(
             logger.info("%d done, %d refused", done, refused)
 
     with wordless():
+        from dapt.build import BuildConfig
+        from dapt.corpus import gather_corpus
+        from dapt.importers.kinds import KINDS
+
         asked = KINDS[kind].examination if kind in KINDS else ""
         config = BuildConfig(examination=asked, mask=mask, split=split, workers=workers)
         gather_corpus(source, kind, out, config, progress=tell)

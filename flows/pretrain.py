@@ -7,6 +7,8 @@ from pathlib import Path
 from prefect import flow
 from prefect.logging import get_run_logger
 
+from flows import wordless
+
 
 @flow(name="pretrain", persist_result=False, retries=2, timeout_seconds=72 * 3600)
 def pretrain_flow(
@@ -22,9 +24,10 @@ def pretrain_flow(
 ) -> Path:
     """Texts, small lesions in patches, whole images with their reports (S1, S2, S3), calibration. `start`: a
     checkpoint to go on from. A killed run goes on from its last finished epoch or round."""
-    from dapt.finish import train_checkpoint
-    from dapt.train import TrainConfig
-
     logger = get_run_logger()
-    config = TrainConfig(text_epochs=text_epochs, rounds=rounds, epochs=epochs, device=device, seed=seed)
-    return train_checkpoint(corpus, work, out, config, lambda row: logger.info("%s", row), start=start)
+    with wordless():
+        from dapt.finish import train_checkpoint
+        from dapt.train import TrainConfig
+
+        config = TrainConfig(text_epochs=text_epochs, rounds=rounds, epochs=epochs, device=device, seed=seed)
+        return train_checkpoint(corpus, work, out, config, lambda row: logger.info("%s", row), start=start)

@@ -95,12 +95,13 @@ def _metrics(settings_file: Path, port: int | None) -> Iterator:
         yield None
         return
     from mla_med.night.metrics import NightMetrics
+    from mla_med.night.settings import read_night
     from mla_med.pacs.run import open_ledger
     from mla_med.pacs.settings import read_settings
 
     settings = read_settings(settings_file)
     book = open_ledger(settings)
-    metrics = NightMetrics(book, settings.name)
+    metrics = NightMetrics(book, settings.name, Path(read_night(settings_file).records))
     metrics.serve(port)
     yield metrics
     book.close()
@@ -139,8 +140,13 @@ def serve(
 
 def _drift_apart(settings_file: Path) -> None:
     """In a process that takes its model with it when it ends."""
+    from mla_med.night.alarm import telling_failure
+
     command = ("-m", "mla_med.cli", "night", "drift", "--settings", str(settings_file))
-    subprocess.run([sys.executable, *command], check=False)
+    code = subprocess.run([sys.executable, *command], check=False).returncode
+    if code not in (0, 1):  # with 1 it has told people itself
+        with telling_failure(settings_file, "drift check"):
+            raise MlaMedError(f"The drift check ended with {code}; its own words stand above.", code="DIED")
 
 
 @night.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import fields
@@ -42,15 +43,16 @@ def read_section(
     known = {f.name: str(f.type) for f in fields(kind)}  # type: ignore[arg-type]
     defaults = {f.name: f.default for f in fields(kind) if f.name in places}  # type: ignore[arg-type]
     given = defaults | {key: _checked(path, name, key, value, known) for key, value in section.items()}
-    given |= {key: _beside(path, given[key]) for key in places}
+    given |= {key: beside(path, given[key]) for key in places}
     return kind(**given | {key: value for key, value in (over or {}).items() if value})
 
 
-def _beside(path: Path, place: str) -> str:
+def beside(path: Path, place: str) -> str:
     """As seen from the settings' folder; what is empty, absolute or no file stays as it is."""
-    scheme = "sqlite:///" if place.startswith("sqlite:///") else ""
+    found = re.match(r"sqlite(\+\w+)?:///", place)
+    scheme = found[0] if found else ""
     name = place.removeprefix(scheme)
-    if not name or "://" in name or name.startswith(":memory:"):
+    if not name or "://" in name or name.startswith((":memory:", "file:")):
         return place
     return f"{scheme}{path.parent / name}"
 

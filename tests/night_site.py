@@ -125,6 +125,16 @@ def draft_job(settings_file: Path, job_id: str, hold: bool) -> Drafted:
     return worker.draft(job_id, hold)
 
 
+def end_worker(settings_file: Path, job_id: str, hold: bool) -> Drafted:
+    """Of the jobs whose names begin with bad; each begin of any is noted."""
+    with (settings_file.parent / "begun").open("a") as file:
+        file.write(f"{job_id}\n")
+    time.sleep(0.5)  # what is under work beside it has begun
+    if job_id.startswith("bad"):
+        os._exit(1)
+    return Drafted(job_id, "drafted")
+
+
 def break_down(settings_file: Path, job_id: str, hold: bool) -> Drafted:
     raise ValueError("could not convert 'Xanthippe^Quercy'")
 

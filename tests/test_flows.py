@@ -360,6 +360,10 @@ def read_lines(corpus: Path) -> Iterator[str]:
 def test_a_held_night_pauses_and_resume_releases_its_drafts_alone(by_hand, server, phantom_series, tmp_path):
     sent = send_phantoms(server, phantom_series, 2)
     path = write_settings(tmp_path, server.dicomweb_url)
+    with open_site(path) as site:
+        earlier = site.book.see("2.25.4710", 1)  # of another night, and somebody left it so
+        site.book.ready(earlier.id, 1)
+        site.claims.end(site.claims.take(earlier.id, "another"), "HELD", "DRAFTED")
     run = by_hand.begin("nightly-held", settings_file=str(path))
     by_hand.wait_for(run, "PAUSED")
     assert documents(server) == []
@@ -371,7 +375,7 @@ def test_a_held_night_pauses_and_resume_releases_its_drafts_alone(by_hand, serve
     by_hand.wait_for(run, "COMPLETED")
     assert documents(server) == sorted(sent)
     with open_site(path) as site:
-        assert [one.job_id for one in site.claims.standing("HELD")] == [later.id]
+        assert {one.job_id for one in site.claims.standing("HELD")} == {earlier.id, later.id}
 
 
 def test_a_cancelled_night_stops_after_its_studies_and_the_next_loses_nothing(

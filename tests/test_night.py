@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from statistics import median
 from zoneinfo import ZoneInfo
 
@@ -29,9 +31,10 @@ import pytest
 from fake_pacs import dripping_port
 from ledgers import default_kind, new_ledger_url
 from night_site import ROOT, Stub, documents, upload, write_settings
+from prometheus_client import generate_latest
 
 from mla_med.dicom.ahead import Ahead
-from mla_med.errors import CheckpointError, ConfigError, LedgerError, PacsError, StudyError
+from mla_med.errors import CheckpointError, ConfigError, LedgerError, OutputError, PacsError, StudyError
 from mla_med.ledger.ledger import Ledger
 from mla_med.ledger.nouns import JobState
 from mla_med.ledger.owners import owner
@@ -43,13 +46,14 @@ from mla_med.night.drift import Reading, compare, drift
 from mla_med.night.loop import PASSES, Night, by_threads, open_site, run_night
 from mla_med.night.metrics import NightMetrics
 from mla_med.night.pool import Pool, threads_of
-from mla_med.night.run import night_with, release_all
+from mla_med.night.run import night_with, release_all, whole_night
 from mla_med.night.schedule import next_time_s, serve
 from mla_med.night.settings import NightSettings, read_night
 from mla_med.night.work import Drafted, Worker
-from mla_med.pacs.inbox import clear_images
+from mla_med.pacs.inbox import clear_images, review_folder
 from mla_med.pacs.peer import SeriesCount
 from mla_med.pacs.settings import read_settings
+from mla_med.review.settings import read_review
 
 SLOW = bool(os.environ.get("MLA_MED_SLOW"))
 SECRET = bytes(range(32))
@@ -344,6 +348,23 @@ def test_the_same_night_on_a_dask_cluster_of_two_processes(server, settings_file
     assert len(models) == len(set(models)) <= 2
 
 
+def test_what_ends_a_worker_of_a_cluster_is_begun_once_for_each_time_it_is_handed_out(tmp_path):
+    """Dask itself would begin it again on every other worker, with what is under work there."""
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed (the extra flows)")
+    path = write_settings(tmp_path, "http://127.0.0.1:9")
+    names = ["bad1", "good1", "good2", "good3", "good4"]
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as dask,
+        Cluster(dask.scheduler_address, path, work=stub_site.end_worker) as workers,
+        by_threads(workers.draft, len(names)) as submit,
+    ):
+        ended = {name: handed.result() for name, handed in [(name, submit(name)) for name in names]}
+    assert ended["bad1"] == Drafted("bad1", "failed", ("WORKER_DIED",))
+    lost = [name for name, drafted in ended.items() if drafted.state == "failed"]
+    assert len(lost) <= 2  # it, and what was under work beside it
+    assert Counter((tmp_path / "begun").read_text().split()) == Counter(names)
+
+
 def test_a_cluster_that_is_not_there_is_one_line(settings_file):
     pytest.importorskip("distributed", reason="Dask is not installed (the extra flows)")
     with pytest.raises(ConfigError, match="No Dask scheduler with a worker answers at nonsense"):
@@ -602,6 +623,26 @@ def test_images_of_a_delivered_draft_stay_for_the_review_page_where_it_keeps_the
     assert kept == {row.job_id: 4 for row in account.audit.rows}
 
 
+def test_the_night_keeps_images_where_the_review_page_looks_for_them(tmp_path, monkeypatch):
+    (tmp_path / "site").mkdir()
+    path = write_settings(tmp_path / "site", "http://127.0.0.1:9", night='[review]\nimages = "kept"')
+    monkeypatch.chdir(tmp_path)
+    for given in (path, Path("site/mla-med.toml")):
+        assert review_folder(given) == Path(read_review(given).images)
+        assert review_folder(given).resolve() == tmp_path / "site" / "kept"
+
+
+def test_workers_read_the_settings_by_the_name_that_the_night_has(tmp_path, monkeypatch):
+    """Behind a link, what lies beside it is not what lies beside its target."""
+    path = write_settings(tmp_path, "http://127.0.0.1:9")
+    link = tmp_path / "linked" / "mla-med.toml"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    monkeypatch.chdir(link.parent)
+    with Pool(Path("mla-med.toml")) as pool:
+        assert pool._arguments[0] == str(link)
+
+
 def test_images_that_cannot_be_kept_stay_in_the_inbox(full_disk, tmp_path):
     folder = tmp_path / ("a" * 32)
     folder.mkdir()
@@ -742,6 +783,42 @@ def test_parked_documents_are_told_to_the_webhook_by_job_and_reason_alone(networ
     assert "Phantom" not in json.dumps(told)
 
 
+def test_a_night_that_fails_as_a_whole_is_told(network, hook, tmp_path, monkeypatch):
+    monkeypatch.setattr("mla_med.night.cluster.WAIT_S", 1.0)
+    night = f'webhook_url = "{hook.url}"\ndask = "tcp://127.0.0.1:9"'
+    with pytest.raises(ConfigError):
+        whole_night(write_settings(tmp_path, "http://127.0.0.1:9", night=night))
+    (told,) = hook.told
+    assert told == {
+        "text": "mla_med, main: the night failed: DASK_UNREACHABLE.",
+        "codes": ["DASK_UNREACHABLE"],
+        "jobs": [],
+    }
+
+
+def test_an_account_that_cannot_be_written_is_told_after_what_needs_a_person(server, hook, tmp_path):
+    night = f'webhook_url = "{hook.url}"'
+    path = write_settings(tmp_path, server.dicomweb_url, night=night)
+    (tmp_path / "nights").write_text("no folder")
+    with open_site(path) as here:
+        claims = here.claims
+        waiting = ready_job(here, 1, tmp_path)
+        claims.end(claims.take(waiting, "a worker"), "FAILED", "WORKER_DIED")
+    with pytest.raises(OutputError, match="The account of the night cannot be written"):
+        whole_night(path)
+    assert [told["text"].split(": ", 1)[1] for told in hook.told] == [
+        "1 studies need a person. 1 FAILED.",
+        "the night failed: OUTPUT_NOT_WRITTEN.",
+    ]
+
+
+def test_a_weekly_check_that_cannot_be_made_is_told(network, hook, tmp_path):
+    path = write_settings(tmp_path, "http://127.0.0.1:9", night=f'webhook_url = "{hook.url}"')
+    with pytest.raises(PacsError):
+        drift(path, seeds=[4_000_950_001])
+    assert [told["text"] for told in hook.told] == ["mla_med, main: the drift check failed: CONNECT."]
+
+
 def test_the_account_of_a_night_names_every_study_by_job_and_nobody(server, settings_file):
     upload(server, range(1, 4), PatientName="Quercy^Xanthippe", PatientID="MRN-4711")
     upload(server, [4], slices=1)
@@ -763,17 +840,33 @@ def test_the_account_of_a_night_names_every_study_by_job_and_nobody(server, sett
 
 
 def test_metrics_count_drafts_by_state_beside_those_of_the_ledger(server, settings_file):
-    from prometheus_client import generate_latest
 
     upload(server, range(1, 3))
     with open_site(settings_file) as here:
-        metrics = NightMetrics(here.book, "main")
+        metrics = NightMetrics(here.book, "main", settings_file.parent / "nights")
         run(settings_file, metrics=metrics)
         text = generate_latest(metrics.registry).decode()
     assert 'mla_med_drafts_total{state="drafted"} 2.0' in text
     assert 'mla_med_jobs{state="DELIVERED"} 2.0' in text
+    assert 'mla_med_jobs{state="QUARANTINED"} 0.0' in text  # an alarm sees how the first one comes
     assert "mla_med_draft_seconds_count 2.0" in text
     assert "mla_med_night_running 0.0" in text
+
+
+def test_a_service_that_begins_anew_knows_when_the_last_night_ended(tmp_path):
+    account = tmp_path / "nights" / "20260101T000000Z-a" / "night.json"
+    account.parent.mkdir(parents=True)
+    account.write_text("{}")
+    os.utime(account, (1_000_000, 1_000_000))
+    with open_site(write_settings(tmp_path, "http://127.0.0.1:9")) as here:
+
+        def ended(records: str) -> float:
+            text = generate_latest(NightMetrics(here.book, "main", tmp_path / records).registry).decode()
+            return float(re.findall(r"^mla_med_night_last_end_seconds (\S+)", text, re.MULTILINE)[0])
+
+        assert ended("nights") == 1_000_000
+        before = time.time()
+        assert before <= ended("none") <= time.time()
 
 
 # By the clock

@@ -7,16 +7,20 @@ nothing of patients. A webhook's address may hold a secret and is never logged.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 
+from mla_med.errors import MlaMedError
 from mla_med.logs import log
 from mla_med.night.audit import Audit
 from mla_med.night.mail import send_mail
-from mla_med.night.settings import NightSettings
+from mla_med.night.settings import NightSettings, read_night
+from mla_med.pacs.settings import read_settings
 
 TRIES = 5
 FIRST_WAIT_S = 1.0
@@ -30,6 +34,20 @@ def tell_people(night: NightSettings, message: dict[str, Any]) -> bool:
     told = [send_alarm(night.webhook_url, message)] if night.webhook_url else []
     told += [send_mail(night, message)] if night.mail_host else []
     return all(told)
+
+
+@contextmanager
+def telling_failure(settings_file: Path, what: str) -> Iterator[None]:
+    """Around a whole night or check. What ends it is told as its reason code, or the name of its class, and
+    goes on to whoever called."""
+    try:
+        yield
+    except Exception as error:  # all of them: nobody looks at a log until somebody is told
+        code = error.code if isinstance(error, MlaMedError) else type(error).__name__
+        with suppress(MlaMedError):  # of the settings, which may be what failed
+            words = f"mla_med, {read_settings(settings_file).name}: the {what} failed: {code}."
+            tell_people(read_night(settings_file), {"text": words, "codes": [code], "jobs": []})
+        raise
 
 
 def alarm_of(audit: Audit) -> dict[str, Any] | None:

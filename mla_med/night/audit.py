@@ -18,6 +18,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
+from mla_med.errors import OutputError
 from mla_med.files import write_text
 from mla_med.ledger.ledger import OPEN
 from mla_med.ledger.nouns import Job, JobState
@@ -97,15 +98,18 @@ def write_audit(audit: Audit, folder: Path) -> Path:
     """night.html, night.csv and night.json in a folder named by the time and id of the night."""
     began = datetime.fromtimestamp(audit.night.began_s, UTC)
     to = folder / f"{began:%Y%m%dT%H%M%SZ}-{audit.night.id}"
-    to.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_text(to / "night.csv", _csv(audit.rows))
-    write_text(to / "night.html", _html(audit))
     values = {
         "night": asdict(audit.night),
         "counts": audit.counts,
         "studies": [asdict(r) for r in audit.rows],
     }
-    write_text(to / "night.json", json.dumps(values, indent=1) + "\n")
+    try:
+        to.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_text(to / "night.csv", _csv(audit.rows))
+        write_text(to / "night.html", _html(audit))
+        write_text(to / "night.json", json.dumps(values, indent=1) + "\n")
+    except OSError as error:
+        raise OutputError(f"The account of the night cannot be written to {to}: {error.strerror}.") from error
     return to
 
 

@@ -7,6 +7,7 @@ kills a worker that hangs: the night goes on without its study, whose claim ends
 
 from __future__ import annotations
 
+import uuid
 from concurrent.futures import CancelledError
 from functools import cache
 from importlib import import_module
@@ -29,7 +30,7 @@ class Cluster:
         """`address`: of the scheduler. `work` is imported in the workers by its name."""
         from distributed import Client
 
-        self._arguments = (f"{work.__module__}:{work.__name__}", str(settings_file.resolve()), hold)
+        self._arguments = (f"{work.__module__}:{work.__name__}", str(settings_file.absolute()), hold)
         try:
             self._client: Any = Client(address, timeout=WAIT_S, set_as_default=False)
         except (OSError, ValueError):  # TimeoutError is one; an address that is none is the other
@@ -44,9 +45,10 @@ class Cluster:
     def draft(self, job_id: str) -> Drafted:
         from distributed import KilledWorker
 
+        once = f"mla_med-{uuid.uuid4().hex}"
         work, settings_file, hold = self._arguments
         try:
-            one = self._client.submit(draft_there, work, settings_file, job_id, hold, pure=False)
+            one = self._client.submit(draft_there, work, settings_file, job_id, hold, once, pure=False)
             return one.result(DRAFT_S)
         except TimeoutError:
             return Drafted(job_id, "failed", ("DRAFT_TIMEOUT",))
@@ -66,10 +68,17 @@ class Cluster:
         self.close()
 
 
-def draft_there(work: str, settings_file: str, job_id: str, hold: bool) -> Drafted:
+def draft_there(work: str, settings_file: str, job_id: str, hold: bool, once: str) -> Drafted:
     """On a worker of the cluster. What goes wrong comes back as a code: Dask logs the words of an exception,
-    and sends them on."""
+    and sends them on. `once`: a name of this one try. What a worker had under work when it died Dask begins
+    again elsewhere, where it would end the next worker; whether it is tried again is the night's business."""
+    from distributed import Event
+
     _quiet()
+    begun = Event(once)
+    if begun.is_set():
+        return Drafted(job_id, "failed", ("WORKER_DIED",))
+    begun.set()
     module, _, name = work.partition(":")
     try:
         return getattr(import_module(module), name)(Path(settings_file), job_id, hold)

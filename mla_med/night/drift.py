@@ -28,7 +28,7 @@ from mla_med.errors import PacsError
 from mla_med.files import write_text
 from mla_med.ledger.nouns import JobState, Kind
 from mla_med.logs import log
-from mla_med.night.alarm import tell_people
+from mla_med.night.alarm import tell_people, telling_failure
 from mla_med.night.loop import Call, Site, open_site
 from mla_med.night.work import Draw, Drawer, Worker
 from mla_med.pacs.deliver import deliver_due
@@ -83,7 +83,11 @@ def drift(
 ) -> Drift:
     """Writes a line into drift.jsonl among the records, and the baseline where there is none. To accept a new
     model, remove drift-baseline.json. `draw`: other than with the site's model."""
-    with open_site(settings_file) as site, ReaderProcess() as reader:
+    with (
+        telling_failure(settings_file, "drift check"),
+        open_site(settings_file) as site,
+        ReaderProcess() as reader,
+    ):
         records = Path(site.night.records)
         records.mkdir(parents=True, exist_ok=True, mode=0o700)
         now, pictures = _read(site, seeds, pause, reader.call, draw or Drawer(site.night))

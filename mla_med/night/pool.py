@@ -50,7 +50,7 @@ class Pool:
     ):
         """`work` is imported in the workers by its name, so it stands in a module."""
         self.slots = workers * (1 + ahead) * batch
-        self._arguments = (str(settings_file.resolve()), f"{work.__module__}:{work.__name__}", str(hold))
+        self._arguments = (str(settings_file.absolute()), f"{work.__module__}:{work.__name__}", str(hold))
         self._threads = threads_of(workers)
         self._free: queue.LifoQueue[_Child] = queue.LifoQueue()
         self._children = [_Child(self._start) for _ in range(workers)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mla_med.dicom.apart import ReaderProcess
 from mla_med.ledger.nouns import Job, JobState
-from mla_med.night.alarm import alarm_of, tell_people
+from mla_med.night.alarm import alarm_of, tell_people, telling_failure
 from mla_med.night.audit import Audit, audit_night, write_audit
 from mla_med.night.cluster import Cluster
 from mla_med.night.loop import Site, Submit, Tell, by_threads, open_site, run_night
@@ -36,7 +36,7 @@ def whole_night(
     metrics: NightMetrics | None = None,
 ) -> Account:
     """With this machine's workers, or those of the cluster. `hold`: other than the settings say."""
-    with open_site(settings_file) as site:
+    with telling_failure(settings_file, "night"), open_site(settings_file) as site:
         if hold is not None:
             site = replace(site, night=replace(site.night, hold=hold))
         with (
@@ -64,14 +64,13 @@ def night_with(
     pause: Callable[[float], None] | None = None,
 ) -> Account:
     """With whatever workers `submit` hands a job id to."""
-    metrics = metrics or NightMetrics(site.book, site.pacs.name)
+    metrics = metrics or NightMetrics(site.book, site.pacs.name, Path(site.night.records))
 
     def count(drafted: Drafted) -> None:
         metrics.observe_draft(drafted)
         done(drafted)
 
-    metrics.begin()
-    with ReaderProcess() as reader:
+    with metrics.running(), ReaderProcess() as reader:
         night = run_night(
             site,
             submit,
@@ -85,11 +84,9 @@ def night_with(
         )
     metrics.end(night)
     audit = audit_night(site, night)
-    folder = write_audit(audit, Path(site.night.records))
-    message = alarm_of(audit)
-    if message:
-        tell_people(site.night, message)
-    return Account(audit, folder)
+    if message := alarm_of(audit):
+        tell_people(site.night, message)  # first: the disk may be what is full
+    return Account(audit, write_audit(audit, Path(site.night.records)))
 
 
 def release_all(site: Site, among: Collection[str] | None = None) -> list[Job]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mla_med.ledger.nouns import JobState
 from mla_med.logs import log
+from mla_med.settings import beside
 
 LEFT_S = 86_400.0
 """Nobody fills a folder for so long."""
@@ -25,7 +26,7 @@ OVER = (JobState.DELIVERED, JobState.SUPERSEDED, JobState.DISCARDED)
 def review_folder(settings_file: Path) -> Path | None:
     """`images` of the section [review], which others read in whole; None: images go with the delivery."""
     section = tomllib.loads(settings_file.read_text("utf-8")).get("review", {})
-    return Path(section["images"]) if section.get("images") else None
+    return Path(beside(settings_file, section["images"])) if section.get("images") else None
 
 
 def clear_images(folder: Path, state: JobState, kept: Path | None) -> bool:

@@ -14,7 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from mla_med.ledger.ledger import Ledger
-from mla_med.ledger.nouns import Outcome
+from mla_med.ledger.nouns import JobState, Outcome
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60)
 
@@ -57,8 +57,9 @@ class _LedgerCollector(Collector):
             documents.add_metric([destination, state], number)
         yield documents
         jobs = GaugeMetricFamily("mla_med_jobs", "Studies and revisions.", labels=["state"])
-        for state, number in self._ledger.job_counts().items():
-            jobs.add_metric([state], number)
+        counts = self._ledger.job_counts()
+        for state in JobState:  # the zeros too: an alarm sees the first of a kind
+            jobs.add_metric([state], counts.get(state, 0))
         yield jobs
         oldest = GaugeMetricFamily(
             "mla_med_oldest_undelivered_seconds",

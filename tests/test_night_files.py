@@ -38,7 +38,7 @@ def test_every_deployment_names_a_flow_and_its_parameters():
         }
         assert function in found, one["entrypoint"]
         assert any("flow" in ast.unparse(decorator) for decorator in found[function].decorator_list)
-        assert one["parameters"].keys() <= {argument.arg for argument in found[function].args.args}
+        assert one.get("parameters", {}).keys() <= {argument.arg for argument in found[function].args.args}
         is_night = "nightly" in one["name"]  # prefect.yaml says why it has none
         limit = None if is_night else {"limit": 1, "collision_strategy": "CANCEL_NEW"}
         assert one.get("concurrency_limit") == limit
@@ -145,6 +145,38 @@ def test_outside_of_the_main_thread_no_signal_is_taken():
     thread.start()
     thread.join()
     assert answers == [False]
+
+
+NAMED = "Quercy_Xanthippe"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "arguments"),
+    [
+        ("draft_study", "draft_study_flow", (NAMED, "out")),
+        ("draft_study", "draft_job_flow", (f"{NAMED}.toml", "a_job")),
+        ("nightly", "nightly_flow", (f"{NAMED}.toml",)),
+        ("drift", "drift_flow", (f"{NAMED}.toml",)),
+        ("pretrain", "pretrain_flow", (NAMED, "work", "out")),
+        ("evaluate", "evaluate_flow", ("out", NAMED, 1)),
+        ("prepare_corpus", "prepare_corpus_flow", ("out", NAMED, 1)),
+        ("prepare_corpus", "gather_corpus_flow", (NAMED, "csv", "out")),
+    ],
+)
+def test_no_flow_tells_prefect_the_words_of_an_error(tmp_path, monkeypatch, module, name, arguments):
+    from importlib import import_module
+
+    from prefect.logging import disable_run_logger
+
+    monkeypatch.chdir(tmp_path)
+    places = [tmp_path / a if isinstance(a, str) and a != "csv" else a for a in arguments]
+    if name == "prepare_corpus_flow":
+        places[1] = NAMED
+    flow = getattr(import_module(f"flows.{module}"), name)
+    with disable_run_logger(), pytest.raises(FlowError) as caught:
+        flow.fn(*places)
+    assert re.fullmatch("[A-Z_]+|[A-Z][A-Za-z]+", str(caught.value))
+    assert NAMED not in str(caught.value)
 
 
 def test_the_table_of_the_bench_says_what_limits_it():

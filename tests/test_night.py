@@ -961,7 +961,8 @@ def test_mla_med_serve_begins_a_night_and_ends_on_sigterm(server, tmp_path):
 def test_a_site_without_the_section_has_every_default(tmp_path):
     path = tmp_path / "mla-med.toml"
     path.write_text("[pacs]\n")
-    assert read_night(path, {}) == NightSettings()
+    beside = {"out": str(tmp_path / "out/drafts"), "records": str(tmp_path / "out/nights")}
+    assert read_night(path, {}) == replace(NightSettings(), **beside)
     url = {"MLA_MED_WEBHOOK_URL": "https://pager.example.org/x"}
     assert read_night(path, url).webhook_url == "https://pager.example.org/x"
 

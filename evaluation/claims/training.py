@@ -43,6 +43,25 @@ def teach(module: nn.Module, loss_of: Loss, steps: int, lr: float, seed: int) ->
     return float(np.median(took))
 
 
+def time_in_turn(arms: Sequence[tuple[nn.Module, Loss]], rounds: int, seed: int) -> tuple[list[float], float]:
+    """-> seconds of a training step of each (median), and how many times as long as the second's the first's
+    takes (median over rounds, within which each has its turn: a busy machine is busy for both). In place."""
+    took = np.zeros((rounds + 1, len(arms)))
+    optimizers = [torch.optim.AdamW(module.train().parameters(), lr=1e-5) for module, _ in arms]
+    for number in range(rounds + 1):
+        order = range(len(arms)) if number % 2 else reversed(range(len(arms)))
+        for n in order:
+            module, loss_of = arms[n]
+            began = time.perf_counter()
+            loss_of(np.random.default_rng([seed, number])).backward()
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizers[n].step()
+            optimizers[n].zero_grad(set_to_none=True)
+            took[number, n] = time.perf_counter() - began
+    took = took[1:]  # the first round warms up
+    return np.median(took, 0).tolist(), float(np.median(took[:, 0] / took[:, 1]))
+
+
 def drawn(rng: np.random.Generator, of: int, batch: int) -> np.ndarray:
     return rng.choice(of, batch, replace=of < batch)
 

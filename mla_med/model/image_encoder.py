@@ -108,7 +108,7 @@ class ImageEncoder(nn.Module):
         )
 
     def forward(self, image_BCIJK: Tensor, present_BC: Tensor) -> list[Level]:
-        x = channels_last(blank_absent(image_BCIJK, present_BC))
+        x = blank_absent(image_BCIJK, present_BC)
         # Zero is also a grey value: without this the first stage cannot tell absent from dark.
         bias_BD = self.presence(present_BC.to(x.dtype))
         features = []
@@ -204,6 +204,8 @@ def to_volume(image: Tensor, channels: int) -> Tensor:
 
 
 def blank_absent(image_BCIJK: Tensor, present_BC: Tensor) -> Tensor:
+    if is_plain_inference(image_BCIJK) and bool(present_BC.bool().all()):
+        return image_BCIJK
     present = present_BC.bool()[:, :, None, None, None]
     return torch.where(present, image_BCIJK, torch.zeros_like(image_BCIJK))
 
@@ -229,7 +231,8 @@ class EncoderStage(nn.Module):
         self.gate = ChannelGate(after)
 
     def forward(self, x_BCIJK: Tensor, bias_BD: Tensor | None) -> Tensor:
-        x_BDIJK = convolve(self.halve.conv, self.norm, pad_to_multiple(x_BCIJK, 2))
+        # the image comes as it is: its halves are less to lay out anew
+        x_BDIJK = channels_last(convolve(self.halve.conv, self.norm, pad_to_multiple(x_BCIJK, 2)))
         if bias_BD is not None:
             x_BDIJK = x_BDIJK + bias_BD[:, :, None, None, None]
         return self.gate(self._refined(x_BDIJK))

@@ -24,7 +24,7 @@ from dapt.augment import Augment
 from dapt.collate import collate
 from dapt.finish import calibrate_on, calibration_card
 from dapt.receipts import score_findings
-from dapt.recovery import recover, settle
+from dapt.recovery import imitate, recover, settle
 from mla_med.corpus import Example, read_examples, read_settings
 from mla_med.errors import ConfigError
 from mla_med.files import write_json
@@ -62,6 +62,8 @@ class Wish:
     latency: float = 0.58
     """Of the encoder, by what it takes now."""
     studies: int = 64
+    cubes: int = 1200
+    """Steps of hints by cubes, before the steps of whole images."""
     steps: int = 2000
     batch: int = 4
     seed: int = 0
@@ -122,16 +124,20 @@ def prune_checkpoint(
     choice = _kept(work, _digest_of(wish, whole.weights_sha256, train), chosen)
     smaller = settled(remove(model, groups, choice.plan))
     unrecovered = quality(smaller)
-    progress(f"teaching what is left, {wish.steps} steps")
-    recover(
-        smaller,
-        model,
-        lambda step: next(lessons(1, FIRST_LESSON + step, Augment())),
-        wish.steps,
-        precision=wish.precision,
-        log=lambda step, loss: progress(f"teaching: step {step + 1} of {wish.steps}, loss {loss:.2f}"),
-        state=work / "recovery.safetensors",
-    )
+
+    def teaching(what: str, steps: int) -> dict[str, Any]:
+        progress(f"teaching by {what}, {steps} steps")
+        return {
+            "lesson": lambda step: next(lessons(1, FIRST_LESSON + step, Augment())),
+            "steps": steps,
+            "precision": wish.precision,
+            "log": lambda step, loss: progress(f"{what}: step {step + 1} of {steps}, loss {loss:.2f}"),
+            "state": work / f"{what}.safetensors",
+        }
+
+    imitate(smaller, model, **teaching("cubes", wish.cubes))
+    settled(smaller)
+    recover(smaller, model, **teaching("images", wish.steps))
     progress("calibrating")
     smaller = as_stored(smaller)
     calibration, _, examples = calibrate_on(smaller, corpus)
@@ -231,8 +237,8 @@ def to_markdown(facts: dict[str, Any], points: list[Point], groups: list[Group],
         "Channels, heads and feed-forward pairs were removed until the encoder took "
         f"{100 * facts['latency']:.0f} % of its time (wished: {100 * wish['latency']:.0f} %); the same "
         f"channels at zero, not removed: {100 * facts['masked_latency']:.0f} %. Parameters: "
-        f"{before / 1e6:.2f} M -> {after / 1e6:.2f} M. Recovery: {wish['steps']} steps of {wish['batch']} "
-        "studies.",
+        f"{before / 1e6:.2f} M -> {after / 1e6:.2f} M. Recovery: {wish['cubes']} steps of cubes and "
+        f"{wish['steps']} of images, {wish['batch']} studies each.",
         "",
         "| | " + " | ".join(names) + " |",
         "|---|" + "---|" * len(names),

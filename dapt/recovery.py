@@ -1,16 +1,18 @@
 """A pruned model, the whole one and studies -> the pruned one, taught to see what the whole one sees.
 
 settle(pruned, batches)
+imitate(pruned, whole, lesson, steps)
 recover(pruned, whole, lesson, steps)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -22,6 +24,11 @@ from mla_med.model.fusion import HierarchicalFeatureFusion
 from mla_med.model.image_encoder import Level
 from mla_med.model.mla import MLAModel
 
+EDGE = 64
+"""Voxels of a cube, a multiple of the coarsest stride."""
+CUBES = 4
+"""Of an image, one after the other: to read one takes longer than to learn from a cube."""
+Lesson = Callable[[int], Batch]
 SAVE_EVERY = 50
 """Steps."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -45,10 +52,39 @@ def settle(model: MLAModel, batches: Iterable[Batch]) -> MLAModel:
     return model.eval()
 
 
+def imitate(
+    student: MLAModel,
+    teacher: MLAModel,
+    lesson: Lesson,
+    steps: int,
+    lr: float = 2e-3,
+    log: Callable[[int, float], None] = lambda step, loss: None,
+    precision: str = "fp32",
+    state: Path | None = None,
+) -> MLAModel:
+    """Teaches the image encoder and the pyramid alone, by cubes of the images (hints of Romero et al.,
+    FitNets, ICLR 2015): convolutions look no farther, and a cube takes a fifth of an image's time."""
+    taught = {
+        name: parameter
+        for name, parameter in student.named_parameters()
+        if name.startswith(("image_encoder.", "fusion.pyramid."))
+    }
+    kept: dict[int, Batch] = {}
+
+    def loss_of(step: int) -> Tensor:
+        number, part = divmod(step, CUBES)
+        if number not in kept:
+            kept.clear()
+            kept[number] = lesson(number)
+        return hint_loss(student, teacher, kept[number], np.random.default_rng([number, part]))
+
+    return _teach(student, teacher, taught, loss_of, steps, lr, log, precision, state)
+
+
 def recover(
     student: MLAModel,
     teacher: MLAModel,
-    lesson: Callable[[int], Batch],
+    lesson: Lesson,
     steps: int,
     lr: float = 1e-3,
     log: Callable[[int, float], None] = lambda step, loss: None,
@@ -59,12 +95,30 @@ def recover(
     batches say it. The decoder stays as it is: its memory is what it was taught to read.
 
     `lesson`: the batch of a step. `state`: a file that is written now and then, and gone on from."""
+    taught = {n: p for n, p in student.named_parameters() if not n.startswith("decoder.lm.")}
+
+    def loss_of(step: int) -> Tensor:
+        return distillation_loss(student, teacher, lesson(step))
+
+    return _teach(student, teacher, taught, loss_of, steps, lr, log, precision, state)
+
+
+def _teach(
+    student: MLAModel,
+    teacher: MLAModel,
+    taught: Mapping[str, nn.Parameter],
+    loss_of: Callable[[int], Tensor],
+    steps: int,
+    lr: float,
+    log: Callable[[int, float], None],
+    precision: str,
+    state: Path | None,
+) -> MLAModel:
     teacher.eval()
     student.train()
     for module in student.modules():
         if isinstance(module, nn.BatchNorm3d):
             module.eval()  # its statistics are those of many studies (settle)
-    taught = {n: p for n, p in student.named_parameters() if not n.startswith("decoder.lm.")}
     optimizer = torch.optim.AdamW(taught.values(), lr=lr, weight_decay=0.01)
     begun = 0 if state is None else _read_state(state, taught, optimizer)
     for step in range(begun, steps):
@@ -73,13 +127,13 @@ def recover(
             settings["lr"] = lr * min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
         torch.manual_seed(step)  # of what is dropped: that of a step, wherever one began
         with torch.autocast(student.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = distillation_loss(student, teacher, lesson(step))
+            loss = loss_of(step)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(taught.values(), 1.0)
         optimizer.step()
         log(step, float(loss.detach()))
-        if state is not None and (step + 1) % SAVE_EVERY == 0:
+        if state is not None and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):
             _write_state(state, taught, optimizer, step + 1)
     return student.eval()
 
@@ -112,6 +166,43 @@ def _read_state(path: Path, taught: Mapping[str, nn.Parameter], optimizer: torch
     return step
 
 
+def hint_loss(student: MLAModel, teacher: MLAModel, batch: Batch, rng: np.random.Generator) -> Tensor:
+    """Of the pyramids' levels, over a cube of every image at a place of its own."""
+    image_BCIJK = _cubes(batch["image_BCIJK"], rng)
+    present_BC = batch["present_BC"]
+    with torch.no_grad():
+        wanted = _pyramid_of(teacher, image_BCIJK, present_BC)
+    return _level_loss(_pyramid_of(student, image_BCIJK, present_BC), wanted)
+
+
+def _cubes(image_BCIJK: Tensor, rng: np.random.Generator) -> Tensor:
+    edges = [min(EDGE, size) for size in image_BCIJK.shape[2:]]
+    cubes = []
+    for image_CIJK in image_BCIJK:
+        # on the coarsest grid, so that cells are those of the image
+        first = [
+            16 * int(rng.integers(0, (size - edge) // 16 + 1))
+            for size, edge in zip(image_CIJK.shape[1:], edges, strict=True)
+        ]
+        i, j, k = (slice(at, at + edge) for at, edge in zip(first, edges, strict=True))
+        cubes.append(image_CIJK[:, i, j, k])
+    return torch.stack(cubes)
+
+
+def _pyramid_of(model: MLAModel, image_BCIJK: Tensor, present_BC: Tensor) -> list[Level]:
+    """Below the finest level, whose channels may be fewer."""
+    assert isinstance(model.fusion, HierarchicalFeatureFusion)
+    return list(model.fusion.pyramid(model.image_encoder(image_BCIJK, present_BC)))[1:]
+
+
+def _level_loss(levels: Sequence[Level], wanted: Sequence[Level]) -> Tensor:
+    terms = [
+        F.smooth_l1_loss(got.features_BDIJK, level.features_BDIJK) / level.features_BDIJK.abs().mean()
+        for got, level in zip(levels, wanted, strict=True)
+    ]
+    return torch.stack(terms).sum()
+
+
 def distillation_loss(student: MLAModel, teacher: MLAModel, batch: Batch) -> Tensor:
     """What the teacher says of findings, cells and levels, and the loss of the truth."""
     seeing = {k: v for k, v in batch.items() if k not in ("input_ids", "labels")}
@@ -124,10 +215,7 @@ def distillation_loss(student: MLAModel, teacher: MLAModel, batch: Batch) -> Ten
     assert told.fused.lesions is not None
     assert fused.lesions is not None
     found = told.findings
-    terms = [
-        F.smooth_l1_loss(got.features_BDIJK, level.features_BDIJK) / level.features_BDIJK.abs().mean()
-        for got, level in zip(levels, wanted_levels, strict=True)
-    ]
+    terms = [_level_loss(levels, wanted_levels)]
     terms.append(
         2 * F.binary_cross_entropy_with_logits(found.presence_logits_BF, wanted.presence_logits_BF.sigmoid())
     )

@@ -58,6 +58,7 @@ def prune(
         float, typer.Option(min=0.1, max=1.0, help="Of the encoder, by what it takes now.")
     ] = 0.58,
     studies: Annotated[int, typer.Option(min=4, help="That channels are weighed by.")] = 64,
+    cubes: Annotated[int, typer.Option(min=0, help="Steps of recovery by cubes, before --steps.")] = 1200,
     steps: Annotated[int, typer.Option(min=0, help="Of recovery, of --batch studies each.")] = 2000,
     batch: Annotated[int, typer.Option(min=1)] = 4,
     seed: Annotated[int, typer.Option(help="Which studies weigh and teach, in which order.")] = 0,
@@ -67,7 +68,7 @@ def prune(
     what is left, calibrate it anew, and say what was lost. The curve that was chosen from is in README.md."""
     from dapt.prune import Wish, prune_checkpoint
 
-    wish = Wish(latency, studies, steps, batch, seed, threads)
+    wish = Wish(latency, studies, cubes, steps, batch, seed, threads)
     with say_steps("weighing channels") as say:
         words = prune_checkpoint(folder_of(checkpoint), corpus, to, wish, say)
     out.print(words)

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 
-from dapt.recovery import distillation_loss, recover, settle
+from dapt.recovery import distillation_loss, hint_loss, imitate, recover, settle
 from mla_med.errors import ConfigError
 from mla_med.model.compress import choose, coupled, masked, measure, remove, weigh
 from mla_med.model.config import tiny
@@ -139,12 +140,33 @@ def test_recovery_brings_the_small_model_nearer_to_the_whole(world):
         assert distillation_loss(smaller, model, batch) < 0.9 * before
 
 
-def test_a_killed_recovery_goes_on_to_the_same_weights(world, tmp_path, monkeypatch):
+def test_cubes_bring_the_levels_nearer_to_those_of_the_whole_model(world, monkeypatch):
+    monkeypatch.setattr("dapt.recovery.EDGE", 16)
+    model, groups, _ = world
+    smaller = remove(model, groups, choose(groups, 0.6)).eval()
+    untaught = {name: p.clone() for name, p in smaller.named_parameters()}
+    (batch,) = batches_of(model, 1, seed=9)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(hint_loss(smaller, model, batch, np.random.default_rng(7)))
+
+    before = loss()
+    imitate(smaller, model, lambda number: batch, steps=24)
+    assert loss() < 0.9 * before
+    changed = {name for name, p in smaller.named_parameters() if not torch.equal(p, untaught[name])}
+    assert {name.split(".")[0] for name in changed} <= {"image_encoder", "fusion"}
+    assert not [name for name in changed if name.startswith("fusion.") and "pyramid" not in name]
+
+
+@pytest.mark.parametrize("teach", [imitate, recover])
+def test_a_killed_recovery_goes_on_to_the_same_weights(world, tmp_path, monkeypatch, teach):
+    monkeypatch.setattr("dapt.recovery.CUBES", 1)
     model, groups, _ = world
     monkeypatch.setattr("dapt.recovery.SAVE_EVERY", 2)
     small = remove(model, groups, choose(groups, 0.6))
     each = list(batches_of(model, 6))
-    unbroken = recover(deepcopy(small), model, each.__getitem__, 6)
+    unbroken = teach(deepcopy(small), model, each.__getitem__, 6)
 
     def killed(step):
         if step == 5:
@@ -153,9 +175,9 @@ def test_a_killed_recovery_goes_on_to_the_same_weights(world, tmp_path, monkeypa
 
     state = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        recover(deepcopy(small), model, killed, 6, state=state)
+        teach(deepcopy(small), model, killed, 6, state=state)
     steps = []
-    resumed = recover(
+    resumed = teach(
         deepcopy(small), model, each.__getitem__, 6, log=lambda step, loss: steps.append(step), state=state
     )
     assert steps == [4, 5]

@@ -14,7 +14,7 @@ from mla_med.errors import ConfigError
 from mla_med.model.checkpoint import as_stored, load_checkpoint, save_checkpoint
 from mla_med.model.gate import SCOPES
 
-WISH = Wish(latency=1.0, studies=4, steps=4, batch=2, threads=1, precision="fp32")
+WISH = Wish(latency=1.0, studies=4, cubes=2, steps=4, batch=2, threads=1, precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_a_killed_pruning_goes_on_and_what_comes_out_loads(world, tmp_path, monk
 
     def kill(words: str) -> None:
         said.append(words)
-        if words.startswith("teaching: step 3"):
+        if words.startswith("images: step 3"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -52,9 +52,10 @@ def test_a_killed_pruning_goes_on_and_what_comes_out_loads(world, tmp_path, monk
     again: list[str] = []
     lost = prune_checkpoint(whole, corpus, out, WISH, again.append)
     assert [words.split(",")[0] for words in again] == [
-        "teaching what is left",
-        "teaching: step 3 of 4",
-        "teaching: step 4 of 4",
+        "teaching by cubes",
+        "teaching by images",
+        "images: step 3 of 4",
+        "images: step 4 of 4",
         "calibrating",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["small"]

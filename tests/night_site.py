@@ -129,9 +129,10 @@ def end_worker(settings_file: Path, job_id: str, hold: bool) -> Drafted:
     """Of the jobs whose names begin with bad; each begin of any is noted."""
     with (settings_file.parent / "begun").open("a") as file:
         file.write(f"{job_id}\n")
-    time.sleep(0.5)  # what is under work beside it has begun
     if job_id.startswith("bad"):
+        time.sleep(0.3)  # what is under work beside it has begun
         os._exit(1)
+    time.sleep(1.5)
     return Drafted(job_id, "drafted")
 
 

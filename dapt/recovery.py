@@ -27,8 +27,9 @@ from mla_med.model.mla import MLAModel
 EDGE = 64
 """Voxels of a cube, a multiple of the coarsest stride."""
 CUBES = 4
-"""Of an image, one after the other: to read one takes longer than to learn from a cube."""
+"""Of each image that is read, one step after the other."""
 Lesson = Callable[[int], Batch]
+"""The number of a lesson -> its batch, the same whenever it is asked."""
 SAVE_EVERY = 50
 """Steps."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -63,7 +64,8 @@ def imitate(
     state: Path | None = None,
 ) -> MLAModel:
     """Teaches the image encoder and the pyramid alone, by cubes of the images (hints of Romero et al.,
-    FitNets, ICLR 2015): convolutions look no farther, and a cube takes a fifth of an image's time."""
+    FitNets, ICLR 2015). What convolutions see lies in a cube, if not all that the gates pool; a step takes a
+    ninth of one of `recover`. `lesson`: of CUBES steps; all else as there."""
     taught = {
         name: parameter
         for name, parameter in student.named_parameters()
@@ -94,7 +96,7 @@ def recover(
     """Teaches what is left to see what the whole model saw (Hinton et al., 2015), and what is true where the
     batches say it. The decoder stays as it is: its memory is what it was taught to read.
 
-    `lesson`: the batch of a step. `state`: a file that is written now and then, and gone on from."""
+    `lesson`: of a step. `state`: a file that is written now and then, and gone on from."""
     taught = {n: p for n, p in student.named_parameters() if not n.startswith("decoder.lm.")}
 
     def loss_of(step: int) -> Tensor:

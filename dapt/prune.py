@@ -24,7 +24,7 @@ from dapt.augment import Augment
 from dapt.collate import collate
 from dapt.finish import calibrate_on, calibration_card
 from dapt.receipts import score_findings
-from dapt.recovery import imitate, recover, settle
+from dapt.recovery import Course, imitate, recover, settle
 from mla_med.corpus import Example, read_examples, read_settings
 from mla_med.errors import ConfigError
 from mla_med.files import write_json
@@ -125,19 +125,20 @@ def prune_checkpoint(
     smaller = settled(remove(model, groups, choice.plan))
     unrecovered = quality(smaller)
 
-    def teaching(what: str, steps: int) -> dict[str, Any]:
+    def course(what: str, steps: int, lr: float) -> Course:
         progress(f"teaching by {what}, {steps} steps")
-        return {
-            "lesson": lambda step: next(lessons(1, FIRST_LESSON + step, Augment())),
-            "steps": steps,
-            "precision": wish.precision,
-            "log": lambda step, loss: progress(f"{what}: step {step + 1} of {steps}, loss {loss:.2f}"),
-            "state": work / f"{what}.safetensors",
-        }
+        return Course(
+            lambda number: next(lessons(1, FIRST_LESSON + number, Augment())),
+            steps,
+            lr,
+            wish.precision,
+            lambda step, loss: progress(f"{what}: step {step + 1} of {steps}, loss {loss:.2f}"),
+            work / f"{what}.safetensors",
+        )
 
-    imitate(smaller, model, **teaching("cubes", wish.cubes))
+    imitate(smaller, model, course("cubes", wish.cubes, 2e-3))
     settled(smaller)
-    recover(smaller, model, **teaching("images", wish.steps))
+    recover(smaller, model, course("images", wish.steps, 1e-3))
     progress("calibrating")
     smaller = as_stored(smaller)
     calibration, _, examples = calibrate_on(smaller, corpus)

@@ -1,8 +1,8 @@
 """A pruned model, the whole one and studies -> the pruned one, taught to see what the whole one sees.
 
 settle(pruned, batches)
-imitate(pruned, whole, lesson, steps)
-recover(pruned, whole, lesson, steps)
+imitate(pruned, whole, course)
+recover(pruned, whole, course)
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,22 @@ SAVE_EVERY = 50
 """Steps."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Of AdamW."""
+SEEING = ("image_encoder.", "fusion.pyramid.")
+"""Parameters of what a cube shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How what is left is taught."""
+
+    lesson: Lesson
+    steps: int
+    lr: float = 1e-3
+    precision: str = "fp32"
+    """Of convolutions and matrix products: fp32 or bf16."""
+    log: Callable[[int, float], None] = lambda step, loss: None
+    state: Path | None = None
+    """A file that is written now and then, and gone on from."""
 
 
 @torch.no_grad()
@@ -53,88 +70,63 @@ def settle(model: MLAModel, batches: Iterable[Batch]) -> MLAModel:
     return model.eval()
 
 
-def imitate(
-    student: MLAModel,
-    teacher: MLAModel,
-    lesson: Lesson,
-    steps: int,
-    lr: float = 2e-3,
-    log: Callable[[int, float], None] = lambda step, loss: None,
-    precision: str = "fp32",
-    state: Path | None = None,
-) -> MLAModel:
+def imitate(student: MLAModel, teacher: MLAModel, course: Course) -> MLAModel:
     """Teaches the image encoder and the pyramid alone, by cubes of the images (hints of Romero et al.,
     FitNets, ICLR 2015). What convolutions see lies in a cube, if not all that the gates pool; a step takes a
-    ninth of one of `recover`. `lesson`: of CUBES steps; all else as there."""
-    taught = {
-        name: parameter
-        for name, parameter in student.named_parameters()
-        if name.startswith(("image_encoder.", "fusion.pyramid."))
-    }
+    ninth of one of `recover`, and a lesson is of CUBES steps."""
     kept: dict[int, Batch] = {}
 
     def loss_of(step: int) -> Tensor:
         number, part = divmod(step, CUBES)
         if number not in kept:
             kept.clear()
-            kept[number] = lesson(number)
+            kept[number] = course.lesson(number)
         return hint_loss(student, teacher, kept[number], np.random.default_rng([number, part]))
 
-    return _teach(student, teacher, taught, loss_of, steps, lr, log, precision, state)
+    return _teach(student, teacher, course, loss_of, lambda name: name.startswith(SEEING))
 
 
-def recover(
-    student: MLAModel,
-    teacher: MLAModel,
-    lesson: Lesson,
-    steps: int,
-    lr: float = 1e-3,
-    log: Callable[[int, float], None] = lambda step, loss: None,
-    precision: str = "fp32",
-    state: Path | None = None,
-) -> MLAModel:
+def recover(student: MLAModel, teacher: MLAModel, course: Course) -> MLAModel:
     """Teaches what is left to see what the whole model saw (Hinton et al., 2015), and what is true where the
-    batches say it. The decoder stays as it is: its memory is what it was taught to read.
-
-    `lesson`: of a step. `state`: a file that is written now and then, and gone on from."""
-    taught = {n: p for n, p in student.named_parameters() if not n.startswith("decoder.lm.")}
+    batches say it. The decoder stays as it is: its memory is what it was taught to read."""
 
     def loss_of(step: int) -> Tensor:
-        return distillation_loss(student, teacher, lesson(step))
+        return distillation_loss(student, teacher, course.lesson(step))
 
-    return _teach(student, teacher, taught, loss_of, steps, lr, log, precision, state)
+    return _teach(student, teacher, course, loss_of, lambda name: not name.startswith("decoder.lm."))
 
 
 def _teach(
     student: MLAModel,
     teacher: MLAModel,
-    taught: Mapping[str, nn.Parameter],
+    course: Course,
     loss_of: Callable[[int], Tensor],
-    steps: int,
-    lr: float,
-    log: Callable[[int, float], None],
-    precision: str,
-    state: Path | None,
+    is_taught: Callable[[str], bool],
 ) -> MLAModel:
+    """By the names of parameters, those that are."""
     teacher.eval()
     student.train()
     for module in student.modules():
         if isinstance(module, nn.BatchNorm3d):
             module.eval()  # its statistics are those of many studies (settle)
-    optimizer = torch.optim.AdamW(taught.values(), lr=lr, weight_decay=0.01)
+    taught = {name: parameter for name, parameter in student.named_parameters() if is_taught(name)}
+    optimizer = torch.optim.AdamW(taught.values(), lr=course.lr, weight_decay=0.01)
+    state, steps = course.state, course.steps
     begun = 0 if state is None else _read_state(state, taught, optimizer)
     for step in range(begun, steps):
         for settings in optimizer.param_groups:
             # a short rise, then half a cosine
-            settings["lr"] = lr * min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            settings["lr"] = (
+                course.lr * min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            )
         torch.manual_seed(step)  # of what is dropped: that of a step, wherever one began
-        with torch.autocast(student.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(student.device.type, torch.bfloat16, enabled=course.precision == "bf16"):
             loss = loss_of(step)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(taught.values(), 1.0)
         optimizer.step()
-        log(step, float(loss.detach()))
+        course.log(step, float(loss.detach()))
         if state is not None and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):
             _write_state(state, taught, optimizer, step + 1)
     return student.eval()

@@ -35,10 +35,15 @@ def settings_of(given: Path | None) -> Path:
 
 
 def page_of(settings_file: Path) -> str:
-    """Where readers find the review page; empty where the settings do not say."""
+    """Where readers find the review page; empty where the settings do not say, or not as they should: that
+    ends no night."""
+    from mla_med.errors import ConfigError
     from mla_med.review.settings import read_review
 
-    return read_review(settings_file).public_url
+    try:
+        return read_review(settings_file).public_url
+    except ConfigError:
+        return ""
 
 
 class FlowError(Exception):

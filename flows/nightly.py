@@ -46,17 +46,16 @@ def nightly_flow(
     settings_file = settings_of(settings_file)
     held: list[str] = []
     with wordless():
+        from mla_med.night.alarm import telling_failure
         from mla_med.night.loop import open_site
-        from mla_med.night.run import telling_failure
 
         with telling_failure(settings_file, "night"), stopping() as stop, open_site(settings_file) as site:
             if hold is not None:
                 site = replace(site, night=replace(site.night, hold=hold))
             account = _night(settings_file, site, stop, held)
-            page = page_of(settings_file)
     counts = account.audit.counts
     logger.info("night %s: %s", account.audit.night.id, counts or "nothing to do")
-    _show(account, page)
+    _show(account, page_of(settings_file))
     if ask_h and held:
         _ask(settings_file, ask_h, held)
     return counts

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dapt.recovery import distillation_loss, hint_loss, imitate, recover, settle
+from dapt.recovery import Course, distillation_loss, hint_loss, imitate, recover, settle
 from mla_med.errors import ConfigError
 from mla_med.model.compress import choose, coupled, masked, measure, remove, weigh
 from mla_med.model.config import tiny
@@ -135,7 +135,7 @@ def test_recovery_brings_the_small_model_nearer_to_the_whole(world):
     del batch["targets"]  # made up, so nothing to learn from
     with torch.no_grad():
         before = distillation_loss(smaller, model, batch)
-    recover(smaller, model, lambda step: batch, lr=3e-3, steps=12)
+    recover(smaller, model, Course(lambda step: batch, 12, lr=3e-3))
     with torch.no_grad():
         assert distillation_loss(smaller, model, batch) < 0.9 * before
 
@@ -152,7 +152,7 @@ def test_cubes_bring_the_levels_nearer_to_those_of_the_whole_model(world, monkey
             return float(hint_loss(smaller, model, batch, np.random.default_rng(7)))
 
     before = loss()
-    imitate(smaller, model, lambda number: batch, steps=24)
+    imitate(smaller, model, Course(lambda number: batch, 24, lr=2e-3))
     assert loss() < 0.9 * before
     changed = {name for name, p in smaller.named_parameters() if not torch.equal(p, untaught[name])}
     assert {name.split(".")[0] for name in changed} <= {"image_encoder", "fusion"}
@@ -166,7 +166,7 @@ def test_a_killed_recovery_goes_on_to_the_same_weights(world, tmp_path, monkeypa
     monkeypatch.setattr("dapt.recovery.SAVE_EVERY", 2)
     small = remove(model, groups, choose(groups, 0.6))
     each = list(batches_of(model, 6))
-    unbroken = teach(deepcopy(small), model, each.__getitem__, 6)
+    unbroken = teach(deepcopy(small), model, Course(each.__getitem__, 6))
 
     def killed(step):
         if step == 5:
@@ -175,11 +175,10 @@ def test_a_killed_recovery_goes_on_to_the_same_weights(world, tmp_path, monkeypa
 
     state = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        teach(deepcopy(small), model, killed, 6, state=state)
+        teach(deepcopy(small), model, Course(killed, 6, state=state))
     steps = []
-    resumed = teach(
-        deepcopy(small), model, each.__getitem__, 6, log=lambda step, loss: steps.append(step), state=state
-    )
+    course = Course(each.__getitem__, 6, log=lambda step, loss: steps.append(step), state=state)
+    resumed = teach(deepcopy(small), model, course)
     assert steps == [4, 5]
     for (name, ours), theirs in zip(resumed.named_parameters(), unbroken.parameters(), strict=True):
         assert torch.equal(ours, theirs), name

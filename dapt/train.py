@@ -97,6 +97,8 @@ class TrainConfig:
     fp32. Weights and their mean are float32."""
     fusion_type: str = "full"
     """Of a new model: one of config.FUSION_TYPES."""
+    learn_image: bool = True
+    """Whether the image encoder learns; else it stays what it was at the start, its norms' statistics too."""
     seed: int = 0
     device: str = "cpu"
 
@@ -118,12 +120,14 @@ def pretrain(
     validate: Callable[[MLAModel, tuple[Example, ...]], dict[str, float]] | None = None,
     start: Path | None = None,
     limit: int | None = None,
+    eyes: Path | None = None,
 ) -> MLAModel:
     """Trains on `corpus` and returns the model with averaged weights, on the CPU, in eval mode.
 
     out: state to resume from and log.jsonl. `validate` scores the model on the validation
     split after each epoch; its numbers go to the log. `start`: a checkpoint whose weights and tokenizer
-    are gone on with, instead of a new model. `limit`: so many examples of the train split, its first.
+    are gone on with, instead of a new model. `eyes`: a checkpoint whose image encoder a new model begins
+    with. `limit`: so many examples of the train split, its first.
     """
     config = config or TrainConfig()
     out.mkdir(parents=True, exist_ok=True)
@@ -145,6 +149,9 @@ def pretrain(
         model = MLAModel(model_config)
         texts = [text for e in train for each in (e.reports, e.contexts) for text in each.values()]
         model.tokenizer = train_tokenizer(texts, model_config.vocab_size)
+        if eyes is not None:
+            seeing = _started(eyes, settings, examination).image_encoder
+            model.image_encoder.load_state_dict(seeing.state_dict())
     trainer = Trainer(model, config, out, log or (lambda row: None))
     trainer.adapt_text(train)
     trainer.find_lesions(train, held_out, settings)
@@ -172,6 +179,7 @@ class Trainer:
 
     def __init__(self, model: MLAModel, config: TrainConfig, out: Path, log: Log):
         self.model, self.config, self.out, self.log = model.to(config.device), config, out, log
+        model.image_encoder.requires_grad_(config.learn_image)
         self.optimizer = torch.optim.AdamW(_decay_groups(model, config.weight_decay), lr=config.lr)
         self.average = _copy(model)
         self.done: dict[str, int] = {"text_epochs": 0, "rounds": 0, "epochs": 0}
@@ -326,6 +334,7 @@ class Trainer:
     def _begin(self, epoch: int) -> None:
         """Every epoch has its own random numbers, so a resumed training draws what an unbroken one does."""
         self.model.train()
+        self.model.image_encoder.train(self.config.learn_image)
         torch.manual_seed(hash((self.config.seed, epoch)))
 
     def _validate(self, held_out, validate) -> dict[str, float]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dapt.ablation import main as ablate
 from dapt.augment import Augment, moved, varied
 from dapt.collate import report_ids, targets_of
 from dapt.corpus import prepare_corpus
@@ -222,6 +223,42 @@ def test_a_training_goes_on_from_a_checkpoint(corpus, tmp_path):
     for (name, a), b in zip(first.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-3), name
     assert again.tokenizer("肺气肿")["input_ids"] == first.tokenizer("肺气肿")["input_ids"]
+
+
+def test_eyes_that_do_not_learn_stay_as_they_were(corpus, tmp_path):
+    first = pretrain(corpus, tmp_path / "work", replace(TRAIN, rounds=0, epochs=0), _model_config())
+    folder = finish(first, corpus, tmp_path / "work", tmp_path / "checkpoint", "python -m dapt", retest=2)
+    blind = replace(TRAIN, text_epochs=0, rounds=0, patches=0, epochs=1, learn_image=False, seed=7)
+    model = pretrain(corpus, tmp_path / "more", blind, _model_config(), eyes=folder)
+    seen, new = load_checkpoint(folder).model.state_dict(), MLAModel(_model_config()).state_dict()
+    changed = 0
+    for name, value in model.state_dict().items():
+        if name.startswith("image_encoder."):
+            assert torch.equal(value, seen[name]), name
+        else:
+            changed += value.shape == new[name].shape and not torch.equal(value, seen[name])
+    assert changed > 20
+
+
+def test_every_fusion_is_trained_on_the_same_budget_and_stands_in_one_table(corpus, tmp_path, capsys):
+    out = tmp_path / "ablation"
+    wanted = [str(corpus), "--test", str(corpus), "--out", str(out), "--epochs", "1", "--limit", "4"]
+    some = ["--fusion", "concat", "full", "--seeds", "0", "1"]
+    assert ablate([*wanted, *some]) == 0
+    table = (out / "ablation.md").read_text()
+    assert capsys.readouterr().out.strip() == table.strip()
+    rows = [line.split(" | ")[0].strip("| ") for line in table.splitlines()[2:]]
+    assert rows == ["concat", "full"]
+    assert " to " in table  # what concat has above full, and how sure that is
+    scores = json.loads((out / "ablation.json").read_text())
+    assert [len(runs) for runs in scores.values()] == [2, 2]
+    trained = {path: path.stat().st_mtime_ns for path in out.glob("*/state.safetensors")}
+    assert len(trained) == 4
+    assert ablate([*wanted, *some]) == 0
+    assert trained == {path: path.stat().st_mtime_ns for path in out.glob("*/state.safetensors")}
+    capsys.readouterr()
+    assert ablate([*wanted[:-1], "6", *some]) == 1
+    assert "TRAINING_DIFFERS" in capsys.readouterr().err
 
 
 def test_a_training_does_not_go_on_with_a_model_of_other_images(cohort, corpus, tmp_path):

@@ -160,12 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--limit", type=int, help="train on the first so many examples only")
-    parser.add_argument(
-        "--eyes", type=Path, help="a checkpoint whose image encoder all have"
-    )
-    parser.add_argument(
-        "--test", type=Path, help="another corpus that all are scored on"
-    )
+    parser.add_argument("--eyes", type=Path, help="a checkpoint whose image encoder all have")
+    parser.add_argument("--test", type=Path, help="another corpus that all are scored on")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args(arguments)
     console = Console(stderr=True)

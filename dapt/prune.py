@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from dapt.augment import Augment
-from dapt.collate import collate
+from dapt.collate import collate, collate_patches
 from dapt.finish import calibrate_on, calibration_card
+from dapt.patches import PatchSampler
 from dapt.receipts import score_findings
 from dapt.recovery import Course, imitate, recover, settle
 from mla_med.corpus import Example, read_examples, read_settings
@@ -33,25 +34,27 @@ from mla_med.model.compress import (
     Group,
     Plan,
     Point,
-    choose,
     coupled,
     curve,
     encode_s,
     masked,
     measure,
+    plan_for,
     ratio,
     remove,
-    share_for,
+    share_of,
     weigh,
 )
 from mla_med.model.mla import MLAModel
 
-SHARES = (0.15, 0.3, 0.45, 0.6, 0.75)
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Of the time of all groups, on the curve."""
 JUDGED = 64
 """So many held-out studies judge every point of the curve, before recovery."""
 FIRST_LESSON = 2
 """After the batches that weigh channels (0) and those that settle the norms (1)."""
+PATCH, PATCHES = 40, 12
+"""Voxels of an edge, and how many in a step."""
 SETTLED = 12
 """So many batches of training studies tell the norms what is left."""
 KEPT = "macro F1"
@@ -117,13 +120,20 @@ def prune_checkpoint(
         measure(groups, model, image)
         progress("measuring the curve")
         points = curve(model, groups, SHARES, image, lambda some: quality(settled(some)))
-        share = share_for(model, groups, wish.latency, image)
-        return Choice(share, choose(groups, share), points)
+        plan = plan_for(model, groups, wish.latency, image)
+        return Choice(share_of(groups, plan), plan, points)
 
     work = out.with_name(f".{out.name}.unfinished")
     choice = _kept(work, _digest_of(wish, whole.weights_sha256, train), chosen)
     smaller = settled(remove(model, groups, choice.plan))
     unrecovered = quality(smaller)
+
+    settings = read_settings(corpus)
+    sampler = PatchSampler(train, settings, model.config.finding_keys, min(PATCH, *settings.shape))
+
+    def patches(number: int) -> dict[str, Any]:
+        rng = np.random.default_rng([wish.seed, FIRST_LESSON + number, PATCH])
+        return collate_patches(sampler, settings, Augment(), rng, PATCHES)
 
     def course(what: str, steps: int, lr: float) -> Course:
         progress(f"teaching by {what}, {steps} steps")
@@ -131,6 +141,7 @@ def prune_checkpoint(
             lambda number: next(lessons(1, FIRST_LESSON + number, Augment())),
             steps,
             lr,
+            patches if sampler.lesions else None,
             wish.precision,
             lambda step, loss: progress(f"{what}: step {step + 1} of {steps}, loss {loss:.2f}"),
             work / f"{what}.safetensors",

@@ -1,8 +1,8 @@
 """A pruned model, the whole one and studies -> the pruned one, taught to see what the whole one sees.
 
 settle(pruned, batches)
-imitate(pruned, whole, course)
-recover(pruned, whole, course)
+imitate(pruned, whole, course)    by pieces of images
+recover(pruned, whole, course)    by whole ones
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mla_med.model.compress import Batch
+from mla_med.model.findings import map_loss
 from mla_med.model.fusion import HierarchicalFeatureFusion
-from mla_med.model.image_encoder import Level
+from mla_med.model.image_encoder import Frame, Level
+from mla_med.model.lesion_map import LesionMap
 from mla_med.model.mla import MLAModel
 
 EDGE = 64
@@ -31,11 +33,13 @@ CUBES = 4
 """Of each image that is read, one step after the other."""
 Lesson = Callable[[int], Batch]
 """The number of a lesson -> its batch, the same whenever it is asked."""
+NEVER = 0.01
+"""What a cell counts that the whole model is sure to hold nothing: nearly every cell is one."""
 SAVE_EVERY = 50
 """Steps."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Of AdamW."""
-SEEING = ("image_encoder.", "fusion.pyramid.")
+SEEING = ("image_encoder.", "fusion.pyramid.", "fusion.lesion_map.")
 """Parameters of what a cube shows."""
 
 
@@ -46,6 +50,9 @@ class Course:
     lesson: Lesson
     steps: int
     lr: float = 1e-3
+    patches: Lesson | None = None
+    """Pieces with small lesions (dapt.collate.collate_patches), which whole images hardly show; none: no
+    lesion is small."""
     precision: str = "fp32"
     """Of convolutions and matrix products: fp32 or bf16."""
     log: Callable[[int, float], None] = lambda step, loss: None
@@ -71,12 +78,15 @@ def settle(model: MLAModel, batches: Iterable[Batch]) -> MLAModel:
 
 
 def imitate(student: MLAModel, teacher: MLAModel, course: Course) -> MLAModel:
-    """Teaches the image encoder and the pyramid alone, by cubes of the images (hints of Romero et al.,
-    FitNets, ICLR 2015). What convolutions see lies in a cube, if not all that the gates pool; a step takes a
-    ninth of one of `recover`, and a lesson is of CUBES steps."""
+    """Teaches the image encoder, the pyramid and the lesion map alone, in turns by cubes of the images and by
+    patches around small lesions (hints of Romero et al., FitNets, ICLR 2015). What convolutions see lies in a
+    cube, if not all that the gates pool; a step takes a ninth of one of `recover`, and a lesson is of CUBES
+    steps."""
     kept: dict[int, Batch] = {}
 
     def loss_of(step: int) -> Tensor:
+        if course.patches is not None and step % 2:
+            return patch_loss(student, teacher, course.patches(step))
         number, part = divmod(step, CUBES)
         if number not in kept:
             kept.clear()
@@ -88,10 +98,14 @@ def imitate(student: MLAModel, teacher: MLAModel, course: Course) -> MLAModel:
 
 def recover(student: MLAModel, teacher: MLAModel, course: Course) -> MLAModel:
     """Teaches what is left to see what the whole model saw (Hinton et al., 2015), and what is true where the
-    batches say it. The decoder stays as it is: its memory is what it was taught to read."""
+    batches say it, with patches beside. The decoder stays as it is: its memory is what it was taught to
+    read."""
 
     def loss_of(step: int) -> Tensor:
-        return distillation_loss(student, teacher, course.lesson(step))
+        loss = distillation_loss(student, teacher, course.lesson(step))
+        if course.patches is not None:
+            loss = loss + patch_loss(student, teacher, course.patches(step))
+        return loss
 
     return _teach(student, teacher, course, loss_of, lambda name: not name.startswith("decoder.lm."))
 
@@ -197,6 +211,29 @@ def _level_loss(levels: Sequence[Level], wanted: Sequence[Level]) -> Tensor:
     return torch.stack(terms).sum()
 
 
+def patch_loss(student: MLAModel, teacher: MLAModel, pieces: Batch) -> Tensor:
+    """Of the levels and of the map of each finding, over patches, and what is true of these."""
+    with torch.no_grad(), _levels_of(teacher) as wanted_levels:
+        wanted = _map_of(teacher, pieces)
+    with _levels_of(student) as levels:
+        found = _map_of(student, pieces)
+    terms = [_level_loss(levels, wanted_levels), _cell_loss(found, wanted)]
+    terms.append(0.5 * map_loss(found, pieces["targets"].to(student.device)))
+    return torch.stack(terms).sum()
+
+
+def _map_of(model: MLAModel, pieces: Batch) -> LesionMap:
+    whole = Frame(pieces["shape"], pieces["whole_B44"])
+    return model.map_parts(pieces["image_BCIJK"], pieces["present_BC"], pieces["affine_B44"], whole)
+
+
+def _cell_loss(found: LesionMap, wanted: LesionMap) -> Tensor:
+    sure_BFN = wanted.logits_BFN.sigmoid()
+    cells = F.binary_cross_entropy_with_logits(found.logits_BFN, sure_BFN, reduction="none")
+    weight_BFN = NEVER + sure_BFN
+    return (cells * weight_BFN).sum() / weight_BFN.sum()
+
+
 def distillation_loss(student: MLAModel, teacher: MLAModel, batch: Batch) -> Tensor:
     """What the teacher says of findings, cells and levels, and the loss of the truth."""
     seeing = {k: v for k, v in batch.items() if k not in ("input_ids", "labels")}
@@ -219,12 +256,7 @@ def distillation_loss(student: MLAModel, teacher: MLAModel, batch: Batch) -> Ten
     ):
         terms.append(F.kl_div(got.log_softmax(-1), level.softmax(-1), reduction="none").sum(-1).mean())
     terms.append(F.smooth_l1_loss(found.size_mm_BF.log(), wanted.size_mm_BF.log()))
-    mapped, level_map = told.fused.lesions.logits_BFN, fused.lesions.logits_BFN
-    cells = F.binary_cross_entropy_with_logits(mapped, level_map.sigmoid(), reduction="none")
-    # nearly every cell holds nothing: those that the teacher is not sure of count
-    sure_BFN = level_map.sigmoid()
-    weight_BFN = 0.01 + sure_BFN
-    terms.append((cells * weight_BFN).sum() / weight_BFN.sum())
+    terms.append(_cell_loss(told.fused.lesions, fused.lesions))
     terms.append(F.smooth_l1_loss(found.embeddings_BFD, wanted.embeddings_BFD))
     if told.loss is not None:
         terms.append(0.5 * told.loss)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from dapt.recovery import Course, distillation_loss, hint_loss, imitate, recover, settle
+from dapt.recovery import Course, distillation_loss, hint_loss, imitate, patch_loss, recover, settle
 from mla_med.errors import ConfigError
-from mla_med.model.compress import choose, coupled, masked, measure, remove, weigh
+from mla_med.model import compress
+from mla_med.model.compress import Group, choose, coupled, masked, measure, plan_for, remove, share_of, weigh
 from mla_med.model.config import tiny
 from mla_med.model.findings import FindingTargets
 from mla_med.model.mla import MLAModel
@@ -127,6 +128,32 @@ def test_what_is_worth_least_for_its_price_goes_first(world):
         one.worth_C = worth
 
 
+def test_what_fits_into_the_wished_time_comes_back(world, monkeypatch):
+    """A clock that counts: one group of little worth is cheap, one of most worth is dear and goes last."""
+    image = world[2]
+    cheap, dear = (Group(name, "channels", 32, []) for name in ("cheap", "dear"))
+    cheap.cost, dear.cost = 1.0, 8.0
+    cheap.worth_C, dear.worth_C = torch.arange(32.0), 1e3 + torch.arange(32.0)
+
+    def seconds(models, image, rounds):
+        return [[1000.0], [1000.0 - models[1]]]
+
+    def removed(model, groups, plan):
+        return sum(len(gone) * {"cheap": 1.0, "dear": 8.0}[name] for name, gone in plan.items())
+
+    monkeypatch.setattr(compress, "encode_s", seconds)
+    monkeypatch.setattr(compress, "remove", removed)
+    own = [cheap, dear]
+    # 64 of a step of the dear group alone are enough for 0.94; the cheap one comes back, all of it
+    assert plan_for(None, own, 0.94, image) == {"dear": tuple(range(8))}
+    # 70 want a step of the cheap one too: that which is worth least, the other comes back
+    assert plan_for(None, own, 0.93, image) == {"cheap": tuple(range(8)), "dear": tuple(range(8))}
+    assert share_of(own, {"dear": tuple(range(8))}) == pytest.approx(64 / 288)
+    assert plan_for(None, own, 1.0, image) == {"cheap": tuple(range(8))}  # one step goes at least
+    with pytest.raises(ConfigError, match="at its floor"):
+        plan_for(None, own, 0.5, image)
+
+
 def test_recovery_brings_the_small_model_nearer_to_the_whole(world):
     model, groups, _ = world
     torch.manual_seed(1)
@@ -135,9 +162,9 @@ def test_recovery_brings_the_small_model_nearer_to_the_whole(world):
     del batch["targets"]  # made up, so nothing to learn from
     with torch.no_grad():
         before = distillation_loss(smaller, model, batch)
-    recover(smaller, model, Course(lambda step: batch, 12, lr=3e-3))
+    recover(smaller, model, Course(lambda step: batch, 30, lr=3e-3))
     with torch.no_grad():
-        assert distillation_loss(smaller, model, batch) < 0.9 * before
+        assert distillation_loss(smaller, model, batch) < 0.95 * before
 
 
 def test_cubes_bring_the_levels_nearer_to_those_of_the_whole_model(world, monkeypatch):
@@ -157,6 +184,33 @@ def test_cubes_bring_the_levels_nearer_to_those_of_the_whole_model(world, monkey
     changed = {name for name, p in smaller.named_parameters() if not torch.equal(p, untaught[name])}
     assert {name.split(".")[0] for name in changed} <= {"image_encoder", "fusion"}
     assert not [name for name in changed if name.startswith("fusion.") and "pyramid" not in name]
+
+
+def test_patches_bring_the_map_nearer_to_that_of_the_whole_model(world):
+    model, groups, _ = world
+    smaller = remove(model, groups, choose(groups, 0.6)).eval()
+    (batch,) = batches_of(model, 1, seed=9)
+    truth = FindingTargets(
+        torch.zeros(2, len(model.config.finding_keys)),
+        lesion_boxes_BFL23=torch.full((2, len(model.config.finding_keys), 1, 2, 3), torch.nan),
+    )
+    pieces = {
+        **{name: batch[name] for name in ("image_BCIJK", "present_BC", "affine_B44")},
+        **{"whole_B44": batch["affine_B44"], "shape": (64, 64, 64), "targets": truth},
+    }
+    with torch.no_grad():
+        assert patch_loss(model, model, pieces) < patch_loss(smaller, model, pieces)
+        before = patch_loss(smaller, model, pieces)
+    untaught = {name: p.clone() for name, p in smaller.named_parameters()}
+    course = Course(lambda number: batch, 24, lr=2e-3, patches=lambda number: pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dapt.recovery.EDGE", 16)
+        imitate(smaller, model, course)
+    with torch.no_grad():
+        assert patch_loss(smaller, model, pieces) < 0.95 * before
+    changed = {name for name, p in smaller.named_parameters() if not torch.equal(p, untaught[name])}
+    assert any(name.startswith("fusion.lesion_map.") for name in changed)
+    assert not any(name.startswith(("findings", "decoder", "text_encoder")) for name in changed)
 
 
 @pytest.mark.parametrize("teach", [imitate, recover])

@@ -3,7 +3,7 @@
     groups = coupled(model, image_BCIJK)
     weigh(groups, model, batches)
     measure(groups, model, image_BCIJK)
-    plan = choose(groups, share=0.5)
+    plan = plan_for(model, groups, 0.58, image_BCIJK)
     remove(model, groups, plan)
 
 What one channel of one layer feeds has to go with it: torch-pruning (Fang et al., CVPR 2023, DepGraph)
@@ -11,7 +11,8 @@ follows the convolutions through residual sums, norms and gates; heads of attent
 feed-forward layer are groups of their own. A channel is worth what the loss would change without it, to first
 order (Molchanov et al., CVPR 2019: the square of the sum of weight times gradient, over studies), by what it
 costs. All groups are ranked together; each keeps a floor, and gives away channels in the steps
-that processors like. What was removed is gone: the model is smaller, not masked.
+that processors like. Once the wish is met, what fits into the time comes back, the cheapest first. What
+was removed is gone: the model is smaller, not masked.
 
 Knows tensors and the loss of the model; knows nothing of corpora, checkpoints or reports.
 """
@@ -41,8 +42,9 @@ from mla_med.model.narrow import shapes_of
 
 STEP = {"channels": 8, "pairs": 16, "heads": 1}
 """Convolutions of oneDNN work on blocks of 8 or 16 channels, products of matrices on lines of 16 numbers."""
-FLOOR = 0.25
-"""So much of every group stays."""
+FLOOR = 0.5
+"""So much of every group stays: to first order a coarse layer is worth nearly nothing beside a fine one, and
+would give all away."""
 LEAST_SHARE = 0.002
 """A group that costs less than this share of all products is left alone: nothing would be gained."""
 LEAST_GAIN = 1e-3
@@ -243,31 +245,60 @@ def _change(part: Part) -> Tensor:
     return torch.stack([rows[index].sum() for index in part.index_C])
 
 
-def choose(groups: Sequence[Group], share: float) -> Plan:
-    """Which channels go so that about `share` of the cost of all groups goes: those that are worth least
-    for what they cost, in steps, down to the floor of each group."""
-    steps: list[tuple[float, float, str, list[int]]] = []
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What goes at once."""
+
+    group: str
+    channels: tuple[int, ...]
+    cost: float
+    rank: float
+    """What it is worth for what it costs; never less than that of the step of its group before."""
+
+
+def _steps(groups: Sequence[Group]) -> list[_Step]:
+    """What is worth least for what it costs first, down to the floor of each group."""
+    steps = []
     for group in groups:
         worth_C = group.worth_C
         assert worth_C is not None
         order = torch.argsort(worth_C, stable=True).tolist()
         size = STEP[group.kind]
-        highest = 0.0
+        rank = 0.0
         for begin in range(0, group.channels - group.floor - size + 1, size):
             some = order[begin : begin + size]
             cost = group.cost * size
-            # a step never comes before that which it follows
-            highest = max(highest, float(worth_C[some].sum()) / cost)
-            steps.append((highest, cost, group.name, some))
-    wanted = share * sum(group.cost * group.channels for group in groups)
-    plan: dict[str, list[int]] = {}
-    gone = 0.0
-    for _, cost, name, some in sorted(steps, key=lambda step: step[0]):
+            rank = max(rank, float(worth_C[some].sum()) / cost)
+            steps.append(_Step(group.name, tuple(some), cost, rank))
+    return sorted(steps, key=lambda step: step.rank)
+
+
+def _plan(steps: Iterable[_Step]) -> Plan:
+    gone: dict[str, list[int]] = {}
+    for step in steps:
+        gone.setdefault(step.group, []).extend(step.channels)
+    return {name: tuple(sorted(channels)) for name, channels in gone.items()}
+
+
+def choose(groups: Sequence[Group], share: float) -> Plan:
+    """Which channels go so that about `share` of the cost of all groups goes."""
+    wanted = share * _whole_cost(groups)
+    gone, chosen = 0.0, []
+    for step in _steps(groups):
         if gone >= wanted:
             break
-        plan.setdefault(name, []).extend(some)
-        gone += cost
-    return {name: tuple(sorted(channels)) for name, channels in plan.items()}
+        chosen.append(step)
+        gone += step.cost
+    return _plan(chosen)
+
+
+def share_of(groups: Sequence[Group], plan: Plan) -> float:
+    """Of the cost of all groups, so much goes."""
+    return sum(group.cost * len(plan.get(group.name, ())) for group in groups) / _whole_cost(groups)
+
+
+def _whole_cost(groups: Sequence[Group]) -> float:
+    return sum(group.cost * group.channels for group in groups)
 
 
 def remove(model: MLAModel, groups: Sequence[Group], plan: Plan) -> MLAModel:
@@ -393,28 +424,36 @@ def curve(
     return points
 
 
-def share_for(
+def plan_for(
     model: MLAModel, groups: Sequence[Group], latency: float, image_BCIJK: Tensor, rounds: int = ROUNDS
-) -> float:
-    """The least share whose removal meets the wish, to 1/64. ConfigError where none does."""
-    low, high = 0.0, 1.0
-    if _latency(model, groups, high, image_BCIJK, rounds) > latency:
+) -> Plan:
+    """What is worth least goes until the encoder takes `latency` of its time. The last step may be a large
+    one: of the other groups, what costs least comes back as long as the wish is met, as it is room that helps
+    what is left to learn. One step goes at least. ConfigError where nothing meets the wish."""
+
+    def meets(some: Iterable[_Step]) -> bool:
+        smaller = remove(model, groups, _plan(some))
+        whole_s, smaller_s = encode_s([model, smaller], image_BCIJK, rounds)
+        # the fastest of each: what else runs on the machine only ever adds
+        return min(smaller_s) / min(whole_s) <= latency
+
+    steps = _steps(groups)
+    if not meets(steps):
         raise ConfigError(
             f"With every group at its floor the encoder still takes more than {latency:.2f} of the time. "
             "Wish for less, or train a smaller model.",
             code="LATENCY_UNREACHABLE",
         )
-    for _ in range(6):
-        middle = (low + high) / 2
-        if _latency(model, groups, middle, image_BCIJK, rounds) <= latency:
-            high = middle
-        else:
-            low = middle
-    return high
-
-
-def _latency(model: MLAModel, groups: Sequence[Group], share: float, image: Tensor, rounds: int) -> float:
-    smaller = remove(model, groups, choose(groups, share))
-    whole_s, smaller_s = encode_s([model, smaller], image, rounds)
-    # the fastest of each: what else runs on the machine only ever adds
-    return min(smaller_s) / min(whole_s)
+    low, high = 1, len(steps)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if meets(steps[:middle]) else (middle + 1, high)
+    gone = steps[:high]
+    for group in sorted(groups, key=lambda group: group.cost * STEP[group.kind]):
+        # of a group, what is worth most comes back first; the last step of all was needed
+        for step in [step for step in reversed(gone[:-1]) if step.group == group.name != gone[-1].group]:
+            others = [other for other in gone if other is not step]
+            if not meets(others):
+                break
+            gone = others
+    return _plan(gone)

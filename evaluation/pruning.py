@@ -40,7 +40,7 @@ from mla_med.model.mla import MLAModel
 from mla_med.model.narrow import LAYERS
 from mla_med.report.context import context_text
 
-WISH = ("--latency", "0.55")
+WISH = ("--latency", "0.56")
 """A little less than the target: a time measured anew lies to either side."""
 QUICK = ("--studies", "4", "--cubes", "4", "--steps", "4", "--batch", "2", "--latency", "0.9")
 

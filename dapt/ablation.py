@@ -1,13 +1,13 @@
 """Corpus -> what each level of the model is worth: every fusion type on the same budget, in one table.
 
     python -m dapt.ablation runs/chest_ct/corpus --epochs 3 --limit 600 --seeds 0 1 2 --out runs/ablation
-    python -m dapt.ablation runs/chest_ct/corpus --eyes mla_med/checkpoints/chest_ct --test runs/nine_corpus
+    python -m dapt.ablation runs/chest_ct/corpus --image-encoder CHECKPOINT --test runs/nine_corpus
 
 Same examples in the same order, same steps, same learning rate; scored on the test split, or on all patients
-of another corpus, at the thresholds of best F1 on the validation split. With `--eyes` all of them look
-through the image encoder of that checkpoint, which does not learn: what is compared is what comes after it,
-in half of a training's time or less. Resumable: a training that has ended is not run again, one that was
-killed goes on from its last epoch. Writes ablation.json and ablation.md.
+of another corpus, at the thresholds of best F1 on the validation split. With `--image-encoder` all of them
+have that of the checkpoint, which does not learn: what is compared is what comes after it, in half of a
+training's time or less. Resumable: a training that has ended is not run again, one that was killed goes on
+from its last epoch. Writes ablation.json and ablation.md.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,8 @@ class Bench:
     corpus: Path
     test: Path | None = None
     """Another corpus, all of whose patients are unseen; none: the test split of the first."""
-    eyes: Path | None = None
+    image_encoder: Path | None = None
+    """A checkpoint whose image encoder all have."""
     limit: int | None = None
 
     def unseen(self) -> tuple[Example, ...]:
@@ -61,7 +63,9 @@ def score_fusion(bench: Bench, work: Path, config: TrainConfig, console: Console
         if "finished" in row or row.get("step", 0) % 100 == 0:
             console.print(f"{name}: {row}", highlight=False)
 
-    model = pretrain(bench.corpus, work, config, log=tell, limit=bench.limit, eyes=bench.eyes)
+    model = pretrain(
+        bench.corpus, work, config, log=tell, limit=bench.limit, image_encoder=bench.image_encoder
+    )
     held_out, test = read_examples(bench.corpus, "validation"), bench.unseen()
     scores = score_predictions(
         _at_best_thresholds(predict(model, test), predict(model, held_out)),
@@ -137,9 +141,9 @@ def _gap(ours: Sequence[float], others: Sequence[float]) -> str:
 def _same_as_before(out: Path, bench: Bench, config: TrainConfig) -> None:
     """ConfigError where the folder holds trainings of other settings."""
     common = asdict(replace(config, fusion_type="full", seed=0)) | {
-        "patients": len(read_examples(bench.corpus, "train")[: bench.limit]),
-        "scored on": len(bench.unseen()),
-        "eyes": "" if bench.eyes is None else load_checkpoint(bench.eyes).weights_sha256,
+        "taught by": _digest_of(read_examples(bench.corpus, "train")[: bench.limit]),
+        "scored on": _digest_of(bench.unseen()),
+        "image encoder": bench.image_encoder and load_checkpoint(bench.image_encoder).weights_sha256,
     }
     path = out / "settings.json"
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != common:
@@ -152,6 +156,10 @@ def _same_as_before(out: Path, bench: Bench, config: TrainConfig) -> None:
     write_json(path, common)
 
 
+def _digest_of(examples: tuple[Example, ...]) -> str:
+    return sha256(" ".join(example.id for example in examples).encode()).hexdigest()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dapt.ablation", description=__doc__.split("\n")[0])
     parser.add_argument("corpus", type=Path)
@@ -160,19 +168,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--limit", type=int, help="train on the first so many examples only")
-    parser.add_argument("--eyes", type=Path, help="a checkpoint whose image encoder all have")
+    parser.add_argument("--image-encoder", type=Path, help="a checkpoint whose image encoder all have")
     parser.add_argument("--test", type=Path, help="another corpus that all are scored on")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args(arguments)
     console = Console(stderr=True)
-    bench = Bench(given.corpus, given.test, given.eyes, given.limit)
+    bench = Bench(given.corpus, given.test, given.image_encoder, given.limit)
     scores: dict[str, list[dict[str, float]]] = {}
     base = TrainConfig(
         text_epochs=0,
         rounds=0,
         epochs=given.epochs,
-        learn_image=given.eyes is None,
-        patches=0 if given.eyes else TrainConfig().patches,
+        freeze_image_encoder=given.image_encoder is not None,
+        patches=0 if given.image_encoder else TrainConfig().patches,
         device=given.device,
     )
     try:

@@ -15,6 +15,8 @@ from mla_med.corpus import LANGUAGES, Example, load_image
 from mla_med.imaging.transforms import AIR_HU, Preprocessing, window_channels
 from mla_med.model.config import SIDES, ModalConfig
 from mla_med.model.findings import FindingTargets
+from mla_med.model.image_encoder import Frame
+from mla_med.model.lesion_map import LesionMap
 from mla_med.model.mla import MLAModel
 from mla_med.types import Modality
 
@@ -71,7 +73,7 @@ def collate_patches(
     rng: np.random.Generator,
     count: int,
 ) -> dict[str, Any]:
-    """What Trainer._map_patches takes."""
+    """What `map_of` takes, and the targets of its map."""
     patches = [sampler.draw(rng) for _ in range(count)]
     images, presents = [], []
     for patch in patches:
@@ -92,6 +94,14 @@ def collate_patches(
         "targets": sampler.targets(patches),
         "codes": [patch.code for patch in patches],
     }
+
+
+def map_of(model: MLAModel, pieces: dict[str, Any]) -> LesionMap:
+    """Of what `collate_patches` put together."""
+    image_BCIJK, present_BC, affine_B44, whole_B44 = (
+        pieces[name].to(model.device) for name in ("image_BCIJK", "present_BC", "affine_B44", "whole_B44")
+    )
+    return model.map_parts(image_BCIJK, present_BC, affine_B44, Frame(pieces["shape"], whole_B44))
 
 
 def targets_of(batch: tuple[Example, ...], config: ModalConfig) -> FindingTargets:

@@ -30,22 +30,9 @@ from mla_med.corpus import Example, read_examples, read_settings
 from mla_med.errors import ConfigError
 from mla_med.files import write_json
 from mla_med.model.checkpoint import Checkpoint, as_stored, load_checkpoint, save_checkpoint
-from mla_med.model.compress import (
-    Group,
-    Plan,
-    Point,
-    coupled,
-    curve,
-    encode_s,
-    masked,
-    measure,
-    plan_for,
-    ratio,
-    remove,
-    share_of,
-    weigh,
-)
+from mla_med.model.compress import Group, Plan, coupled, masked, remove, weigh
 from mla_med.model.mla import MLAModel
+from mla_med.model.pruning_plan import Point, curve, encode_s, measure, plan_for, ratio, share_of
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Of the time of all groups, on the curve."""
@@ -87,6 +74,42 @@ class Choice:
     """The curve that it was chosen from."""
 
 
+class Lessons:
+    """Batches of training studies, the same whenever a number is asked."""
+
+    def __init__(self, corpus: Path, train: tuple[Example, ...], model: MLAModel, wish: Wish):
+        self.train, self.model, self.wish = train, model, wish
+        self.settings = read_settings(corpus)
+        edge = min(PATCH, *self.settings.shape)
+        self.sampler = PatchSampler(train, self.settings, model.config.finding_keys, edge)
+
+    def inputs(self, batch: tuple[Example, ...]) -> dict[str, Any]:
+        return collate(batch, self.model, self.settings)
+
+    def draw(self, count: int, part: int) -> Iterator[dict[str, Any]]:
+        """Images as they are."""
+        rng = self._rng(part)
+        for _ in range(max(1, count)):
+            yield self.inputs(self._chosen(rng))
+
+    def moved(self, number: int) -> dict[str, Any]:
+        """Images moved and changed as in training."""
+        rng = self._rng(FIRST_LESSON + number)
+        return collate(self._chosen(rng), self.model, self.settings, Augment(), rng)
+
+    def patches(self, number: int) -> dict[str, Any]:
+        """Around small lesions."""
+        rng = self._rng(FIRST_LESSON + number, PATCH)
+        return collate_patches(self.sampler, self.settings, Augment(), rng, PATCHES)
+
+    def _chosen(self, rng: np.random.Generator) -> tuple[Example, ...]:
+        size = min(self.wish.batch, len(self.train))
+        return tuple(self.train[int(n)] for n in rng.choice(len(self.train), size, replace=False))
+
+    def _rng(self, *part: int) -> np.random.Generator:
+        return np.random.default_rng([self.wish.seed, *part])
+
+
 def prune_checkpoint(
     source: Path, corpus: Path, out: Path, wish: Wish, progress: Callable[[str], None] = lambda step: None
 ) -> str:
@@ -101,21 +124,18 @@ def prune_checkpoint(
     if not train or not held_out:
         raise ConfigError(f"{corpus} has no training or no validation part.", code="NO_EXAMPLES")
     model: MLAModel = whole.model
-    image = _inputs((held_out[0],), model, corpus)["image_BCIJK"]
+    lessons = Lessons(corpus, train, model, wish)
+    image = lessons.inputs((held_out[0],))["image_BCIJK"]
     groups = coupled(model, image)
-
-    def lessons(count: int, part: int, augment: Augment | None = None) -> Iterator[dict[str, Any]]:
-        rng = np.random.default_rng([wish.seed, part])
-        return _batches(train, model, corpus, wish.batch, count, rng, augment)
 
     def quality(some: MLAModel) -> dict[str, float]:
         return _quality(some, held_out[:JUDGED])
 
     def settled(some: MLAModel) -> MLAModel:
-        return settle(some, lessons(SETTLED, 1))
+        return settle(some, lessons.draw(SETTLED, 1))
 
     def chosen() -> Choice:
-        weigh(groups, model, lessons(wish.studies // wish.batch, 0))
+        weigh(groups, model, lessons.draw(wish.studies // wish.batch, 0))
         progress("timing what a channel costs")
         measure(groups, model, image)
         progress("measuring the curve")
@@ -128,20 +148,13 @@ def prune_checkpoint(
     smaller = settled(remove(model, groups, choice.plan))
     unrecovered = quality(smaller)
 
-    settings = read_settings(corpus)
-    sampler = PatchSampler(train, settings, model.config.finding_keys, min(PATCH, *settings.shape))
-
-    def patches(number: int) -> dict[str, Any]:
-        rng = np.random.default_rng([wish.seed, FIRST_LESSON + number, PATCH])
-        return collate_patches(sampler, settings, Augment(), rng, PATCHES)
-
     def course(what: str, steps: int, lr: float) -> Course:
         progress(f"teaching by {what}, {steps} steps")
         return Course(
-            lambda number: next(lessons(1, FIRST_LESSON + number, Augment())),
+            lessons.moved,
             steps,
             lr,
-            patches if sampler.lesions else None,
+            lessons.patches if lessons.sampler.lesions else None,
             wish.precision,
             lambda step, loss: progress(f"{what}: step {step + 1} of {steps}, loss {loss:.2f}"),
             work / f"{what}.safetensors",
@@ -205,32 +218,6 @@ def _quality(model: MLAModel, examples: tuple[Example, ...]) -> dict[str, float]
     with torch.no_grad():
         scores = score_findings(model, examples)
     return {name: value for name, value in scores.items() if not name.startswith("F1 ")}
-
-
-def _inputs(
-    batch: tuple[Example, ...],
-    model: MLAModel,
-    corpus: Path,
-    augment: Augment | None = None,
-    rng: np.random.Generator | None = None,
-) -> dict[str, Any]:
-    return collate(batch, model, read_settings(corpus), augment, rng)
-
-
-def _batches(
-    examples: tuple[Example, ...],
-    model: MLAModel,
-    corpus: Path,
-    size: int,
-    count: int,
-    rng: np.random.Generator,
-    augment: Augment | None = None,
-) -> Iterator[dict[str, Any]]:
-    """With `augment`: images are moved and changed as in training."""
-    for _ in range(max(1, count)):
-        chosen = rng.choice(len(examples), min(size, len(examples)), replace=False)
-        batch = tuple(examples[int(n)] for n in chosen)
-        yield _inputs(batch, model, corpus, augment, None if augment is None else rng)
 
 
 def _card(source: Path, whole: Checkpoint, lost: str) -> str:

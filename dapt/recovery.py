@@ -20,10 +20,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dapt.collate import map_of
 from mla_med.model.compress import Batch
 from mla_med.model.findings import map_loss
 from mla_med.model.fusion import HierarchicalFeatureFusion
-from mla_med.model.image_encoder import Frame, Level
+from mla_med.model.image_encoder import Level
 from mla_med.model.lesion_map import LesionMap
 from mla_med.model.mla import MLAModel
 
@@ -33,8 +34,8 @@ CUBES = 4
 """Of each image that is read, one step after the other."""
 Lesson = Callable[[int], Batch]
 """The number of a lesson -> its batch, the same whenever it is asked."""
-NEVER = 0.01
-"""What a cell counts that the whole model is sure to hold nothing: nearly every cell is one."""
+EMPTY_CELL = 0.01
+"""What a cell counts of which the whole model is sure that it holds nothing: nearly every cell is one."""
 SAVE_EVERY = 50
 """Steps."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -214,23 +215,18 @@ def _level_loss(levels: Sequence[Level], wanted: Sequence[Level]) -> Tensor:
 def patch_loss(student: MLAModel, teacher: MLAModel, pieces: Batch) -> Tensor:
     """Of the levels and of the map of each finding, over patches, and what is true of these."""
     with torch.no_grad(), _levels_of(teacher) as wanted_levels:
-        wanted = _map_of(teacher, pieces)
+        wanted = map_of(teacher, pieces)
     with _levels_of(student) as levels:
-        found = _map_of(student, pieces)
+        found = map_of(student, pieces)
     terms = [_level_loss(levels, wanted_levels), _cell_loss(found, wanted)]
     terms.append(0.5 * map_loss(found, pieces["targets"].to(student.device)))
     return torch.stack(terms).sum()
 
 
-def _map_of(model: MLAModel, pieces: Batch) -> LesionMap:
-    whole = Frame(pieces["shape"], pieces["whole_B44"])
-    return model.map_parts(pieces["image_BCIJK"], pieces["present_BC"], pieces["affine_B44"], whole)
-
-
 def _cell_loss(found: LesionMap, wanted: LesionMap) -> Tensor:
     sure_BFN = wanted.logits_BFN.sigmoid()
     cells = F.binary_cross_entropy_with_logits(found.logits_BFN, sure_BFN, reduction="none")
-    weight_BFN = NEVER + sure_BFN
+    weight_BFN = EMPTY_CELL + sure_BFN
     return (cells * weight_BFN).sum() / weight_BFN.sum()
 
 

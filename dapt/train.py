@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dapt.augment import Augment
-from dapt.collate import collate, collate_patches, report_ids
+from dapt.collate import collate, collate_patches, map_of, report_ids
 from dapt.patches import PatchSampler
 from dapt.tokenizer import train_tokenizer
 from mla_med.corpus import LANGUAGES, Example, read_about, read_examples, read_settings
@@ -35,8 +35,6 @@ from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import ModalConfig, default, findings_of
 from mla_med.model.findings import map_loss
-from mla_med.model.image_encoder import Frame
-from mla_med.model.lesion_map import LesionMap
 from mla_med.model.mla import MLAModel
 from mla_med.report.schema import schema_of
 
@@ -97,8 +95,8 @@ class TrainConfig:
     fp32. Weights and their mean are float32."""
     fusion_type: str = "full"
     """Of a new model: one of config.FUSION_TYPES."""
-    learn_image: bool = True
-    """Whether the image encoder learns; else it stays what it was at the start, its norms' statistics too."""
+    freeze_image_encoder: bool = False
+    """It stays what it was at the start, its norms' statistics too."""
     seed: int = 0
     device: str = "cpu"
 
@@ -120,14 +118,14 @@ def pretrain(
     validate: Callable[[MLAModel, tuple[Example, ...]], dict[str, float]] | None = None,
     start: Path | None = None,
     limit: int | None = None,
-    eyes: Path | None = None,
+    image_encoder: Path | None = None,
 ) -> MLAModel:
     """Trains on `corpus` and returns the model with averaged weights, on the CPU, in eval mode.
 
     out: state to resume from and log.jsonl. `validate` scores the model on the validation
     split after each epoch; its numbers go to the log. `start`: a checkpoint whose weights and tokenizer
-    are gone on with, instead of a new model. `eyes`: a checkpoint whose image encoder a new model begins
-    with. `limit`: so many examples of the train split, its first.
+    are gone on with, instead of a new model. `image_encoder`: a checkpoint whose image encoder a
+    new model begins with. `limit`: so many examples of the train split, its first.
     """
     config = config or TrainConfig()
     out.mkdir(parents=True, exist_ok=True)
@@ -149,9 +147,9 @@ def pretrain(
         model = MLAModel(model_config)
         texts = [text for e in train for each in (e.reports, e.contexts) for text in each.values()]
         model.tokenizer = train_tokenizer(texts, model_config.vocab_size)
-        if eyes is not None:
-            seeing = _started(eyes, settings, examination).image_encoder
-            model.image_encoder.load_state_dict(seeing.state_dict())
+        if image_encoder is not None:
+            given = _started(image_encoder, settings, examination)
+            model.image_encoder.load_state_dict(given.image_encoder.state_dict())
     trainer = Trainer(model, config, out, log or (lambda row: None))
     trainer.adapt_text(train)
     trainer.find_lesions(train, held_out, settings)
@@ -179,7 +177,7 @@ class Trainer:
 
     def __init__(self, model: MLAModel, config: TrainConfig, out: Path, log: Log):
         self.model, self.config, self.out, self.log = model.to(config.device), config, out, log
-        model.image_encoder.requires_grad_(config.learn_image)
+        model.image_encoder.requires_grad_(not config.freeze_image_encoder)
         self.optimizer = torch.optim.AdamW(_decay_groups(model, config.weight_decay), lr=config.lr)
         self.average = _copy(model)
         self.done: dict[str, int] = {"text_epochs": 0, "rounds": 0, "epochs": 0}
@@ -251,7 +249,7 @@ class Trainer:
             pieces = collate_patches(
                 sampler, settings, self.config.augment, np.random.default_rng([n]), self.config.round_patches
             )
-            strongest_BF = self._map_of(pieces).seen_BFN().amax(-1)
+            strongest_BF = map_of(self.model, pieces).seen_BFN().amax(-1)
             for b, code in enumerate(pieces["codes"]):
                 f = keys.index(code)
                 there = float(pieces["targets"].presence_BF[b, f])
@@ -304,13 +302,7 @@ class Trainer:
         return sampler if sampler.lesions else None
 
     def _map_patches(self, pieces: dict[str, Any]) -> Tensor:
-        return map_loss(self._map_of(pieces), pieces["targets"].to(self.config.device))
-
-    def _map_of(self, pieces: dict[str, Any]) -> LesionMap:
-        apart = ("targets", "codes")
-        on = _on({name: x for name, x in pieces.items() if name not in apart}, self.config.device)
-        whole = Frame(on["shape"], on["whole_B44"])
-        return self.model.map_parts(on["image_BCIJK"], on["present_BC"], on["affine_B44"], whole)
+        return map_loss(map_of(self.model, pieces), pieces["targets"].to(self.config.device))
 
     def _collated(
         self, batches, settings: Preprocessing, epoch: int, sampler: PatchSampler | None
@@ -334,7 +326,7 @@ class Trainer:
     def _begin(self, epoch: int) -> None:
         """Every epoch has its own random numbers, so a resumed training draws what an unbroken one does."""
         self.model.train()
-        self.model.image_encoder.train(self.config.learn_image)
+        self.model.image_encoder.train(not self.config.freeze_image_encoder)
         torch.manual_seed(hash((self.config.seed, epoch)))
 
     def _validate(self, held_out, validate) -> dict[str, float]:

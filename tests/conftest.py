@@ -131,3 +131,11 @@ def server(running):
     """The same, empty."""
     running.empty()
     return running
+
+
+@pytest.fixture
+def settings_file(server, tmp_path):
+    """Of a night beside the PACS."""
+    from night_site import write_settings
+
+    return write_settings(tmp_path, server.dicomweb_url)

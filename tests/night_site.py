@@ -19,6 +19,9 @@ from pydicom import dcmread
 from mla_med.documents.envelope import Revision
 from mla_med.night.batches import Batches
 from mla_med.night.claims import Claims
+from mla_med.night.loop import by_threads, open_site
+from mla_med.night.pool import Pool
+from mla_med.night.run import night_with
 from mla_med.night.settings import read_night
 from mla_med.night.work import Drafted, Made, Worker
 from mla_med.pacs.run import open_ledger
@@ -162,3 +165,23 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def run(settings_file, workers=1, hold=False, clock=time.time, **more):
+    """A night with stub workers in processes of their own."""
+    with (
+        open_site(settings_file, clock) as here,
+        Pool(settings_file, workers, 1, hold, draft_job, here.night.batch) as pool,
+        by_threads(pool.draft, pool.slots) as submit,
+    ):
+        return night_with(here, submit, pool.slots, **more)
+
+
+def ready_job(here, number: int, folder) -> str:
+    """A study in the inbox, as `pull` leaves it."""
+    job = here.book.see(drafts.study_uid(number), 4)
+    here.book.ready(job.id, 4)
+    (folder / "inbox" / job.id).mkdir(parents=True)
+    for k in range(1, 5):
+        (folder / "inbox" / job.id / f"{k}.dcm").write_bytes(drafts.to_bytes(drafts.image(number, k)))
+    return job.id

@@ -11,11 +11,12 @@ import torch
 
 from dapt.recovery import Course, distillation_loss, hint_loss, imitate, patch_loss, recover, settle
 from mla_med.errors import ConfigError
-from mla_med.model import compress
-from mla_med.model.compress import Group, choose, coupled, masked, measure, plan_for, remove, share_of, weigh
+from mla_med.model import pruning_plan
+from mla_med.model.compress import Group, coupled, masked, remove, weigh
 from mla_med.model.config import tiny
 from mla_med.model.findings import FindingTargets
 from mla_med.model.mla import MLAModel
+from mla_med.model.pruning_plan import choose, measure, plan_for, share_of
 
 SIZES = {"widths": (16, 32, 32, 32), "units": (1, 2, 2, 1), "depth": 2, "width": 32}
 
@@ -141,8 +142,8 @@ def test_what_fits_into_the_wished_time_comes_back(world, monkeypatch):
     def removed(model, groups, plan):
         return sum(len(gone) * {"cheap": 1.0, "dear": 8.0}[name] for name, gone in plan.items())
 
-    monkeypatch.setattr(compress, "encode_s", seconds)
-    monkeypatch.setattr(compress, "remove", removed)
+    monkeypatch.setattr(pruning_plan, "encode_s", seconds)
+    monkeypatch.setattr(pruning_plan, "remove", removed)
     own = [cheap, dear]
     # 64 of a step of the dear group alone are enough for 0.94; the cheap one comes back, all of it
     assert plan_for(None, own, 0.94, image) == {"dear": tuple(range(8))}

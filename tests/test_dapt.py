@@ -225,11 +225,11 @@ def test_a_training_goes_on_from_a_checkpoint(corpus, tmp_path):
     assert again.tokenizer("肺气肿")["input_ids"] == first.tokenizer("肺气肿")["input_ids"]
 
 
-def test_eyes_that_do_not_learn_stay_as_they_were(corpus, tmp_path):
+def test_a_frozen_image_encoder_stays_as_it_was(corpus, tmp_path):
     first = pretrain(corpus, tmp_path / "work", replace(TRAIN, rounds=0, epochs=0), _model_config())
     folder = finish(first, corpus, tmp_path / "work", tmp_path / "checkpoint", "python -m dapt", retest=2)
-    blind = replace(TRAIN, text_epochs=0, rounds=0, patches=0, epochs=1, learn_image=False, seed=7)
-    model = pretrain(corpus, tmp_path / "more", blind, _model_config(), eyes=folder)
+    frozen = replace(TRAIN, text_epochs=0, rounds=0, patches=0, epochs=1, freeze_image_encoder=True, seed=7)
+    model = pretrain(corpus, tmp_path / "more", frozen, _model_config(), image_encoder=folder)
     seen, new = load_checkpoint(folder).model.state_dict(), MLAModel(_model_config()).state_dict()
     changed = 0
     for name, value in model.state_dict().items():

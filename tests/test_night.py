@@ -7,10 +7,8 @@ The model is a stub (see night_site); the way of a study is the real one, in pro
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,50 +16,35 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
-from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import median
-from zoneinfo import ZoneInfo
 
 import drafts
 import night_site as stub_site
 import psutil
 import pytest
-from fake_pacs import dripping_port
 from ledgers import default_kind, new_ledger_url
-from night_site import ROOT, Stub, documents, upload, write_settings
-from prometheus_client import generate_latest
+from night_site import ROOT, Stub, documents, ready_job, run, upload, write_settings
 
 from mla_med.dicom.ahead import Ahead
-from mla_med.errors import CheckpointError, ConfigError, LedgerError, OutputError, PacsError, StudyError
+from mla_med.errors import CheckpointError, ConfigError, PacsError, StudyError
 from mla_med.ledger.ledger import Ledger
 from mla_med.ledger.nouns import JobState
 from mla_med.ledger.owners import owner
-from mla_med.night.alarm import alarm_of, send_alarm
+from mla_med.night.alarm import alarm_of
 from mla_med.night.audit import Audit, audit_night
 from mla_med.night.claims import CLAIM_S, MAX_TRIES, Claims
 from mla_med.night.cluster import Cluster
-from mla_med.night.drift import Reading, compare, drift
 from mla_med.night.loop import PASSES, Night, by_threads, open_site, run_night
-from mla_med.night.metrics import NightMetrics
 from mla_med.night.pool import Pool, threads_of
-from mla_med.night.run import night_with, release_all, whole_night
-from mla_med.night.schedule import next_time_s, serve
-from mla_med.night.settings import NightSettings, read_night
+from mla_med.night.run import night_with, release_all
 from mla_med.night.work import Drafted, Worker
 from mla_med.pacs.inbox import clear_images, review_folder
 from mla_med.pacs.peer import SeriesCount
-from mla_med.pacs.settings import read_settings
 from mla_med.review.settings import read_review
 
 SLOW = bool(os.environ.get("MLA_MED_SLOW"))
 SECRET = bytes(range(32))
-
-
-@pytest.fixture
-def settings_file(server, tmp_path):
-    return write_settings(tmp_path, server.dicomweb_url)
 
 
 @pytest.fixture
@@ -73,16 +56,6 @@ def claims(tmp_path):
     made.now = now
     yield made
     made.close()
-
-
-def run(settings_file, workers=1, hold=False, clock=time.time, **more):
-    """A night with stub workers in processes of their own."""
-    with (
-        open_site(settings_file, clock) as here,
-        Pool(settings_file, workers, 1, hold, stub_site.draft_job, here.night.batch) as pool,
-        by_threads(pool.draft, pool.slots) as submit,
-    ):
-        return night_with(here, submit, pool.slots, **more)
 
 
 def states(settings_file) -> Counter:
@@ -157,16 +130,6 @@ def test_a_job_that_kills_its_workers_is_left_for_a_person(claims):
     assert (standing.code, standing.tries) == ("WORKER_DIED", MAX_TRIES)
     claims.free("j")
     assert claims.take("j", owner()) is not None
-
-
-def ready_job(here, number: int, folder) -> str:
-    """A study in the inbox, as `pull` leaves it."""
-    job = here.book.see(drafts.study_uid(number), 4)
-    here.book.ready(job.id, 4)
-    (folder / "inbox" / job.id).mkdir(parents=True)
-    for k in range(1, 5):
-        (folder / "inbox" / job.id / f"{k}.dcm").write_bytes(drafts.to_bytes(drafts.image(number, k)))
-    return job.id
 
 
 def test_r10_a_worker_that_was_too_slow_throws_its_draft_away(tmp_path):
@@ -724,312 +687,3 @@ def test_threads_are_shared_out_among_the_workers():
     assert threads_of(1)["OMP_NUM_THREADS"] == str(cores)
     assert threads_of(cores)["OMP_NUM_THREADS"] == "1"
     assert threads_of(2 * cores)["MKL_NUM_THREADS"] == "1"
-
-
-# Told
-
-
-class Hook(BaseHTTPRequestHandler):
-    answers: list[int]
-    told: list[dict]
-
-    def do_POST(self) -> None:
-        self.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(self.answers.pop(0) if self.answers else 200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hook():
-    class Own(Hook):
-        answers, told = [], []
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Own)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    Own.url = f"http://127.0.0.1:{server.server_port}/hook?secret=1"
-    yield Own
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_webhook_that_is_busy_is_asked_again_and_one_that_refuses_is_not(hook):
-    waits = []
-    hook.answers[:] = [503, 429, 200]
-    assert send_alarm(hook.url, {"text": "x"}, waits.append)
-    assert (len(hook.told), waits) == (3, [1.0, 2.0])
-    hook.answers[:] = [404]
-    assert not send_alarm(hook.url, {"text": "x"}, waits.append)
-    assert len(hook.told) == 4
-    with dripping_port() as port:  # and one that never ends what it says has taken it
-        assert send_alarm(f"http://127.0.0.1:{port}/", {"text": "x"}, waits.append)
-    assert not send_alarm("http://127.0.0.1:9/", {"text": "x"}, waits.append, tries=2)
-    assert not send_alarm("file:///etc/passwd", {"text": "x"}, waits.append)
-
-
-def test_parked_documents_are_told_to_the_webhook_by_job_and_reason_alone(network, hook, tmp_path):
-    from fake_pacs import http_pacs
-
-    with http_pacs(lambda method, path, body: (400, b"") if method == "POST" else (204, b"")) as url:
-        path = write_settings(tmp_path, url, night=f'webhook_url = "{hook.url}"')
-        with open_site(path) as here:
-            job_id = ready_job(here, 1, tmp_path)
-        account = run(path)
-    assert account.audit.counts == {"PARKED": 1}
-    (told,) = hook.told
-    assert told["jobs"] == [{"job": job_id, "state": "PARKED", "reason": "HTTP_400"}]
-    assert told["text"] == "mla_med, main: 1 studies need a person. 1 PARKED."
-    assert "Phantom" not in json.dumps(told)
-
-
-def test_a_night_that_fails_as_a_whole_is_told(network, hook, tmp_path, monkeypatch):
-    monkeypatch.setattr("mla_med.night.cluster.WAIT_S", 1.0)
-    night = f'webhook_url = "{hook.url}"\ndask = "tcp://127.0.0.1:9"'
-    with pytest.raises(ConfigError):
-        whole_night(write_settings(tmp_path, "http://127.0.0.1:9", night=night))
-    (told,) = hook.told
-    assert told == {
-        "text": "mla_med, main: the night failed: DASK_UNREACHABLE.",
-        "codes": ["DASK_UNREACHABLE"],
-        "jobs": [],
-    }
-
-
-def test_an_account_that_cannot_be_written_is_told_after_what_needs_a_person(server, hook, tmp_path):
-    night = f'webhook_url = "{hook.url}"'
-    path = write_settings(tmp_path, server.dicomweb_url, night=night)
-    (tmp_path / "nights").write_text("no folder")
-    with open_site(path) as here:
-        claims = here.claims
-        waiting = ready_job(here, 1, tmp_path)
-        claims.end(claims.take(waiting, "a worker"), "FAILED", "WORKER_DIED")
-    with pytest.raises(OutputError, match="The account of the night cannot be written"):
-        whole_night(path)
-    assert [told["text"].split(": ", 1)[1] for told in hook.told] == [
-        "1 studies need a person. 1 FAILED.",
-        "the night failed: OUTPUT_NOT_WRITTEN.",
-    ]
-
-
-def test_a_weekly_check_that_cannot_be_made_is_told(network, hook, tmp_path):
-    path = write_settings(tmp_path, "http://127.0.0.1:9", night=f'webhook_url = "{hook.url}"')
-    with pytest.raises(PacsError):
-        drift(path, seeds=[4_000_950_001])
-    assert [told["text"] for told in hook.told] == ["mla_med, main: the drift check failed: CONNECT."]
-
-
-def test_the_account_of_a_night_names_every_study_by_job_and_nobody(server, settings_file):
-    upload(server, range(1, 4), PatientName="Quercy^Xanthippe", PatientID="MRN-4711")
-    upload(server, [4], slices=1)
-    account = run(settings_file)
-    names = sorted(path.name for path in account.folder.iterdir())
-    assert names == ["night.csv", "night.html", "night.json"]
-    with (account.folder / "night.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 4
-    assert {row["draft"] for row in rows} == {"DRAFTED"}
-    page = (account.folder / "night.html").read_text()
-    assert "4 studies in the night of" in page
-    assert all(row["job"] in page for row in rows)
-    everything = (
-        page + (account.folder / "night.csv").read_text() + (account.folder / "night.json").read_text()
-    )
-    assert not [w for w in ("Quercy", "Xanthippe", "4711", "2.25.7000") if w in everything]
-    assert alarm_of(account.audit) is None
-
-
-def test_metrics_count_drafts_by_state_beside_those_of_the_ledger(server, settings_file):
-
-    upload(server, range(1, 3))
-    with open_site(settings_file) as here:
-        metrics = NightMetrics(here.book, "main", settings_file.parent / "nights")
-        run(settings_file, metrics=metrics)
-        text = generate_latest(metrics.registry).decode()
-    assert 'mla_med_drafts_total{state="drafted"} 2.0' in text
-    assert 'mla_med_jobs{state="DELIVERED"} 2.0' in text
-    assert 'mla_med_jobs{state="QUARANTINED"} 0.0' in text  # an alarm sees how the first one comes
-    assert "mla_med_draft_seconds_count 2.0" in text
-    assert "mla_med_night_running 0.0" in text
-
-
-def test_a_service_that_begins_anew_knows_when_the_last_night_ended(tmp_path):
-    account = tmp_path / "nights" / "20260101T000000Z-a" / "night.json"
-    account.parent.mkdir(parents=True)
-    account.write_text("{}")
-    os.utime(account, (1_000_000, 1_000_000))
-    with open_site(write_settings(tmp_path, "http://127.0.0.1:9")) as here:
-
-        def ended(records: str) -> float:
-            text = generate_latest(NightMetrics(here.book, "main", tmp_path / records).registry).decode()
-            return float(re.findall(r"^mla_med_night_last_end_seconds (\S+)", text, re.MULTILINE)[0])
-
-        assert ended("nights") == 1_000_000
-        before = time.time()
-        assert before <= ended("none") <= time.time()
-
-
-# By the clock
-
-
-def at(text: str) -> float:
-    return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo("Europe/Berlin")).timestamp()
-
-
-@pytest.mark.parametrize(
-    ("cron", "after", "then"),
-    [
-        ("0 19 * * *", "2026-11-26T18:59:59", "2026-11-26T19:00"),
-        ("0 19 * * *", "2026-11-26T19:00", "2026-11-27T19:00"),
-        ("0 12 * * 0", "2026-11-26T00:00", "2026-11-29T12:00"),
-        ("30 2 * * *", "2027-03-27T12:00", "2027-03-28T03:00"),  # 2:30 is not on that day
-    ],
-)
-def test_the_next_night_is_reckoned_in_the_sites_time_zone(cron, after, then):
-    assert next_time_s(cron, "Europe/Berlin", at(after)) == at(then)
-
-
-def test_a_crontab_line_that_never_comes_is_one_line():
-    with pytest.raises(ConfigError, match="no crontab line"):
-        next_time_s("0 19 31 2 *", "UTC", 0.0)
-
-
-def test_a_service_begun_while_the_clock_was_ahead_begins_its_nights_when_it_is_set_right():
-    now, begun, stop = [at("2027-11-26T18:00")], [], threading.Event()
-
-    def pause(seconds: float) -> None:
-        now[0] = at("2026-11-26T18:00") if now[0] > at("2027-01-01T00:00") else now[0] + seconds
-        if now[0] > at("2026-11-28T18:00"):
-            stop.set()
-
-    work = [("night", "0 19 * * *", lambda: begun.append(now[0]))]
-    serve(work, "Europe/Berlin", stop, lambda: now[0], pause)
-    assert begun == [at("2026-11-26T19:00"), at("2026-11-27T19:00")]
-
-
-@pytest.mark.parametrize(
-    "error", [LedgerError("The ledger is away."), OSError(28, "No space"), KeyError("x")]
-)
-def test_nights_begin_by_the_clock_and_one_that_fails_does_not_end_the_service(error):
-    now, begun, stop = [at("2026-11-26T18:00")], [], threading.Event()
-
-    def night() -> None:
-        begun.append(datetime.fromtimestamp(now[0], ZoneInfo("Europe/Berlin")).isoformat()[:16])
-        now[0] += 3600
-        if len(begun) == 3:
-            stop.set()
-        raise error
-
-    def pause(seconds: float) -> None:
-        now[0] += seconds
-
-    told = []
-    serve(
-        [("night", "0 19 * * *", night)],
-        "Europe/Berlin",
-        stop,
-        lambda: now[0],
-        pause,
-        lambda name, next_s: told.append((name, next_s)),
-    )
-    assert begun == ["2026-11-26T19:00", "2026-11-27T19:00", "2026-11-28T19:00"]
-    assert told == [("night", at(f"2026-11-{day}T19:00")) for day in (26, 27, 28, 29)]
-
-
-def test_mla_med_serve_begins_a_night_and_ends_on_sigterm(server, tmp_path):
-    path = write_settings(tmp_path, server.dicomweb_url, night='cron = "* * * * * *"')
-    command = [sys.executable, "-c", "from mla_med.cli import main; main()", "serve", "--settings", str(path)]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
-    for _ in range(600):
-        if list((tmp_path / "nights").glob("*/night.html")):
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    told, logged = process.communicate(timeout=60)
-    assert list((tmp_path / "nights").glob("*/night.html")), logged
-    assert process.returncode == 0, logged
-    assert told.count(b"next night at 20") >= 2
-    assert b": nothing to do" in told
-    assert b'"event": "night_ended"' in logged
-
-
-# Settings
-
-
-def test_a_site_without_the_section_has_every_default(tmp_path):
-    path = tmp_path / "mla-med.toml"
-    path.write_text("[pacs]\n")
-    beside = {"out": str(tmp_path / "out/drafts"), "records": str(tmp_path / "out/nights")}
-    assert read_night(path, {}) == replace(NightSettings(), **beside)
-    url = {"MLA_MED_WEBHOOK_URL": "https://pager.example.org/x"}
-    assert read_night(path, url).webhook_url == "https://pager.example.org/x"
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("worker = 2", "no key 'worker'. Did you mean workers"),
-        ('workers = "2"', "workers must be of type int"),
-        ("workers = 0", "workers is 0"),
-        ("batch = 0", "batch is 0"),
-        ('timezone = "Europe/Atlantis"', "give a name such as Europe/Berlin"),
-        ('formats = "html"', "formats needs sr"),
-    ],
-)
-def test_settings_that_cannot_be_are_one_line(tmp_path, line, words):
-    path = tmp_path / "mla-med.toml"
-    path.write_text(f"[night]\n{line}\n")
-    with pytest.raises(ConfigError, match=words):
-        read_night(path, {})
-
-
-def test_read_settings_leaves_the_section_of_the_night_alone(tmp_path):
-    path = write_settings(tmp_path, "http://127.0.0.1:9", night="workers = 2")
-    assert read_settings(path).name == "main"
-    assert read_night(path).workers == 2
-
-
-# Drift
-
-
-def reading(**more) -> Reading:
-    values = {"weights_sha256": "ab" * 32, "drafted": 3, "refused": 0, "f1": 0.8, "brier": 0.1}
-    return Reading(**(values | {"delivered": 3, "seconds": 4.0} | more))
-
-
-@pytest.mark.parametrize(
-    ("now", "alarms"),
-    [
-        ({"f1": 0.76, "brier": 0.11, "seconds": 9.0}, ()),
-        ({"weights_sha256": "cd" * 32}, ("MODEL_CHANGED",)),
-        ({"drafted": 2, "refused": 1}, ("REFUSED",)),
-        ({"delivered": 2}, ("NOT_DELIVERED",)),
-        ({"f1": 0.74}, ("F1_FELL",)),
-        ({"brier": 0.13}, ("BRIER_ROSE",)),
-    ],
-)
-def test_what_is_worse_than_the_baseline_by_more_than_noise_is_an_alarm(now, alarms):
-    assert compare(reading(**now), reading()) == alarms
-
-
-@pytest.mark.skipif(not SLOW, reason="draws a phantom and drafts it twice: MLA_MED_SLOW=1")
-def test_a_phantom_comes_back_the_same_each_week_and_another_model_is_told(server, tmp_path, hook):
-    path = write_settings(tmp_path, server.dicomweb_url, night=f'webhook_url = "{hook.url}"')
-    first = drift(path, seeds=[4_000_950_001])
-    second = drift(path, seeds=[4_000_950_001])
-    assert (first.alarms, second.alarms, hook.told) == ((), (), [])
-    assert (second.now.f1, second.now.brier) == (first.now.f1, first.now.brier)
-    assert (second.now.drafted, second.now.delivered) == (1, 1)
-    assert second.pictures[0].startswith("data:image/png;base64,")
-    baseline = tmp_path / "nights" / "drift-baseline.json"
-    baseline.write_text(baseline.read_text().replace(first.now.weights_sha256, "0" * 64))
-    assert drift(path, seeds=[4_000_950_001]).alarms == ("MODEL_CHANGED",)
-    assert "MODEL_CHANGED" in hook.told[0]["text"]
-    names = {
-        server.get(f"/patients/{key}")["MainDicomTags"]["PatientName"] for key in server.get("/patients")
-    }
-    assert names == {"MLA_MED^QA"}

@@ -51,6 +51,9 @@ clean: ## remove caches and build output; .venv, out/ and runs/ stay
 # Programs that some tests call: without them those tests are skipped, and say so. On Debian, as root, what
 # is missing is installed; nothing that is installed is started.
 PROGRAMS := dciodvfy:dicom3tools Orthanc:orthanc storescu:dcmtk ip:iproute2 pg_ctlcluster:postgresql
+ifdef MLA_MED_SLOW
+PROGRAMS += chromium:chromium
+endif
 FILES := /usr/share/orthanc/plugins/libOrthancDicomWeb.so:orthanc-dicomweb \
          /usr/share/fonts-droid-fallback/truetype/DroidSansFallback.ttf:fonts-droid-fallback
 system-packages:

@@ -7,20 +7,23 @@
 The quick run has none of them: bodies of a few boxes, drawn at once, which show that everything runs.
 """
 
-# N examples, I J K voxel axes
+# N examples, I J K voxel axes, F findings, D width
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from evaluation.claims.row import Job, NotMeasured
-from mla_med.corpus import SPLITS, Example, read_about
+from mla_med.corpus import SPLITS, Example, load_channels, read_about
 from mla_med.files import write_text
+from mla_med.imaging.grid import Preprocessing
 
 SKETCH = (24, 24, 24)
 SKETCH_MM = 12.0
@@ -91,6 +94,31 @@ def two_sites(job: Job) -> tuple[Path, Path]:
     return made[0], made[1]
 
 
+@torch.no_grad()
+def seen_by_packaged(job: Job, examples: Sequence[Example]) -> np.ndarray:
+    """What the packaged model makes of each finding in each image, without a request (N, F, D). Made once."""
+    from mla_med.model.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(None)
+    model, settings = checkpoint.model, Preprocessing.from_dict(checkpoint.model.config.preprocessing)
+    known = sha256(json.dumps([checkpoint.weights_sha256, [e.id for e in examples]]).encode()).hexdigest()
+    kept = job.world / f"seen-{known[:12]}.npy"
+    if kept.is_file():
+        return np.load(kept)
+    rows = []
+    for number, example in enumerate(examples):
+        if number % 200 == 0:
+            job.say(f"the packaged model looks at phantom {number + 1} of {len(examples)}")
+        image, present, affine = load_channels(example, settings)
+        found = model.find(model.encode(image[None], None, present[None], affine[None]))
+        rows.append(found.embeddings_BFD[0].numpy())
+    seen_NFD = np.stack(rows)
+    part = kept.with_name(f".{kept.stem}.part.npy")
+    np.save(part, seen_NFD)
+    part.replace(kept)
+    return seen_NFD
+
+
 def images_of(examples: Sequence[Example]) -> np.ndarray:
     """HU (N, I, J, K) in half precision."""
     return np.stack([np.load(e.image).astype(np.float16) for e in examples if e.image is not None])
@@ -115,8 +143,6 @@ def sketch(folder: Path, site: str) -> Path:
     """A corpus of boxes: a body with lungs, and in every other a bright cube that the report names."""
     if (folder / "corpus.json").is_file():
         return folder
-    from mla_med.imaging.transforms import Preprocessing
-
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng, number = np.random.default_rng(len(site) + ord(site)), 0
     for split, count in zip(SPLITS, SKETCHED[site], strict=True):

@@ -1,8 +1,8 @@
 """Seeds -> small corpora of two sites of phantoms, each with its own scanner, prevalence, language and style.
 
-What `adapt --quick` learns from: patients drawn coarsely (40 x 40 pixels a slice), in half the time of the
-training grid, and in the words of their site, which `dapt.corpus` leaves out (its reports are of one style in
-two languages). Not for numbers: nodules of a few millimetres are gone.
+In the words of their site, which `dapt.corpus` leaves out (its reports are of one style in two languages).
+What `adapt --quick` learns from is drawn coarsely (40 x 40 pixels a slice), in half the time of the training
+grid, and is not for numbers: nodules of a few millimetres are gone. `fine` is the grid of the packaged model.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 
 from mla_med.corpus import SPLITS, finding_from, place
 from mla_med.files import write_text
-from mla_med.imaging.transforms import Preprocessing
+from mla_med.imaging.transforms import CHEST_CT, Preprocessing
 from mla_med.phantom.cohort import PHANTOM_VERSION, record_of
 from mla_med.phantom.examine import examine
 from mla_med.phantom.patient import context_of, make_patient
-from mla_med.phantom.scanning import scan_ct
+from mla_med.phantom.scanning import scan_ct, to_array
 from mla_med.phantom.sites import site_of
 from mla_med.report.context import context_text
 from mla_med.report.interpret import interpret
@@ -38,12 +38,13 @@ MATRIX = 40
 EVERY_THIRD = "train", "train", "validation"
 
 
-def make_site(out: Path, site: str, n: int, workers: int = 2) -> Path:
-    """A corpus of `n` chest CT of a site, a third of them for validation; made once."""
+def make_site(out: Path, site: str, n: int, workers: int = 2, fine: bool = False) -> Path:
+    """A corpus of `n` chest CT of a site, a third of them for validation; made once. Images that are there
+    are not made again."""
     if (out / "corpus.json").is_file():
         return out
     (out / "images").mkdir(parents=True, exist_ok=True)
-    jobs = [(FIRST_SEED[site] + k, site, out, EVERY_THIRD[k % 3]) for k in range(n)]
+    jobs = [(FIRST_SEED[site] + k, site, out, EVERY_THIRD[k % 3], fine) for k in range(n)]
     rows: dict[str, list[str]] = {split: [] for split in SPLITS}
     # a fresh interpreter for each worker: torch's threads do not survive a fork
     context = multiprocessing.get_context("spawn")
@@ -57,22 +58,29 @@ def make_site(out: Path, site: str, n: int, workers: int = 2) -> Path:
         "languages": [site_of(site).language],
         **{split: len(rows[split]) for split in SPLITS},
         "cohort": {"phantom": PHANTOM_VERSION, "n": n, "seed": FIRST_SEED[site], "site": site},
-        "preprocessing": COARSE.to_dict(),
+        "preprocessing": (CHEST_CT if fine else COARSE).to_dict(),
     }
     write_text(out / "corpus.json", json.dumps(about, indent=1) + "\n")
     return out
 
 
-def _make_example(job: tuple[int, str, Path, str]) -> tuple[str, str]:
-    seed, key, out, split = job
+def _make_example(job: tuple[int, str, Path, str, bool]) -> tuple[str, str]:
+    seed, key, out, split, fine = job
     examined = examine(seed, "chest_ct", site_of(key))
-    image = scan_ct(examined, matrix=MATRIX)
-    placed, affine, present = place(image.hu, image.affine, {}, COARSE)
-    with (out / "images" / f"{examined.id}.npy").open("wb") as file:
-        np.save(file, placed.astype(np.int16))
-    record = record_of(examined, {})
-    row = {"id": examined.id, "affine": affine.round(4).tolist(), "present": present, **said_of(record)}
-    return split, json.dumps(row, ensure_ascii=False) + "\n"
+    image, row = out / "images" / f"{examined.id}.npy", out / "images" / f"{examined.id}.json"
+    if not (image.is_file() and row.is_file()):
+        if fine:
+            array, grid, scan = to_array(examined)
+            placed, affine, present = place(array, grid, scan, CHEST_CT)
+        else:
+            scanned = scan_ct(examined, matrix=MATRIX)
+            placed, affine, present = place(scanned.hu, scanned.affine, {}, COARSE)
+        with image.open("wb") as file:
+            np.save(file, placed.astype(np.int16))
+        known = {"id": examined.id, "affine": affine.round(4).tolist(), "present": present}
+        said = said_of(record_of(examined, {}))
+        write_text(row, json.dumps({**known, **said}, ensure_ascii=False) + "\n")
+    return split, row.read_text(encoding="utf-8")
 
 
 def said_of(record: dict[str, Any]) -> dict[str, Any]:

@@ -262,9 +262,9 @@ def test_phantoms_that_are_not_there_are_asked_for(tmp_path):
 
 def test_every_claim_of_the_articles_has_a_row():
     keys = [row.key for row in rows()]
-    assert keys[:11] == [
+    assert keys[:12] == [
         *("selection", "imdb", "bridge", "retrieval", "noise", "dma"),
-        *("hffn", "ppt", "dapt", "pruning", "cracks"),
+        *("hffn", "ppt", "dapt", "dapt_packaged", "pruning", "cracks"),
     ]
     assert len(set(keys)) == len(keys)
     for row in rows():

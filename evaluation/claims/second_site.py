@@ -20,7 +20,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ from evaluation.claims.training import macro_f1
 from evaluation.claims.world import two_sites
 from mla_med.corpus import Example
 from mla_med.files import write_text
+
+if TYPE_CHECKING:
+    from dapt.stages import Shelf
+    from mla_med.model.mla import MLAModel
 
 BLEU = Target("BLEU-4, relative", 29, "%")
 TEMPLATED = Target("BLEU-4 on the templated site", 0.67)
@@ -44,23 +48,36 @@ DRAWN = 100
 class SecondSite:
     """One seed of the experiment."""
 
+    kept = "second_site"
+    """Where trainings lie, of all rows that need them."""
+
     def __init__(self, job: Job):
-        from dapt.site import CorporaPlan, ModelPlan
+        self.job, self.sizes = job, job.sizes
+        self.shelves = self.read_shelves()
+        self.folder = job.work.parent / self.kept / job.folder.name
+        self.language = min(self.shelves["site"].held_out[0].reports)
+
+    def read_shelves(self) -> dict[str, Shelf]:
+        from dapt.site import CorporaPlan
         from dapt.stages import read_shelf
 
-        self.job, self.sizes = job, job.sizes
-        source, site = two_sites(job)
+        source, site = two_sites(self.job)
         plan = CorporaPlan(site=str(site), source=str(source), labelled=self.sizes["labelled"])
-        self.shelves = {
-            "source": read_shelf("source", source, plan),
-            "site": read_shelf("site", site, plan),
-        }
-        self.model_plan = ModelPlan(
-            size="tiny", vocabulary=self.sizes["vocabulary"], positions=self.sizes["positions"]
-        )
-        # of all three rows
-        self.folder = job.work.parent / "second_site" / job.folder.name
-        self.language = min(self.shelves["site"].held_out[0].reports)
+        return {"source": read_shelf("source", source, plan), "site": read_shelf("site", site, plan)}
+
+    def first_site(self) -> MLAModel:
+        """What knows the first site, and nothing of the second."""
+        from dapt.adapt import new_model
+        from dapt.site import ModelPlan
+        from mla_med.model.checkpoint import read_model
+
+        folder = self.folder / "source"
+        if not (folder / "done.json").is_file():
+            sizes = self.sizes
+            plan = ModelPlan(size="tiny", vocabulary=sizes["vocabulary"], positions=sizes["positions"])
+            model = new_model(plan, self.shelves, self.job.seed)
+            self._train(model, "s3", "source", sizes["steps_source"], folder, self.shelves["source"].train)
+        return read_model(folder / "model")
 
     @property
     def steps_with(self) -> int:
@@ -70,16 +87,10 @@ class SecondSite:
         """The first site is known; what the labelled studies of the second write often has tokens."""
         folder = self.folder / "start"
         if not (folder / "done.json").is_file():
-            from dapt.adapt import new_model, write_model
+            from dapt.adapt import write_model
             from dapt.extend import extend
-            from mla_med.model.checkpoint import read_model
 
-            source = self.folder / "source"
-            if not (source / "done.json").is_file():
-                model = new_model(self.model_plan, self.shelves, self.job.seed)
-                steps, train = self.sizes["steps_source"], self.shelves["source"].train
-                self._train(model, "s3", "source", steps, source, train)
-            model = read_model(source / "model")
+            model = self.first_site()
             labelled = self.shelves["site"].labelled
             texts = [text for e in labelled for text in (*e.reports.values(), *e.contexts.values())]
             made = extend(model, texts, self.sizes["extend"])
@@ -93,7 +104,8 @@ class SecondSite:
         if not (folder / "done.json").is_file():
             from mla_med.model.checkpoint import read_model
 
-            steps, texts = self.sizes["steps_archive"], self.sizes["steps_archive"] // 4
+            steps = self.sizes["steps_archive"]
+            texts = self.sizes.get("steps_texts", steps // 4)
             shelf = self.shelves["site"]
             first = self.folder / "archive-1"
             if not (first / "done.json").is_file():
@@ -130,6 +142,7 @@ class SecondSite:
             log_every=every,
             validate_every=every,
             save_every=every,
+            precision=self.sizes.get("precision", "no"),
             device="cpu",
         )
         stage = Stage(
@@ -168,11 +181,11 @@ class SecondSite:
 
     def f1(self, model: Any, known: Sequence[Example]) -> float:
         """On the validation studies, in per cent."""
-        from dapt.report import embedded
+        from dapt.receipts import predict
 
-        shelf = self.shelves["site"]
-        seen = embedded(model, shelf, shelf.held_out[: self.sizes["tested"]], 16)
-        return _f1(seen.probability_NF, seen.present_NF == 1, _prevalence(known, model.config.finding_keys))
+        with torch.no_grad():
+            said = predict(model, self.shelves["site"].held_out[: self.sizes["tested"]])
+        return _f1(said.probability_NF, said.present_NF, _prevalence(known, model.config.finding_keys))
 
     def chance(self) -> float:
         """The F1 of numbers that were drawn, in per cent: the floor of every arm."""
@@ -278,7 +291,7 @@ def measure_dapt(job: Job) -> Measured:
         arms[f"floor: {name} report of the labelled"] = {"BLEU-4": value}
     ours_bleu, control_bleu = arms["with DAPT"]["BLEU-4"], arms["without, equal steps"]["BLEU-4"]
     values = {BLEU.name: gain(ours_bleu, control_bleu), TEMPLATED.name: ours_bleu}
-    return Measured(values, arms, _facts(site))
+    return Measured(values, arms, facts_of(site))
 
 
 def measure_ppt(job: Job) -> Measured:
@@ -301,7 +314,7 @@ def measure_ppt(job: Job) -> Measured:
             enough = 100 * len(some) / len(labelled)
     values = {SOONER.name: at / reached if reached == reached else 0.0, LABELS.name: enough}
     return Measured(
-        values, arms, {**_facts(site), "counted": "steps of s3; those on the archive stand apart"}
+        values, arms, {**facts_of(site), "counted": "steps of s3; those on the archive stand apart"}
     )
 
 
@@ -330,17 +343,17 @@ def measure_annotation(job: Job) -> Measured:
             arms[f"{count} labels, {name}"] = {"F1": f1, "best F1": best}
             job.say(f"{count} labels, {name}: F1 {f1:.1f} %")
     ours, control = (arms[f"{budget} labels, {name}"]["F1"] for name in ("chosen", "drawn"))
-    return Measured({BETTER.name: ours - control}, arms, _facts(site))
+    return Measured({BETTER.name: ours - control}, arms, facts_of(site))
 
 
-def _facts(site: SecondSite) -> dict[str, Any]:
+def facts_of(site: SecondSite) -> dict[str, Any]:
     shelf = site.shelves["site"]
     return {
         "archive": len(shelf.archive),
         "labelled": len(shelf.labelled),
         "tested": min(len(shelf.held_out), site.sizes["tested"]),
         "language": site.language,
-        "steps": {k: site.sizes[f"steps_{k}"] for k in ("source", "archive", "labelled")},
+        "steps": {k.removeprefix("steps_"): n for k, n in site.sizes.items() if k.startswith("steps_")},
     }
 
 

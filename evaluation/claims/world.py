@@ -3,6 +3,7 @@
     fine       a corpus of phantoms on the packaged model's grid, as `python -m dapt` makes one
     pooled     the same, averaged over blocks of voxels: small networks learn from it in a minute
     two sites  of dapt.two_sites, drawn coarsely
+    fine site  the second of them, on the packaged model's grid
 
 The quick run has none of them: bodies of a few boxes, drawn at once, which show that everything runs.
 """
@@ -92,6 +93,19 @@ def two_sites(job: Job) -> tuple[Path, Path]:
             job.say(f"{count} phantoms of site {site}")
         made.append(make_site(out, site, count, workers=1))
     return made[0], made[1]
+
+
+def fine_site(job: Job) -> Path:
+    """The second site, on the packaged model's grid."""
+    if job.quick:
+        return sketch(job.world / "sketch-b", "b")
+    from dapt.two_sites import make_site
+
+    count = job.sizes["phantoms_b"]
+    out = job.world / f"fine-b-{count}"
+    if not (out / "corpus.json").is_file():
+        job.say(f"{count} phantoms of site b on the grid of the packaged model")
+    return make_site(out, "b", count, workers=1, fine=True)
 
 
 @torch.no_grad()

@@ -69,7 +69,8 @@ class Row:
 def prune(whole: Path, corpus: Path, folder: Path, seed: int, quick: bool) -> Path:
     """By the command that users have; what is there already is taken as it is."""
     if not (folder / "pruned.json").is_file():
-        wish = ("--seed", str(seed), *(QUICK if quick else WISH))
+        threads = str(torch.get_num_threads())  # what is timed now was chosen with as many
+        wish = ("--seed", str(seed), "--threads", threads, *(QUICK if quick else WISH))
         given = (str(whole), "--corpus", str(corpus), "--out", str(folder), *wish)
         done = subprocess.run(
             [sys.executable, "-m", "mla_med.cli", "prune", *given], stdout=subprocess.DEVNULL, check=False

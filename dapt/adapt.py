@@ -396,7 +396,7 @@ def quick_plan(out: Path, control: bool = False, seeds: Sequence[int] = (0,), n:
     site = make_site(out / "corpora" / "site", "b", n)
     loop = LoopConfig(steps=12, lr=3e-3, log_every=2, validate_every=6, save_every=6, ema=0.9, device="cpu")
     stages = [
-        Stage(kind, corpus, batch=4, accumulate=1, queue=32, shift=1, loop=replace(loop, steps=steps))
+        Stage(kind, corpus, batch=4, accumulate=1, shift=1, loop=replace(loop, steps=steps))
         for kind, corpus, steps in (
             ("s1", "source", 12),
             ("s2", "source", 12),

@@ -84,8 +84,8 @@ class Stage:
     """Micro-steps to a step of the optimizer (the source articles: 4)."""
     hidden: float = 0.6
     """s1, dapt: share of the cells that are hidden."""
-    queue: int = 256
-    """s2, dapt: earlier pairs that are negatives too."""
+    queue: int = 0
+    """s2, dapt: earlier pairs that are negatives too; towers that learn fast collapse with them."""
     match: float = 0.5
     """s3: weight of the matching of image and report; 0: none, and its time is saved."""
     shift: int = 4

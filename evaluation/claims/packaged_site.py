@@ -78,12 +78,12 @@ def _sizes(quick: bool) -> Mapping[str, Any]:
     if quick:
         return {
             **{"labelled": 4, "extend": 8, "positions": 64, "draft_tokens": 16},
-            **{"lr": 3e-4, "ema": 0.8, "batch": 2, "every": 1, "tested": 4, "drafts": 2},
+            **{"lr": 3e-4, "ema": 0.8, "batch": 2, "queue": 0, "every": 1, "tested": 4, "drafts": 2},
             **{"steps_archive": 2, "steps_texts": 1, "steps_labelled": 1},
         }
     return {
         **{"phantoms_b": 180, "labelled": 64, "extend": 1024, "positions": 512, "draft_tokens": 320},
-        **{"lr": 3e-4, "ema": 0.95, "batch": 4, "every": 20, "tested": 60, "drafts": 60},
+        **{"lr": 3e-4, "ema": 0.95, "batch": 4, "queue": 0, "every": 20, "tested": 60, "drafts": 60},
         **{"steps_archive": 120, "steps_texts": 40, "steps_labelled": 80, "precision": "bf16"},
     }
 

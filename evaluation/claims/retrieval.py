@@ -50,7 +50,7 @@ class Pairs:
 class Towers(nn.Module):
     """Tokens of findings and a report, embedded apart, and a block that judges them together."""
 
-    def __init__(self, model: MLAModel, seen: Sequence[int], queue: int):
+    def __init__(self, model: MLAModel, seen: Sequence[int]):
         from dapt.objectives.align import Align
         from dapt.objectives.fuse import Fuse
 
@@ -61,7 +61,7 @@ class Towers(nn.Module):
         self.into = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, width))
         self.name_FD = nn.Parameter(0.02 * torch.randn(findings, width))
         self.block = MaskedTransformerBlock(width, model.config.heads)
-        self.align = Align(model.config, queue, findings=False)
+        self.align = Align(model.config, findings=False)
         self.fuse = Fuse(model.config, match=1.0)
 
     def fused(self, seen_PFD: Tensor) -> Fused:
@@ -120,7 +120,7 @@ def measure(job: Job) -> Measured:
         sizes_of_text = {"vocab_size": vocabulary, "text_positions": sizes["words"], "width": sizes["width"]}
         model = small_model(GRID, "concat", common_codes(examples[size:]), job.seed, **sizes_of_text)
         model.tokenizer = tokenizer
-        return Towers(model, seen.shape[1:], sizes["queue"])
+        return Towers(model, seen.shape[1:])
 
     def lesson(towers: Towers, judge: bool) -> Loss:
         return lambda rng: towers.loss(known, drawn(rng, len(known), sizes["batch"]), judge)
@@ -203,11 +203,11 @@ def _sizes(quick: bool) -> Mapping[str, Any]:
     if quick:
         return {
             **{"gallery": 20, "asked": 12, "vocabulary": 300, "words": 48, "width": 32, "batch": 6},
-            **{"queue": 16, "steps": 6},
+            "steps": 6,
         }
     return {
         **{"gallery": 1000, "asked": 400, "vocabulary": 768, "words": 128, "width": 64, "batch": 32},
-        **{"queue": 256, "steps": 900},
+        "steps": 600,
     }
 
 

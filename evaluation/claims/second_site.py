@@ -146,7 +146,14 @@ class SecondSite:
             device="cpu",
         )
         stage = Stage(
-            kind, corpus, batch=self.sizes["batch"], accumulate=1, queue=64, match=0.0, shift=1, loop=config
+            kind,
+            corpus,
+            batch=self.sizes["batch"],
+            accumulate=1,
+            queue=self.sizes["queue"],
+            match=0.0,
+            shift=1,
+            loop=config,
         )
         shelf = self.shelves[corpus]
         torch.manual_seed(self.job.seed)
@@ -361,13 +368,22 @@ def _sizes(quick: bool) -> Mapping[str, Any]:
     if quick:
         return {
             **{"labelled": 8, "vocabulary": 300, "extend": 8, "positions": 64, "draft_tokens": 24},
-            **{"lr": 3e-3, "ema": 0.8, "batch": 4, "every": 2, "tested": 12, "drafts": 4, "shares": [0.42]},
+            **{
+                "lr": 3e-3,
+                "ema": 0.8,
+                "batch": 4,
+                "queue": 0,
+                "every": 2,
+                "tested": 12,
+                "drafts": 4,
+                "shares": [0.42],
+            },
             **{"steps_source": 4, "steps_archive": 4, "steps_labelled": 4},
         }
     return {
         **{"phantoms_a": 240, "phantoms_b": 480, "labelled": 64},
         **{"vocabulary": 1024, "extend": 1024, "positions": 512, "draft_tokens": 480},
-        **{"lr": 3e-3, "ema": 0.98, "batch": 8, "every": 40, "tested": 160, "drafts": 60},
+        **{"lr": 3e-3, "ema": 0.98, "batch": 8, "queue": 0, "every": 40, "tested": 160, "drafts": 60},
         **{"steps_source": 600, "steps_archive": 800, "steps_labelled": 400, "shares": [0.42, 0.2]},
     }
 

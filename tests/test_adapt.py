@@ -534,14 +534,21 @@ def test_a_page_without_a_control_says_that_it_proves_nothing(done):
     assert "not whether the adaptation was worth its" in to_html(whole | {"control": []})
 
 
-def test_a_quick_phantom_is_reported_in_the_words_of_its_site(tmp_path):
+@pytest.mark.parametrize("fine", [False, True])
+def test_a_phantom_of_a_site_is_reported_in_its_words_and_made_once(tmp_path, fine):
     from dapt.two_sites import COARSE, FIRST_SEED, _make_example
+    from mla_med.imaging.transforms import CHEST_CT
 
     (tmp_path / "images").mkdir()
-    split, line = _make_example((FIRST_SEED["b"], "b", tmp_path, "train"))
+    job = (FIRST_SEED["b"], "b", tmp_path, "train", fine)
+    split, line = _make_example(job)
     row = json.loads(line)
     assert split == "train"
     assert set(row["reports"]) == set(row["contexts"]) == {"zh"}
     assert "肺" in row["reports"]["zh"]
-    assert np.load(tmp_path / "images" / f"{row['id']}.npy").shape == COARSE.shape
+    image = tmp_path / "images" / f"{row['id']}.npy"
+    assert np.load(image).shape == (CHEST_CT if fine else COARSE).shape
     assert len(row["findings"]) == len(row["boxes_mm"])
+    before = image.stat().st_mtime_ns
+    assert _make_example(job) == (split, line)
+    assert image.stat().st_mtime_ns == before

@@ -311,6 +311,7 @@ def _write_heads(objective: Objective, folder: Path, weights: dict[str, Tensor])
     for n, part in enumerate(_parts(objective)):
         prefix = f"objective.parts.{n}." if isinstance(objective, Together) else "objective."
         own = {k.removeprefix(prefix): v.contiguous() for k, v in weights.items() if k.startswith(prefix)}
+        own = {k: v for k, v in own.items() if not k.startswith(part.passing)}
         if own:
             save_file(own, folder / f"{type(part).__name__}.safetensors")
 

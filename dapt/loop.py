@@ -197,6 +197,7 @@ class Loop:
         norm = self.accelerator.clip_grad_norm_(self.taught.parameters(), self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.plain.objective.after_step(self.plain.model)
         self._average(step)
         return losses, norm, tokens, studies
 

@@ -85,7 +85,8 @@ class Stage:
     hidden: float = 0.6
     """s1, dapt: share of the cells that are hidden."""
     queue: int = 0
-    """s2, dapt: earlier pairs that are negatives too; towers that learn fast collapse with them."""
+    """s2, dapt: so many earlier pairs are negatives too, as a model that follows slowly (ALBEF) sees them:
+    for micro-batches of very few. Every pair is looked at twice then."""
     match: float = 0.5
     """s3: weight of the matching of image and report; 0: none, and its time is saved."""
     shift: int = 4

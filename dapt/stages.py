@@ -88,11 +88,11 @@ def objective_of(stage: Stage, model: MLAModel) -> Objective:
         case "s1":
             return Together(MaskedVolume(config), ReportText())
         case "s2":
-            return Align(config, stage.queue)
+            return Align(model, stage.queue)
         case "s3":
             return Fuse(config, stage.match)
         case "dapt":
-            align = Align(config, stage.queue, findings=False)
+            align = Align(model, stage.queue, findings=False)
             return Together(MaskedVolume(config, settle=False), ReportText(), align)
     return ReportText()
 

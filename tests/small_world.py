@@ -108,7 +108,7 @@ def gradients_of(corpus: Path, out: Path, size: int, accumulate: int = 1, rank: 
     examples = examples_in(corpus)
     model = small_model(examples)
     freeze_statistics(model)
-    objective = Together(ReportText(), Align(model.config, 4, findings=False), Fuse(model.config, match=0.0))
+    objective = Together(ReportText(), Align(model, 4, findings=False), Fuse(model.config, match=0.0))
     loop = Loop(model, objective, LoopConfig(steps=2, device="cpu"), out)
     loop.taught.train()
     batches = batches_of(examples, model, size=size, accumulate=accumulate, seed=3)

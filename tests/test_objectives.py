@@ -108,14 +108,14 @@ def _who(patients: list[int], texts: list[int]) -> torch.Tensor:
 
 
 def test_embeddings_that_are_all_alike_lose_the_logarithm_of_their_number(model):
-    align = Align(model.config, queue=0).eval()
+    align = Align(model, queue=0).eval()
     same = torch.ones(4, 32) / math.sqrt(32)
     loss = align.contrast(same, same, _who([1, 2, 3, 4], [1, 2, 3, 4]))
     assert loss.item() == pytest.approx(math.log(4), abs=1e-5)
 
 
 def test_pairs_that_match_lose_almost_nothing(model):
-    align = Align(model.config, queue=0).eval()
+    align = Align(model, queue=0).eval()
     rows = _orthogonal(4, 32)
     loss = align.contrast(rows, rows, _who([1, 2, 3, 4], [1, 2, 3, 4]))
     assert loss.item() < 1e-4
@@ -123,24 +123,69 @@ def test_pairs_that_match_lose_almost_nothing(model):
 
 @pytest.mark.parametrize("who", [([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [7, 7, 7])])
 def test_the_same_patient_and_the_same_words_are_no_negatives(model, who):
-    align = Align(model.config, queue=0).eval()
+    align = Align(model, queue=0).eval()
     same = torch.ones(3, 32) / math.sqrt(32)
     assert align.contrast(same, same, _who(*who)).item() == 0.0
 
 
 def test_pairs_of_earlier_steps_are_negatives_until_newer_ones_take_their_place(model):
-    align = Align(model.config, queue=6).train()
+    align = Align(model, queue=6).train()
     same = torch.ones(4, 32) / math.sqrt(32)
-    losses = [align.contrast(same, same, _who([k] * 4, [k] * 4)).item() for k in (1, 2, 3, 4)]
+    losses = [
+        align.contrast(same, same, _who([k] * 4, [k] * 4), keys=(same, same)).item() for k in (1, 2, 3, 4)
+    ]
     # the four of a step are of one patient: own pair, and what the queue holds
     assert losses == pytest.approx([0.0, math.log(5), math.log(7), math.log(7)], abs=1e-5)
     assert set(align.queue_who_Q2[:, 0].tolist()) == {3, 4}
 
 
+def test_what_the_queue_holds_is_said_by_towers_that_follow_the_model(examples, model):
+    batch = batch_of(examples[:4], model)
+    align = Align(model, queue=8).train()
+    assert align.slow is not None
+    assert not any(module.training for module in align.slow.modules())
+    assert not any(p.requires_grad for p in align.slow.parameters())
+    assert not any("decoder" in name for name, _ in align.slow.named_parameters())
+    before = align.slow(batch)
+    align(model.train(), batch)["contrast"].backward()
+    assert model.project_image.weight.grad is not None
+    assert torch.equal(align.queue_image_QD[:4], before[0])  # as they said it, and not the model
+    with torch.no_grad():
+        model.project_image.weight.add_(1.0)
+    gaps = []
+    for _ in range(20):
+        align.after_step(model)
+        gap = align.slow.model.project_image.weight - model.project_image.weight
+        gaps.append(gap.detach().abs().max().item())
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[-1] < 0.05
+    assert not torch.equal(align.slow(batch)[0], before[0])
+
+
+@pytest.mark.parametrize("queue", [0, 16])
+def test_contrast_keeps_images_and_reports_apart(examples, model, queue):
+    """Where the queue holds what the learning towers said, they are at 0.46 after these steps, and on larger
+    corpora become one point."""
+    model.train()
+    align = Align(model, queue, findings=False).train()
+    some = [batch_of(examples[n : n + 4], model) for n in (0, 4)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(120):
+        align(model, some[step % 2])["contrast"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        align.after_step(model)
+    model.eval()
+    with torch.no_grad():
+        reports_TD = embed_reports(model, [r for batch in some for r in batch.reports])
+    alike = (reports_TD @ reports_TD.T)[~torch.eye(len(reports_TD), dtype=torch.bool)]
+    assert alike.mean() < 0.3
+
+
 def test_contrast_sees_the_image_without_its_request(examples, model):
     batch = batch_of(examples[:4], model)
     model.eval()
-    align = Align(model.config).eval()
+    align = Align(model).eval()
     other = replace(batch, contexts=("Nodule in the right lung.",) * 4)
     assert torch.equal(align(model, batch)["contrast"], align(model, other)["contrast"])
 
@@ -192,7 +237,7 @@ def test_without_matching_its_time_is_saved(examples, model):
 def test_an_archive_teaches_what_it_has(examples, model):
     image = replace(examples[0], reports={})
     text = replace(examples[1], image=None, present=())
-    dapt = Together(MaskedVolume(model.config), ReportText(), Align(model.config, 8, findings=False))
+    dapt = Together(MaskedVolume(model.config), ReportText(), Align(model, 8, findings=False))
     assert set(dapt(model, batch_of([image], model, HIDDEN))) == {"volume"}
     assert set(dapt(model, batch_of([text], model, HIDDEN))) == {"text"}
     mixed = batch_of([image, text, examples[2]], model, HIDDEN)

@@ -3,9 +3,8 @@
 Symmetric InfoNCE (ConVIRT: Zhang et al., 2020; CLIP: Radford et al., ICML 2021) among the pairs of a
 micro-batch of all processes. Reports of the same words and studies of the same patient are no negatives.
 Contrast alone lets the embeddings of CT collapse to a few dimensions, so the findings are taught where they
-are known. A queue of earlier embeddings can be had, and is off: there is no second encoder, both towers learn
-to be unlike what is older, and end as one point (evaluation/claims/retrieval.py with a queue of 64 and eight
-pairs a step: R@10 1.5 % of 1,000, and 7.5 % without).
+are known. A queue of earlier pairs holds what towers said that follow slowly (He et al., CVPR 2020; Li et
+al., NeurIPS 2021). Without those, both towers learn to be unlike what is older, and end as one point.
 
 The image is seen without its request: what a request says would be found in the report without looking.
 """
@@ -16,6 +15,8 @@ The image is seen without its request: what a request says would be found in the
 from __future__ import annotations
 
 import math
+from copy import deepcopy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,6 @@ from torch import Tensor, nn
 
 from dapt.batches import Batch
 from dapt.objectives.objective import Objective, gather
-from mla_med.model.config import ModalConfig
 from mla_med.model.findings import FindingTargets
 from mla_med.model.mla import MLAModel
 from mla_med.model.text_encoder import byte_tokenizer, hf_tokenizer, pad_ids
@@ -31,19 +31,24 @@ from mla_med.model.text_encoder import byte_tokenizer, hf_tokenizer, pad_ids
 TEMPERATURE = 0.07
 LARGEST_SCALE = 100.0
 """Of the similarities, as in CLIP."""
+MOMENTUM, RAMP = 0.995, 10
+"""Of the towers that follow; the decay is at most (1 + step) / (RAMP + step)."""
 
 
 class Align(Objective):
-    def __init__(self, config: ModalConfig, queue: int = 0, findings: bool = True):
+    passing = ("slow.",)
+
+    def __init__(self, model: MLAModel, queue: int = 0, findings: bool = True):
         super().__init__()
         self.findings = findings
+        self.slow = SlowTowers(model) if queue else None
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / TEMPERATURE)))
         self.queue_image_QD: Tensor
         self.queue_text_QD: Tensor
         self.queue_who_Q2: Tensor
         self.filled: Tensor
-        self.register_buffer("queue_image_QD", torch.zeros(queue, config.width))
-        self.register_buffer("queue_text_QD", torch.zeros(queue, config.width))
+        self.register_buffer("queue_image_QD", torch.zeros(queue, model.config.width))
+        self.register_buffer("queue_text_QD", torch.zeros(queue, model.config.width))
         self.register_buffer("queue_who_Q2", torch.zeros(queue, 2, dtype=torch.long))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
 
@@ -67,16 +72,23 @@ class Align(Objective):
             text_PD = embed_reports(model, [batch.reports[n] for n in in_reports.tolist()])
         patient_P = batch.patient_B[batch.image_rows_I[in_images]]
         who_P2 = torch.stack([patient_P, batch.text_T[in_reports]], 1)
-        contrast = self.contrast(image_PD, text_PD, who_P2)
+        keys = self.slow(batch) if self.slow is not None and self.training else None
+        contrast = self.contrast(image_PD, text_PD, who_P2, keys)
         return losses if contrast is None else {**losses, "contrast": contrast}
 
-    def contrast(self, image_PD: Tensor, text_PD: Tensor, who_P2: Tensor) -> Tensor | None:
-        """InfoNCE of my rows against the columns of all; None where this process has no pair."""
-        images, texts, who, first = image_PD, text_PD, who_P2, 0
+    def after_step(self, model: MLAModel) -> None:
+        if self.slow is not None:
+            self.slow.follow(model)
+
+    def contrast(
+        self, image_PD: Tensor, text_PD: Tensor, who_P2: Tensor, keys: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor | None:
+        """InfoNCE of my rows against the columns of all; None where this process has no pair. `keys`: images
+        and texts as the slow towers say them, which are the columns then, and are kept in the queue."""
+        (images, texts), who, first, old = keys or (image_PD, text_PD), who_P2, 0, 0
         if self.training:
-            (images, first), (texts, _), (who, _) = gather(image_PD), gather(text_PD), gather(who_P2)
-        old = 0
-        if self.training:
+            (images, first), (texts, _), (who, _) = gather(images), gather(texts), gather(who_P2)
+        if keys is not None:
             old = int(self.filled.clamp(max=len(self.queue_who_Q2)))
         loss = None
         if len(image_PD):
@@ -94,8 +106,8 @@ class Align(Objective):
                     )
                 ]
             ).mean()
-        if self.training:
-            self._remember(images.detach(), texts.detach(), who)
+        if keys is not None:
+            self._remember(images, texts, who)
         return loss
 
     @torch.no_grad()
@@ -110,6 +122,43 @@ class Align(Objective):
             self.queue_text_QD[places] = texts[-size:].to(self.queue_text_QD.dtype)
             self.queue_who_Q2[places] = who[-size:]
         self.filled += len(who)
+
+
+class SlowTowers(nn.Module):
+    """The model without its decoder, a little behind: its weights are a running mean of the model's."""
+
+    def __init__(self, model: MLAModel):
+        super().__init__()
+        left_out: dict[int, Any] = {id(model.decoder): None, id(model.tokenizer): model.tokenizer}
+        self.model: MLAModel = deepcopy(model, left_out).requires_grad_(False).eval()
+        self.steps: Tensor
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def train(self, mode: bool = True) -> SlowTowers:
+        """Never: what it says depends on the pair alone."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images and reports of the pairs, (P, D) each, of length 1."""
+        in_images, in_reports = batch.pairs
+        if not len(in_images):
+            nothing = torch.zeros(0, self.model.config.width, device=batch.patient_B.device)
+            return nothing, nothing
+        fused = self.model.encode(batch.image_ICIJK, None, batch.present_IC, batch.affine_I44)
+        reports = [batch.reports[n] for n in in_reports.tolist()]
+        return self.model.image_embedding_BD(fused)[in_images], embed_reports(self.model, reports)
+
+    @torch.no_grad()
+    def follow(self, model: MLAModel) -> None:
+        steps = int(self.steps)
+        decay = min(MOMENTUM, (1 + steps) / (RAMP + steps))
+        now = dict(model.named_parameters()) | dict(model.named_buffers())
+        for name, mine in self.model.named_parameters():
+            mine.lerp_(now[name].detach(), 1 - decay)
+        for name, mine in self.model.named_buffers():
+            mine.copy_(now[name])
+        self.steps += 1
 
 
 def finding_counts(targets: FindingTargets | None) -> dict[str, float]:

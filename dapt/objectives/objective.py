@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 class Objective(nn.Module):
     """Its own parameters are taught beside the model's, and stay out of the model's checkpoint."""
 
+    passing: tuple[str, ...] = ()
+    """How names in its state begin that only the running stage needs: a later one is not given them."""
+
     def weights(self, model: MLAModel) -> dict[str, float]:
         """Of each loss in the sum."""
         return {}
@@ -30,6 +33,9 @@ class Objective(nn.Module):
 
     def forward(self, model: MLAModel, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
+
+    def after_step(self, model: MLAModel) -> None:
+        """What follows a step of the optimizer."""
 
 
 class Together(Objective):
@@ -45,6 +51,10 @@ class Together(Objective):
 
     def forward(self, model: MLAModel, batch: Batch) -> dict[str, Tensor]:
         return {name: loss for part in self._parts() for name, loss in part(model, batch).items()}
+
+    def after_step(self, model: MLAModel) -> None:
+        for part in self._parts():
+            part.after_step(model)
 
     def _parts(self) -> list[Objective]:
         return [part for part in self.parts if isinstance(part, Objective)]

@@ -61,7 +61,7 @@ class Towers(nn.Module):
         self.into = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, width))
         self.name_FD = nn.Parameter(0.02 * torch.randn(findings, width))
         self.block = MaskedTransformerBlock(width, model.config.heads)
-        self.align = Align(model.config, findings=False)
+        self.align = Align(model, findings=False)
         self.fuse = Fuse(model.config, match=1.0)
 
     def fused(self, seen_PFD: Tensor) -> Fused:

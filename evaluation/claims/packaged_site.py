@@ -83,8 +83,8 @@ def _sizes(quick: bool) -> Mapping[str, Any]:
         }
     return {
         **{"phantoms_b": 180, "labelled": 64, "extend": 1024, "positions": 512, "draft_tokens": 320},
-        **{"lr": 3e-4, "ema": 0.95, "batch": 4, "queue": 0, "every": 20, "tested": 60, "drafts": 60},
-        **{"steps_archive": 120, "steps_texts": 40, "steps_labelled": 80, "precision": "bf16"},
+        **{"lr": 8e-4, "ema": 0.95, "batch": 4, "queue": 0, "every": 20, "tested": 60, "drafts": 60},
+        **{"steps_archive": 280, "steps_texts": 200, "steps_labelled": 80, "precision": "bf16"},
     }
 
 

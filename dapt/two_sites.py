@@ -66,9 +66,10 @@ def make_site(out: Path, site: str, n: int, workers: int = 2, fine: bool = False
 
 def _make_example(job: tuple[int, str, Path, str, bool]) -> tuple[str, str]:
     seed, key, out, split, fine = job
-    examined = examine(seed, "chest_ct", site_of(key))
-    image, row = out / "images" / f"{examined.id}.npy", out / "images" / f"{examined.id}.json"
+    stem = out / "images" / f"phantom-{seed:010d}"
+    image, row = stem.with_suffix(".npy"), stem.with_suffix(".json")
     if not (image.is_file() and row.is_file()):
+        examined = examine(seed, "chest_ct", site_of(key))
         if fine:
             array, grid, scan = to_array(examined)
             placed, affine, present = place(array, grid, scan, CHEST_CT)

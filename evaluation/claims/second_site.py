@@ -368,16 +368,8 @@ def _sizes(quick: bool) -> Mapping[str, Any]:
     if quick:
         return {
             **{"labelled": 8, "vocabulary": 300, "extend": 8, "positions": 64, "draft_tokens": 24},
-            **{
-                "lr": 3e-3,
-                "ema": 0.8,
-                "batch": 4,
-                "queue": 0,
-                "every": 2,
-                "tested": 12,
-                "drafts": 4,
-                "shares": [0.42],
-            },
+            **{"lr": 3e-3, "ema": 0.8, "batch": 4, "queue": 0, "every": 2, "tested": 12},
+            **{"drafts": 4, "shares": [0.42]},
             **{"steps_source": 4, "steps_archive": 4, "steps_labelled": 4},
         }
     return {

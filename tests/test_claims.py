@@ -21,6 +21,7 @@ from evaluation.claims.row import (
     interval,
     run_row,
     show,
+    shown,
     to_dict,
 )
 from evaluation.claims.second_site import best_of, steps_to
@@ -59,8 +60,16 @@ def test_a_target_is_met_by_the_mean_over_seeds(tmp_path):
     met = _run(_row(_values(4.0, 6.0, 8.0)), tmp_path / "a")
     assert met.verdict == "met"
     assert met.held[0].value == 6.0
-    assert not met.held[0].is_sure  # the interval reaches below 5
+    assert met.held[0].is_unsure  # the interval reaches below 5
     assert _run(_row(_values(4.0, 5.0, 5.5)), tmp_path / "b").verdict == "missed"
+
+
+def test_what_some_seed_never_reached_is_missed_in_words(tmp_path):
+    target = Target("score", 5.0, missing="never reached")
+    (held,) = _run(_row(_values(6.0, math.nan, 8.0), (target,)), tmp_path).held
+    assert not held.is_met
+    assert not held.is_unsure
+    assert shown(held) == "never reached (1 of 3 seeds)"
 
 
 def test_the_interval_is_that_of_student():

@@ -114,7 +114,7 @@ def to_markdown(results: Sequence[Result], facts: dict[str, Any]) -> str:
             )
         for n, one in enumerate(result.held if result.measured else ()):
             verdict = ("met" if one.is_met else "**missed**") + (
-                "" if one.is_sure else " (interval holds it)"
+                " (interval holds it)" if one.is_unsure else ""
             )
             if facts["quick"]:
                 verdict = "quick"

@@ -56,7 +56,7 @@ def _bar(plot: Any, one: Held) -> None:
     plot.axvline(one.target.bar, color=LINE, linestyle="--", linewidth=1)
     plot.set_yticks([])
     plot.set_ylim(-1, 1)
-    plot.set_title(fill(one.target.words, 44), fontsize=7, color=INK)
+    plot.set_title(fill(one.target.words, 40), fontsize=7, color=INK)
     plot.set_xlabel(shown(one), fontsize=7, color=colour)
     plot.tick_params(labelsize=6)
 

@@ -47,6 +47,8 @@ class Target:
     """Or at most."""
     strictly: bool = False
     """The bar itself is not enough."""
+    missing: str = "not measured"
+    """What a seed without a number means."""
 
     @property
     def words(self) -> str:
@@ -127,10 +129,10 @@ class Held:
         return bool(self.seeds) and self.target.is_met(self.value)
 
     @property
-    def is_sure(self) -> bool:
-        """Both ends of the interval are on one side of the bar."""
+    def is_unsure(self) -> bool:
+        """The interval reaches over the bar."""
         low, high = self.ci95
-        return not math.isnan(low) and self.target.is_met(low) == self.target.is_met(high)
+        return not math.isnan(low) and self.target.is_met(low) != self.target.is_met(high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +322,9 @@ def _unit(unit: str) -> str:
 
 
 def shown(one: Held) -> str:
-    """Value and interval."""
+    """Value and interval; where seeds have no number, why."""
+    if missing := sum(map(math.isnan, one.seeds)):
+        return f"{one.target.missing} ({missing} of {len(one.seeds)} seeds)"
     low, high = one.ci95
     ci = "" if math.isnan(low) else f" [{show(low)}, {show(high)}]"
     return f"{show(one.value)}{_unit(one.target.unit)}{ci}"

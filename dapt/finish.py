@@ -2,17 +2,20 @@
 
     python -m dapt.finish CHECKPOINT --corpus runs/chest_ct/corpus
 
-calibrates a checkpoint that is there anew, its weights untouched: thresholds, conformal sets, repeatability
-and what is familiar, from the validation and test splits of a corpus that its training did not see. Both,
-because the promise of conformal sets gets sharper with every example; scores are measured on another cohort.
+calibrates a checkpoint that is there anew: thresholds, conformal sets, repeatability and what is familiar,
+from the validation and test splits of a corpus that its training did not see. Both, because the promise of
+conformal sets gets sharper with every example; scores are measured on another cohort. Its weights are
+untouched, but for the size heads with --sizes, which are fitted to the training split (dapt/sizes.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +23,10 @@ import torch
 
 from dapt.collate import collate
 from dapt.receipts import predict, score_findings, score_predictions
+from dapt.sizes import Refitted, refit_sizes
 from dapt.train import Log, TrainConfig, pretrain
 from mla_med.corpus import Example, load_image, place, read_about, read_examples, read_settings
 from mla_med.errors import MlaMedError
-from mla_med.files import write_text
 from mla_med.imaging.transforms import Preprocessing, window_channels
 from mla_med.looking import peaks
 from mla_med.model.calibrate import Calibration, calibrate, histogram_of
@@ -93,6 +96,16 @@ differ by less in 19 of 20.
 {rows}
 """
 
+_SIZES = """
+## Sizes
+The heads that say how large a finding is were fitted last, in closed form, to the training phantoms. By how
+much the logarithm of a size is off in the mean, of lesions left out of the fit (one at a time):
+
+| finding | lesions | before | after |
+|---|---|---|---|
+{rows}
+"""
+
 
 def train_checkpoint(
     corpus: Path,
@@ -111,25 +124,44 @@ def train_checkpoint(
 def finish(
     model: MLAModel, corpus: Path, training: Path, out: Path, command: str, retest: int = RETEST
 ) -> Path:
-    """Calibrates on what was held out and writes the checkpoint."""
+    """Fits the size heads, calibrates on what was held out, and writes the checkpoint."""
     examination = read_about(corpus)["examination"]
-    model = as_stored(model)
+    model, sizes = with_sizes(model, corpus)
     calibration, scores, examples = calibrate_on(model, corpus, retest)
-    card = _card(model, corpus, training, scores, command) + calibration_card(calibration, examples)
+    card = _card(model, corpus, training, scores, command)
+    card += sizes_card(sizes) + calibration_card(calibration, examples)
     scope = SCOPES[examination]
     return save_checkpoint(out, model, calibration, scope, NAMES[examination], VERSION, card)
 
 
 def recalibrate(
-    folder: Path, corpus: Path, retest: int = RETEST, coverage: float = COVERAGE
-) -> tuple[Calibration, int]:
-    """Writes a new calibration.json into a checkpoint, and says so in its README; -> the calibration, and
-    how many examples it stands on."""
-    calibration, _, examples = calibrate_on(load_checkpoint(folder).model, corpus, retest, coverage)
-    write_text(folder / "calibration.json", json.dumps(calibration.to_dict(), indent=1) + "\n")
+    folder: Path, corpus: Path, retest: int = RETEST, coverage: float = COVERAGE, sizes: bool = False
+) -> str:
+    """Calibrates a checkpoint anew, with `sizes` after its size heads; -> what its README says of it."""
+    there = load_checkpoint(folder)
     card = (folder / "README.md").read_text(encoding="utf-8").split("\n## Calibration\n")[0].rstrip("\n")
-    write_text(folder / "README.md", card + "\n" + calibration_card(calibration, examples))
-    return calibration, examples
+    model, said = there.model, ""
+    if sizes:
+        model, refitted = with_sizes(model, corpus)
+        card, said = card.split("\n## Sizes\n")[0].rstrip("\n"), sizes_card(refitted)
+    calibration, _, examples = calibrate_on(model, corpus, retest, coverage)
+    said += calibration_card(calibration, examples)
+    part = save_checkpoint(
+        folder.with_name(f".{folder.name}.anew"),
+        *(model, calibration, there.scope, there.name, there.version, card + "\n" + said),
+    )
+    changed = {"calibration.json", "README.md", *(("model.safetensors",) if sizes else ())}
+    for name in sorted(changed):  # what else lies in the folder stays
+        (part / name).replace(folder / name)
+    shutil.rmtree(part)
+    return said
+
+
+def with_sizes(model: MLAModel, corpus: Path) -> tuple[MLAModel, Mapping[str, Refitted]]:
+    """A copy, as it will be stored, whose size heads are fitted to the training split."""
+    model = as_stored(model)
+    refitted = refit_sizes(model, read_examples(corpus, "train"))
+    return as_stored(model), refitted
 
 
 def calibrate_on(
@@ -256,6 +288,14 @@ def scan_twice(
     return torch.stack(images), torch.stack(presents), torch.stack(affines), context_text(examined.context)
 
 
+def sizes_card(refitted: Mapping[str, Refitted]) -> str:
+    """A section of the README; empty where no head was fitted."""
+    rows = [
+        f"| {code} | {one.lesions} | {one.before:.3f} | {one.after:.3f} |" for code, one in refitted.items()
+    ]
+    return _SIZES.format(rows="\n".join(rows)) if rows else ""
+
+
 def calibration_card(calibration: Calibration, phantoms: int) -> str:
     """What may be said of each finding, as a section of the README."""
     rows = []
@@ -311,13 +351,14 @@ def main() -> int:
     parser.add_argument("--corpus", type=Path, required=True, help="whose held-out splits to calibrate on")
     parser.add_argument("--retest", type=int, default=RETEST, help="phantoms to scan twice")
     parser.add_argument("--coverage", type=float, default=COVERAGE)
+    parser.add_argument("--sizes", action="store_true", help="fit the size heads to the training split, too")
     given = parser.parse_args()
     try:
-        done, examples = recalibrate(given.checkpoint, given.corpus, given.retest, given.coverage)
+        said = recalibrate(given.checkpoint, given.corpus, given.retest, given.coverage, given.sizes)
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
-    print(calibration_card(done, examples))
+    print(said)
     return 0
 
 

@@ -98,11 +98,12 @@ differ by less in 19 of 20.
 
 _SIZES = """
 ## Sizes
-The heads that say how large a finding is were fitted last, in closed form, to the training phantoms. By how
-much the logarithm of a size is off in the mean, of lesions left out of the fit (one at a time):
+The heads that say how large a finding is were fitted last, in closed form, to the training phantoms, as
+strongly as was best for those that training did not see. By how much the logarithm of a size is off in the
+mean, of the unseen:
 
-| finding | lesions | before | after |
-|---|---|---|---|
+| finding | learnt | unseen | before | after |
+|---|---|---|---|---|
 {rows}
 """
 
@@ -160,7 +161,8 @@ def recalibrate(
 def with_sizes(model: MLAModel, corpus: Path) -> tuple[MLAModel, Mapping[str, Refitted]]:
     """A copy, as it will be stored, whose size heads are fitted to the training split."""
     model = as_stored(model)
-    refitted = refit_sizes(model, read_examples(corpus, "train"))
+    held_out = tuple(example for split in HELD_OUT for example in read_examples(corpus, split))
+    refitted = refit_sizes(model, read_examples(corpus, "train"), held_out)
     return as_stored(model), refitted
 
 
@@ -291,7 +293,8 @@ def scan_twice(
 def sizes_card(refitted: Mapping[str, Refitted]) -> str:
     """A section of the README; empty where no head was fitted."""
     rows = [
-        f"| {code} | {one.lesions} | {one.before:.3f} | {one.after:.3f} |" for code, one in refitted.items()
+        f"| {code} | {one.learnt} | {one.unseen} | {one.before:.3f} | {one.after:.3f} |"
+        for code, one in refitted.items()
     ]
     return _SIZES.format(rows="\n".join(rows)) if rows else ""
 

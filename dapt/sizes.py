@@ -2,11 +2,12 @@
 
 A size is one of a dozen losses, and the steps on it are as noisy as all others. Its heads are linear, so once
 the rest stands still they have one best answer (last layers fitted anew: Kirichenko et al., ICLR 2023): the
-ridge regression of what the logarithm of each size lacks. How much it may change is chosen by leaving each
-lesion out; a finding for which no change predicts what was left out better keeps its head.
+ridge regression of what the logarithm of each size lacks. How far a head may go is chosen on images that
+training did not see, as what it reads of the others is better than it will ever be again; where it is no
+nearer on those, the head stays.
 """
 
-# L lesions of one finding, H numbers that a head reads, R strengths of the ridge
+# N examples, F findings, L lesions of one finding, H numbers that a head reads
 
 from __future__ import annotations
 
@@ -20,64 +21,65 @@ from mla_med.corpus import Example
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.mla import MLAModel
 
-ENOUGH = 20
-"""Lesions that a finding has to have."""
-RIDGES = tuple(10.0 ** (n / 2) for n in range(2, 9))
+ENOUGH, ENOUGH_UNSEEN = 20, 8
+"""Lesions that a finding has to have, among the learnt and the unseen."""
+STRENGTHS = tuple(10.0 ** (n / 2) for n in range(2, 9))
 
 
 @dataclass(frozen=True, slots=True)
 class Refitted:
-    lesions: int
+    learnt: int
+    """Lesions."""
+    unseen: int
     before: float
-    """By how much the logarithm of a size is off in the mean."""
+    """By how much the logarithm of a size is off in the mean, of unseen lesions."""
     after: float
-    """The same of lesions left out of the fit."""
 
 
 @torch.no_grad()
-def refit_sizes(model: MLAModel, examples: tuple[Example, ...], batch: int = 8) -> dict[str, Refitted]:
+def refit_sizes(
+    model: MLAModel, learnt: tuple[Example, ...], unseen: tuple[Example, ...], batch: int = 8
+) -> dict[str, Refitted]:
     """Changes the size heads in place. -> by finding, where they were changed."""
     keys, head = model.config.finding_keys, model.heads.size
+    (known_NFH, lacking_NF), (new_NFH, new_lacking_NF) = (
+        _read(model.eval(), some, batch) for some in (learnt, unseen)
+    )
     changed: dict[str, Refitted] = {}
-    sized = tuple(e for e in examples if any(finding.size_mm for finding in e.findings))
-    known_NFH, lacking_NF = _read(model.eval(), sized, batch)
     for f, key in enumerate(keys):
-        there_N = ~np.isnan(lacking_NF[:, f])
-        if there_N.sum() < ENOUGH:
+        there_N, new_N = (~np.isnan(lacking[:, f]) for lacking in (lacking_NF, new_lacking_NF))
+        if there_N.sum() < ENOUGH or new_N.sum() < ENOUGH_UNSEEN:
             continue
-        known_LH, lacking_L = known_NFH[there_N, f], lacking_NF[there_N, f]
-        weight_H, bias, off = fit_ridge(known_LH, lacking_L)
-        before = float(np.abs(lacking_L).mean())
-        if off < before:
-            head.weight_FCD[f, 0] += torch.from_numpy(weight_H).to(head.weight_FCD)
-            head.bias_FC[f, 0] += bias
-            changed[key] = Refitted(len(lacking_L), before, off)
+        new_LH, left_L = new_NFH[new_N, f], new_lacking_NF[new_N, f]
+        before, best = float(np.abs(left_L).mean()), None
+        after = before
+        for strength in STRENGTHS:
+            weight_H, bias = fit_ridge(known_NFH[there_N, f], lacking_NF[there_N, f], strength)
+            off = float(np.abs(left_L - new_LH @ weight_H - bias).mean())
+            if off < after:
+                best, after = (weight_H, bias), off
+        if best is not None:
+            head.weight_FCD[f, 0] += torch.from_numpy(best[0]).to(head.weight_FCD)
+            head.bias_FC[f, 0] += best[1]
+            changed[key] = Refitted(int(there_N.sum()), len(left_L), before, after)
     return changed
 
 
-def fit_ridge(known_LH: np.ndarray, lacking_L: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """-> weights (H,), bias, and the mean absolute error of lesions left out, for the strength of RIDGES that
-    has the smallest."""
+def fit_ridge(known_LH: np.ndarray, lacking_L: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
+    """-> weights (H,) and bias. The ridge is on columns of mean 0 and spread 1."""
     middle_H, scale_H = known_LH.mean(0), known_LH.std(0) + 1e-6
-    u_LK, s_K, v_KH = np.linalg.svd((known_LH - middle_H) / scale_H, full_matrices=False)
-    along_K, mean = u_LK.T @ (lacking_L - lacking_L.mean()), lacking_L.mean()
-    best: tuple[float, float] = (np.inf, RIDGES[-1])
-    for ridge in RIDGES:
-        kept_K = s_K**2 / (s_K**2 + ridge)
-        # the residual of a lesion left out, by its leverage
-        leverage_L = 1 / len(lacking_L) + (u_LK**2 * kept_K).sum(1)
-        left_L = (lacking_L - mean - u_LK @ (kept_K * along_K)) / np.maximum(1 - leverage_L, 1e-6)
-        best = min(best, (float(np.abs(left_L).mean()), ridge))
-    off, ridge = best
-    weight_H = v_KH.T @ (s_K / (s_K**2 + ridge) * along_K) / scale_H
-    return weight_H, float(mean - weight_H @ middle_H), off
+    even_LH, mean = (known_LH - middle_H) / scale_H, float(lacking_L.mean())
+    gram_HH = even_LH.T @ even_LH + strength * np.eye(even_LH.shape[1])
+    weight_H = np.linalg.solve(gram_HH, even_LH.T @ (lacking_L - mean)) / scale_H
+    return weight_H, mean - float(weight_H @ middle_H)
 
 
 @torch.no_grad()
 def _read(model: MLAModel, examples: tuple[Example, ...], batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the size heads read of each example (N, F, H), and the logarithm of the true size by what they
-    say (N, F), NaN where there is none."""
+    """Of the examples with a size: what the size heads read (N, F, H), and the logarithm of the true size by
+    what they say (N, F), NaN where there is none."""
     settings = Preprocessing.from_dict(model.config.preprocessing)
+    examples = tuple(e for e in examples if any(finding.size_mm for finding in e.findings))
     read: list[np.ndarray] = []
     lacking = [np.zeros((0, len(model.config.finding_keys)))]
     hook = model.heads.size.register_forward_pre_hook(

@@ -11,56 +11,32 @@ from small_world import examples_in, small_model, write_corpus
 
 from dapt import sizes
 from dapt.finish import recalibrate
-from dapt.sizes import RIDGES, fit_ridge, refit_sizes
+from dapt.sizes import fit_ridge, refit_sizes
 from mla_med.model.checkpoint import as_stored, load_checkpoint, save_checkpoint
 from mla_med.model.gate import SCOPES
 
 
-@pytest.fixture
-def lesions():
+def test_a_head_is_the_ridge_regression_of_what_sizes_lack():
     rng = np.random.default_rng(0)
     known_LH = rng.normal(3.0, 2.0, (40, 6))
-    return known_LH, 0.3 + known_LH @ rng.normal(0, 0.1, 6) + rng.normal(0, 0.05, 40)
-
-
-def _ridge(known_LH, lacking_L, ridge):
-    """By the normal equations, on columns of the same mean and spread as all lesions have."""
-    middle_H, scale_H = known_LH.mean(0), known_LH.std(0)
-    a = (known_LH - middle_H) / scale_H
-    weight_H = np.linalg.solve(a.T @ a + ridge * np.eye(a.shape[1]), a.T @ (lacking_L - lacking_L.mean()))
-    return lambda x: lacking_L.mean() + (x - middle_H) / scale_H @ weight_H
-
-
-def test_a_head_is_that_of_the_ridge_that_predicts_best_what_was_left_out(lesions):
-    known_LH, lacking_L = lesions
-    weight_H, bias, off = fit_ridge(known_LH, lacking_L)
-    by_ridge = {}
-    for ridge in RIDGES:
-        scale_H = known_LH.std(0)
-        a = np.column_stack([np.ones(40), (known_LH - known_LH.mean(0)) / scale_H])
-        left = []
-        for n in range(40):  # really leaving it out, with the scales of all
-            b, y = np.delete(a, n, 0), np.delete(lacking_L, n)
-            fitted = np.linalg.solve(b.T @ b + np.diag([0.0, *[ridge] * 6]), b.T @ y)
-            left.append(abs(lacking_L[n] - a[n] @ fitted))
-        by_ridge[ridge] = np.mean(left)
-    best = min(by_ridge, key=by_ridge.get)
-    assert off == pytest.approx(by_ridge[best], rel=1e-4)
-    assert known_LH @ weight_H + bias == pytest.approx(_ridge(known_LH, lacking_L, best)(known_LH), abs=1e-4)
-
-
-def test_of_noise_no_better_head_is_promised():
-    shares = []
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        known_LH, lacking_L = rng.normal(size=(30, 50)), rng.normal(size=30)
-        shares.append(fit_ridge(known_LH, lacking_L)[2] / np.abs(lacking_L).mean())
-    assert np.mean(shares) > 0.97
+    lacking_L = 0.3 + known_LH @ rng.normal(0, 0.1, 6) + rng.normal(0, 0.05, 40)
+    weight_H, bias = fit_ridge(known_LH, lacking_L, 30.0)
+    # by least squares, the ridge as six more lesions that lack nothing
+    scale_H = known_LH.std(0)
+    even_LH = (known_LH - known_LH.mean(0)) / scale_H
+    more = np.vstack([even_LH, np.sqrt(30.0) * np.eye(6)])
+    wanted = np.linalg.lstsq(more, np.append(lacking_L - lacking_L.mean(), np.zeros(6)), rcond=None)[0]
+    assert weight_H * scale_H == pytest.approx(wanted, abs=1e-5)
+    assert known_LH.mean(0) @ weight_H + bias == pytest.approx(lacking_L.mean())
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    corpus = write_corpus(tmp_path_factory.mktemp("sizes") / "corpus", n=48)
+    """Sizes of 1 to 71 mm in both splits, 24 of them learnt and 12 unseen."""
+    corpus = write_corpus(tmp_path_factory.mktemp("sizes") / "corpus", n=72, validation=0)
+    rows = (corpus / "train.jsonl").read_text().splitlines(keepends=True)
+    (corpus / "train.jsonl").write_text("".join(row for k, row in enumerate(rows) if k % 6 < 4))
+    (corpus / "validation.jsonl").write_text("".join(row for k, row in enumerate(rows) if k % 6 >= 4))
     return corpus, small_model(examples_in(corpus), fusion_type="full")
 
 
@@ -73,12 +49,14 @@ def test_sizes_of_a_model_come_nearer_and_nothing_else_changes(world):
     corpus, untaught = world
     model, train = as_stored(untaught), examples_in(corpus)
     before, held_out = _off(model, train), _off(model, examples_in(corpus, "validation"))
-    changed = refit_sizes(model, train)
+    changed = refit_sizes(model, train, examples_in(corpus, "validation"))
     assert list(changed) == ["lung_nodule"]
-    assert changed["lung_nodule"].lesions == 24
-    assert changed["lung_nodule"].before == pytest.approx(before, rel=1e-6)
-    assert _off(model, train) < 0.5 * before
-    assert _off(model, examples_in(corpus, "validation")) < held_out
+    one = changed["lung_nodule"]
+    assert (one.learnt, one.unseen) == (24, 12)
+    assert one.before == pytest.approx(held_out, rel=1e-6)
+    assert _off(model, examples_in(corpus, "validation")) == pytest.approx(one.after, rel=1e-3)
+    assert one.after < held_out
+    assert _off(model, train) < before
     others = {
         name
         for name, value in model.state_dict().items()
@@ -87,11 +65,12 @@ def test_sizes_of_a_model_come_nearer_and_nothing_else_changes(world):
     assert others == {"heads.size.weight_FCD", "heads.size.bias_FC"}
 
 
-def test_a_few_lesions_change_no_head(world, monkeypatch):
+@pytest.mark.parametrize(("name", "enough"), [("ENOUGH", 25), ("ENOUGH_UNSEEN", 13)])
+def test_a_few_lesions_change_no_head(world, monkeypatch, name, enough):
     corpus, untaught = world
-    monkeypatch.setattr(sizes, "ENOUGH", 25)
+    monkeypatch.setattr(sizes, name, enough)
     model = as_stored(untaught)
-    assert refit_sizes(model, examples_in(corpus)) == {}
+    assert refit_sizes(model, examples_in(corpus), examples_in(corpus, "validation")) == {}
     assert torch.equal(model.heads.size.bias_FC, as_stored(untaught).heads.size.bias_FC)
 
 
@@ -114,11 +93,25 @@ def test_a_checkpoint_gets_sizes_and_calibration_and_keeps_what_else_lies_there(
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert card.startswith("# boxes\n")
     assert [card.count(title) for title in ("## Sizes", "## Calibration")] == [1, 1]
-    assert "| lung_nodule | 24 |" in said
+    assert "| lung_nodule | 24 | 12 |" in said
     assert "## Calibration" in again
     assert (folder / "pruned.json").read_text() == "{}"
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
     there = load_checkpoint(folder)
     assert (there.name, there.version) == ("boxes", "0")
-    assert _off(there.model, examples_in(corpus)) < 0.5 * _off(model, examples_in(corpus))
+    assert _off(there.model, examples_in(corpus)) < _off(model, examples_in(corpus))
     json.loads((folder / "calibration.json").read_text())
+
+
+def test_a_head_that_comes_no_nearer_on_the_unseen_stays(world, monkeypatch):
+    corpus, untaught = world
+    train, unseen, model = examples_in(corpus), examples_in(corpus, "validation"), as_stored(untaught)
+    read = sizes._read
+
+    def right_of_the_unseen(model, examples, batch):
+        known_NFH, lacking_NF = read(model, examples, batch)
+        return known_NFH, lacking_NF * (examples is not unseen)
+
+    monkeypatch.setattr(sizes, "_read", right_of_the_unseen)
+    assert refit_sizes(model, train, unseen) == {}
+    assert torch.equal(model.heads.size.weight_FCD, as_stored(untaught).heads.size.weight_FCD)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections import Counter
@@ -145,7 +146,10 @@ def recalibrate(
     if sizes:
         model, refitted = with_sizes(model, corpus)
         card, said = card.split("\n## Sizes\n")[0].rstrip("\n"), sizes_card(refitted)
-    calibration, _, examples = calibrate_on(model, corpus, retest, coverage)
+    calibration, scores, examples = calibrate_on(model, corpus, retest, coverage)
+    if sizes:
+        size = f"| median size error mm | {scores['median size error mm']:.3f} |"
+        card = re.sub(r"\| median size error mm \|.*", size, card)
     said += calibration_card(calibration, examples)
     part = save_checkpoint(
         folder.with_name(f".{folder.name}.anew"),
@@ -161,9 +165,12 @@ def recalibrate(
 def with_sizes(model: MLAModel, corpus: Path) -> tuple[MLAModel, Mapping[str, Refitted]]:
     """A copy, as it will be stored, whose size heads are fitted to the training split."""
     model = as_stored(model)
-    held_out = tuple(example for split in HELD_OUT for example in read_examples(corpus, split))
-    refitted = refit_sizes(model, read_examples(corpus, "train"), held_out)
+    refitted = refit_sizes(model, read_examples(corpus, "train"), _held_out(corpus))
     return as_stored(model), refitted
+
+
+def _held_out(corpus: Path) -> tuple[Example, ...]:
+    return tuple(example for split in HELD_OUT for example in read_examples(corpus, split))
 
 
 def calibrate_on(
@@ -171,7 +178,7 @@ def calibrate_on(
 ) -> tuple[Calibration, dict[str, float], int]:
     """-> the calibration on what was held out, the scores on it, and its number of examples."""
     settings, examination = read_settings(corpus), read_about(corpus)["examination"]
-    held_out = tuple(example for split in HELD_OUT for example in read_examples(corpus, split))
+    held_out = _held_out(corpus)
     said, keys = predict(model, held_out), model.config.finding_keys
     varied = predict(model, held_out, vary=np.random.default_rng(RETEST_COHORT))
     known = predict(model, read_examples(corpus, "train")[:FAMILIAR])

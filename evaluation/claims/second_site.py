@@ -1,7 +1,7 @@
 """A second site of phantoms: pre-training on its archive before few labels, beside equal steps without it.
 
-One experiment for three rows. A small model learns the first site (the start of both arms). Then, on the
-second site, whose scanner, prevalence, language and style are others:
+One experiment for the rows dapt, ppt and annotation. A small model learns the first site (the start of both
+arms). Then, on the second site, whose scanner, prevalence, language and style are others:
 
     with       dapt and tapt on the archive, unlabelled; then s3 on 64 labelled studies
     without    s3 on the same 64 studies, for as many steps as all of these
@@ -25,22 +25,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from evaluation.claims.row import Job, Measured, Row, Target, gain
+from evaluation.claims.row import Job
 from evaluation.claims.training import macro_f1
 from evaluation.claims.world import two_sites
 from mla_med.corpus import Example
 from mla_med.files import write_text
 
 if TYPE_CHECKING:
+    from dapt.site import Stage
     from dapt.stages import Shelf
     from mla_med.model.mla import MLAModel
-
-NEVER = "never reached"
-BLEU = Target("BLEU-4, relative", 29, "%")
-TEMPLATED = Target("BLEU-4 on the templated site", 0.67)
-SOONER = Target("steps to the control's best F1, fewer", 2.4, "x", missing=NEVER)
-LABELS = Target("labels for the control's best F1", 42, "%", at_least=False, missing=NEVER)
-BETTER = Target("F1 with labels chosen, above labels drawn", 0, "points", strictly=True)
 
 DRAWN = 100
 """Times that chance is tried."""
@@ -130,32 +124,10 @@ class SecondSite:
     ) -> None:
         from dapt.adapt import write_model
         from dapt.batches import Batches
-        from dapt.loop import LOG, STATE, Loop, LoopConfig
-        from dapt.site import Stage
+        from dapt.loop import LOG, STATE, Loop
         from dapt.stages import objective_of, wanted_of
 
-        every = self.sizes["every"]
-        config = LoopConfig(
-            steps=steps,
-            lr=self.sizes["lr"],
-            ema=self.sizes["ema"],
-            seed=self.job.seed,
-            log_every=every,
-            validate_every=every,
-            save_every=every,
-            precision=self.sizes.get("precision", "no"),
-            device="cpu",
-        )
-        stage = Stage(
-            kind,
-            corpus,
-            batch=self.sizes["batch"],
-            accumulate=1,
-            queue=self.sizes["queue"],
-            match=0.0,
-            shift=1,
-            loop=config,
-        )
+        stage = self._stage(kind, corpus, steps)
         shelf = self.shelves[corpus]
         torch.manual_seed(self.job.seed)
         objective = objective_of(stage, model)
@@ -177,7 +149,7 @@ class SecondSite:
             stage.accumulate,
             self.job.seed,
         )
-        loop = Loop(model, objective, config, folder, tell)
+        loop = Loop(model, objective, stage.loop, folder, tell)
         model = loop.run(batches, None, validate)
         write_model(model, folder / "model")
         # from its log, which has the steps before a kill too
@@ -186,6 +158,33 @@ class SecondSite:
         whole = {"steps": steps, "curve": curve, "seconds": loop.progress.seconds, "examples": len(examples)}
         write_text(folder / "done.json", json.dumps(whole) + "\n")
         (folder / STATE).unlink(missing_ok=True)
+
+    def _stage(self, kind: str, corpus: str, steps: int) -> Stage:
+        from dapt.loop import LoopConfig
+        from dapt.site import Stage
+
+        every = self.sizes["every"]
+        config = LoopConfig(
+            steps=steps,
+            lr=self.sizes["lr"],
+            ema=self.sizes["ema"],
+            seed=self.job.seed,
+            log_every=every,
+            validate_every=every,
+            save_every=every,
+            precision=self.sizes.get("precision", "no"),
+            device="cpu",
+        )
+        return Stage(
+            kind,
+            corpus,
+            batch=self.sizes["batch"],
+            accumulate=1,
+            queue=self.sizes["queue"],
+            match=0.0,
+            shift=1,
+            loop=config,
+        )
 
     def f1(self, model: Any, known: Sequence[Example]) -> float:
         """On the validation studies, in per cent."""
@@ -244,6 +243,17 @@ class SecondSite:
     def without(self) -> dict[str, Any]:
         return self.labelled("without", self.start(), self.steps_with, self.shelves["site"].labelled)
 
+    def written(self, words: str, name: str, done: Mapping[str, Any]) -> dict[str, float]:
+        """What an arm's model drafts and finds after its last step."""
+        arm = {
+            "BLEU-4": self.bleu(name),
+            "F1": done["curve"][-1][1],
+            "steps on the site": float(self.steps_with),
+            "seconds of the labelled steps": done["seconds"],
+        }
+        self.job.say(f"{words}: BLEU-4 {arm['BLEU-4']:.3f}, F1 {arm['F1']:.1f} %")
+        return arm
+
 
 class _Bleu:
     """The scorer of `dapt.judge`."""
@@ -283,77 +293,6 @@ def steps_to(curve: Sequence[Sequence[float]], f1: float) -> float:
     return next((float(step) for step, value in curve if value >= f1), math.nan)
 
 
-def measure_dapt(job: Job) -> Measured:
-    site = SecondSite(job)
-    ours, control = site.with_archive(), site.without()
-    arms = {}
-    for name, folder, done in (("with DAPT", "with", ours), ("without, equal steps", "without", control)):
-        arms[name] = {
-            "BLEU-4": site.bleu(folder),
-            "F1": done["curve"][-1][1],
-            "steps on the site": float(site.steps_with),
-            "seconds of the labelled steps": done["seconds"],
-        }
-        job.say(f"{name}: BLEU-4 {arms[name]['BLEU-4']:.3f}, F1 {arms[name]['F1']:.1f} %")
-    for name, value in site.floors().items():
-        arms[f"floor: {name} report of the labelled"] = {"BLEU-4": value}
-    ours_bleu, control_bleu = arms["with DAPT"]["BLEU-4"], arms["without, equal steps"]["BLEU-4"]
-    values = {BLEU.name: gain(ours_bleu, control_bleu), TEMPLATED.name: ours_bleu}
-    return Measured(values, arms, facts_of(site))
-
-
-def measure_ppt(job: Job) -> Measured:
-    site = SecondSite(job)
-    ours, control = site.with_archive(), site.without()
-    best, at = best_of(control["curve"])
-    reached = steps_to(ours["curve"], best)
-    arms = {
-        "with pre-training": {"best F1": best_of(ours["curve"])[0], "steps to the control's best": reached},
-        "without": {"best F1": best, "steps to its best": at},
-        "by chance": {"best F1": site.chance()},
-    }
-    labelled = site.shelves["site"].labelled
-    enough = 100.0 if reached == reached else math.nan
-    for share in site.sizes["shares"]:
-        some = labelled[: max(2, round(share * len(labelled)))]
-        done = site.labelled(f"with-{len(some)}", site.adapted(), site.sizes["steps_labelled"], some)
-        arms[f"with pre-training, {len(some)} labels"] = {"best F1": best_of(done["curve"])[0]}
-        if best_of(done["curve"])[0] >= best:
-            enough = 100 * len(some) / len(labelled)
-    values = {SOONER.name: at / reached, LABELS.name: enough}
-    return Measured(
-        values, arms, {**facts_of(site), "counted": "steps of s3; those on the archive stand apart"}
-    )
-
-
-def measure_annotation(job: Job) -> Measured:
-    """Half of the labels are drawn; the other half is drawn too, or chosen by who learnt the first."""
-    from dapt.annotate import choose_next
-    from mla_med.model.checkpoint import read_model
-
-    site, shelf = SecondSite(job), SecondSite(job).shelves["site"]
-    steps, budget = site.sizes["steps_labelled"], site.sizes["labelled"]
-    order = np.random.default_rng([job.seed, 64]).permutation(len(shelf.train))
-    pool = [shelf.train[n] for n in order]
-    first = pool[: budget // 2]
-    begun = site.labelled("chosen-first", site.adapted(), steps, first)
-    model = read_model(site.folder / "chosen-first" / "model")
-    choices = choose_next(model, pool[budget // 2 :], first, budget - len(first), shelf.settings)
-    by_id = {e.id: e for e in pool}
-    orders = {"drawn": pool[:budget], "chosen": [*first, *(by_id[choice.id] for choice in choices)]}
-    arms: dict[str, dict[str, float]] = {
-        f"{len(first)} labels, drawn": {"F1": begun["curve"][-1][1], "best F1": best_of(begun["curve"])[0]}
-    }
-    for count in (budget * 3 // 4, budget):
-        for name, examples in orders.items():
-            done = site.labelled(f"{name}-{count}", site.adapted(), steps, examples[:count])
-            f1, best = done["curve"][-1][1], best_of(done["curve"])[0]
-            arms[f"{count} labels, {name}"] = {"F1": f1, "best F1": best}
-            job.say(f"{count} labels, {name}: F1 {f1:.1f} %")
-    ours, control = (arms[f"{budget} labels, {name}"]["F1"] for name in ("chosen", "drawn"))
-    return Measured({BETTER.name: ours - control}, arms, facts_of(site))
-
-
 def facts_of(site: SecondSite) -> dict[str, Any]:
     shelf = site.shelves["site"]
     return {
@@ -365,7 +304,7 @@ def facts_of(site: SecondSite) -> dict[str, Any]:
     }
 
 
-def _sizes(quick: bool) -> Mapping[str, Any]:
+def sizes(quick: bool) -> Mapping[str, Any]:
     if quick:
         return {
             **{"labelled": 8, "vocabulary": 300, "extend": 8, "positions": 64, "draft_tokens": 24},
@@ -379,32 +318,3 @@ def _sizes(quick: bool) -> Mapping[str, Any]:
         **{"lr": 3e-3, "ema": 0.98, "batch": 8, "queue": 0, "every": 40, "tested": 160, "drafts": 60},
         **{"steps_source": 600, "steps_archive": 800, "steps_labelled": 400, "shares": [0.42, 0.2]},
     }
-
-
-DAPT = Row(
-    "dapt",
-    "DAPT: BLEU-4 0.67, +29 %",
-    "second site of phantoms (12 mm), 64 labelled studies: greedy drafts against the templated references",
-    "the same start and steps on the site, all of them on the labelled studies",
-    (BLEU, TEMPLATED),
-    _sizes,
-    measure_dapt,
-)
-PPT = Row(
-    "ppt",
-    "progressive pre-training: 2.4 x faster few-shot convergence, -58 % labels",
-    "second site of phantoms (12 mm): steps and labels of s3 to the best F1 of the control",
-    "the same start without the archive; its best F1 over as many steps as all of the chain's",
-    (SOONER, LABELS),
-    _sizes,
-    measure_ppt,
-)
-ANNOTATION = Row(
-    "annotation",
-    "ours: labels chosen by uncertainty and diversity are worth more than labels drawn",
-    "second site of phantoms (12 mm): F1 with 64 labels, the second half of them chosen or drawn",
-    "as many labels drawn at random, the same start and steps",
-    (BETTER,),
-    _sizes,
-    measure_annotation,
-)

@@ -7,8 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from evaluation.claims.dapt import BLEU, TEMPLATED
 from evaluation.claims.row import Job, Measured, Row, Target, gain
-from evaluation.claims.second_site import BLEU, TEMPLATED, SecondSite, best_of, facts_of, steps_to
+from evaluation.claims.second_site import SecondSite, best_of, facts_of, steps_to
 from evaluation.claims.world import fine_site
 from mla_med.files import write_text
 from mla_med.model import CHECKPOINTS
@@ -54,15 +55,10 @@ def measure(job: Job) -> Measured:
     job.say(f"as it is: BLEU-4 {arms['as it is']['BLEU-4']:.3f}, F1 {arms['as it is']['F1']:.1f} %")
     ours, control = site.with_archive(), site.without()
     for name, folder, done in (("with DAPT", "with", ours), ("without, equal steps", "without", control)):
-        arms[name] = {
-            "BLEU-4": site.bleu(folder),
-            "F1": done["curve"][-1][1],
+        arms[name] = site.written(name, folder, done) | {
             "best F1": best_of(done["curve"])[0],
             "steps to the control's best F1": steps_to(done["curve"], best_of(control["curve"])[0]),
-            "steps on the site": float(site.steps_with),
-            "seconds of the labelled steps": done["seconds"],
         }
-        job.say(f"{name}: BLEU-4 {arms[name]['BLEU-4']:.3f}, F1 {arms[name]['F1']:.1f} %")
     for name, value in site.floors().items():
         arms[f"floor: {name} report of the labelled"] = {"BLEU-4": value}
     with_it, without = arms["with DAPT"], arms["without, equal steps"]

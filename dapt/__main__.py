@@ -31,6 +31,8 @@ def main() -> int:
         text_epochs=0 if options.start else TrainConfig().text_epochs,
         rounds=TrainConfig().rounds if options.rounds is None and not options.start else options.rounds or 0,
         epochs=options.epochs,
+        batch=options.batch,
+        patches=options.patches,
         lr=options.lr,
         fusion_type=options.fusion,
         seed=options.training_seed,
@@ -73,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help=f"of patches with small lesions, before the images; {training.rounds}, with --start none",
     )
+    parser.add_argument("--batch", type=int, default=training.batch, help="images in a step")
+    parser.add_argument("--patches", type=int, default=training.patches, help="of lesions beside them")
     parser.add_argument("--seed", type=int, default=1, help="of the phantoms")
     parser.add_argument("--training-seed", type=int, default=training.seed, help="of weights and batches")
     parser.add_argument("--workers", type=int, default=cohort.workers)

@@ -39,7 +39,7 @@ def moved(
 
 
 def noisy(hu: Tensor, augment: Augment, rng: np.random.Generator) -> Tensor:
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    generator = torch.Generator(hu.device).manual_seed(int(rng.integers(2**62)))
     mean, deviation = float(rng.normal(0, 4)), float(rng.uniform(0, augment.noise_hu))
     return hu + torch.empty_like(hu).normal_(mean, deviation, generator=generator)
 
@@ -51,6 +51,7 @@ def varied(
     channels = len(image_CIJK)
     gain_C = torch.from_numpy(1 + rng.uniform(-augment.gain, augment.gain, channels).astype(np.float32))
     more_C = torch.from_numpy(rng.uniform(-augment.gain, augment.gain, channels).astype(np.float32))
+    gain_C, more_C = gain_C.to(image_CIJK.device), more_C.to(image_CIJK.device)
     changed = image_CIJK * gain_C[:, None, None, None] + more_C[:, None, None, None]
     # what was not measured stays 0
     image_CIJK = torch.where(image_CIJK == 0, image_CIJK, changed)

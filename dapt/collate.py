@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dapt.augment import Augment, moved, noisy, varied
+from dapt.images import Images
 from dapt.patches import PatchSampler
-from mla_med.corpus import LANGUAGES, Example, load_image
+from mla_med.corpus import LANGUAGES, Example
 from mla_med.imaging.transforms import AIR_HU, Preprocessing, window_channels
 from mla_med.model.config import SIDES, ModalConfig
 from mla_med.model.findings import FindingTargets
@@ -28,15 +29,17 @@ def collate(
     augment: Augment | None = None,
     rng: np.random.Generator | None = None,
     language: str = LANGUAGES[0],
+    stored: Images | None = None,
 ) -> dict[str, Any]:
     """The arguments of MLAModel.forward. With `rng`: augmented, and each example in one of its languages;
     without, in `language` where it has that."""
+    stored = stored or Images(settings)
     images, presents, affines, contexts, reports = [], [], [], [], []
     for example in batch:
         spoken = _language_of(example, language, rng)
         contexts.append(example.contexts[spoken])
         reports.append(example.reports[spoken])
-        image, affine = torch.from_numpy(load_image(example, settings)), example.affine.copy()
+        image, affine = stored.whole(example), example.affine.copy()
         present = torch.tensor(example.present)
         if rng is not None and augment is not None:
             image, affine = moved(image, affine, augment.shift, rng, AIR_HU if settings.windows_hu else 0.0)

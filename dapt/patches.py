@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mla_med.corpus import Example, from_bytes
+from dapt.images import Images
+from mla_med.corpus import Example
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.findings import FindingTargets
 from mla_med.model.image_encoder import Frame
-from mla_med.types import Modality
 
 ENOUGH = 0.5
 """A lesion is taught where so much of its box lies in the patch; of one with less, nothing is said."""
@@ -57,7 +57,9 @@ class PatchSampler:
         keys: Sequence[str],
         edge: int,
         hard: Mapping[str, float] | None = None,
+        images: Images | None = None,
     ):
+        self.images = images or Images(settings)
         self.settings, self.keys, self.edge = settings, tuple(keys), edge
         self.lesions: dict[str, list[tuple[Example, np.ndarray]]] = {}
         self.without: dict[str, list[Example]] = {}
@@ -87,14 +89,11 @@ class PatchSampler:
         return self._turned(self._cut(example, start, code), rng)
 
     def _cut(self, example: Example, start: np.ndarray, code: str) -> Patch:
-        assert example.image is not None
         i, j, k = (slice(a, a + self.edge) for a in start)
-        stored = np.load(example.image, mmap_mode="r")
-        ct = self.settings.modality == Modality.CT
-        values = stored[i, j, k].astype(np.float32) if ct else from_bytes(stored[:, i, j, k])
+        values = self.images.part(example, (i, j, k))
         affine = example.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ start
-        return Patch(torch.from_numpy(values), torch.tensor(example.present), affine, example, code)
+        return Patch(values, torch.tensor(example.present), affine, example, code)
 
     def _turned(self, patch: Patch, rng: np.random.Generator) -> Patch:
         """The same voxels at the same places in mm, some axes stored from the other end: a lesion looks the

@@ -24,9 +24,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dapt.augment import Augment
 from dapt.collate import collate, collate_patches, map_of, report_ids
+from dapt.images import Images
 from dapt.patches import PatchSampler
 from dapt.tokenizer import train_tokenizer
 from mla_med.corpus import LANGUAGES, Example, read_about, read_examples, read_settings
@@ -183,6 +185,7 @@ class Trainer:
         self.done: dict[str, int] = {"text_epochs": 0, "rounds": 0, "epochs": 0}
         self.hard: dict[str, float] = {}
         """Of each finding, how often unseen places with and without it were taken for each other."""
+        self.images: Images | None = None
         self._resume()
 
     def adapt_text(self, train: tuple[Example, ...]) -> None:
@@ -298,8 +301,13 @@ class Trainer:
         if not self.config.patches or self.config.fusion_type not in MAPPED:
             return None
         hard = None if evenly else self.hard
-        sampler = PatchSampler(examples, settings, self.model.config.finding_keys, self.config.patch, hard)
+        keys, images = self.model.config.finding_keys, self._images(settings)
+        sampler = PatchSampler(examples, settings, keys, self.config.patch, hard, images)
         return sampler if sampler.lesions else None
+
+    def _images(self, settings: Preprocessing) -> Images:
+        self.images = self.images or Images(settings, self.config.device)
+        return self.images
 
     def _map_patches(self, pieces: dict[str, Any]) -> Tensor:
         return map_loss(map_of(self.model, pieces), pieces["targets"].to(self.config.device))
@@ -310,7 +318,9 @@ class Trainer:
 
         def read(n: int) -> dict[str, Any]:
             rng = np.random.default_rng([self.config.seed, epoch, n])
-            inputs = collate(batches[n], self.model, settings, self.config.augment, rng)
+            inputs = collate(
+                batches[n], self.model, settings, self.config.augment, rng, stored=self._images(settings)
+            )
             if sampler is not None:
                 inputs["patches"] = collate_patches(
                     sampler, settings, self.config.augment, rng, self.config.patches
@@ -345,10 +355,17 @@ class Trainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
-        with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                mean = self.average[name]
-                mean.lerp_(value, 1 - self.config.ema) if mean.is_floating_point() else mean.copy_(value)
+        self._follow()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """The running mean comes nearer to the weights."""
+        weights = self.model.state_dict()
+        moving = [name for name, mean in self.average.items() if mean.is_floating_point()]
+        follow = get_ema_multi_avg_fn(self.config.ema)
+        follow([self.average[name] for name in moving], [weights[name] for name in moving], 0)
+        for name in self.average.keys() - set(moving):
+            self.average[name].copy_(weights[name])
 
     def _finish(self, stage: str, epoch: int, began: float, scores: dict[str, float]) -> None:
         seconds = time.perf_counter() - began
@@ -386,7 +403,9 @@ class Trainer:
             meta = file.metadata()
         # what a state is older than had the value that is the default now
         begun = asdict(TrainConfig()) | json.loads(meta["config"])
-        if begun | {"epochs": 0} != asdict(self.config) | {"epochs": 0}:
+        # it may go on for longer, and on another device
+        free = {"epochs": 0, "device": ""}
+        if begun | free != asdict(self.config) | free:
             raise CheckpointError(
                 f"{path} was begun with other settings. Use another folder, or delete it to start again.",
                 code="TRAINING_DIFFERS",

@@ -104,11 +104,15 @@ def read_examples(corpus: Path, split: str) -> tuple[Example, ...]:
     )
 
 
-def load_image(example: Example, settings: Preprocessing) -> np.ndarray:
-    """float32: HU (I, J, K) of a CT, standardised values (C, I, J, K) of an MR."""
+def image_of(example: Example) -> Path:
     if example.image is None:
         raise StudyError(f"Example {example.id} has no image; train on its text alone.", code="NO_IMAGE")
-    stored = np.load(example.image)
+    return example.image
+
+
+def load_image(example: Example, settings: Preprocessing) -> np.ndarray:
+    """float32: HU (I, J, K) of a CT, standardised values (C, I, J, K) of an MR."""
+    stored = np.load(image_of(example))
     return stored.astype(np.float32) if settings.modality == Modality.CT else from_bytes(stored)
 
 

@@ -15,6 +15,7 @@ from dapt.augment import Augment, moved, varied
 from dapt.collate import report_ids, targets_of
 from dapt.corpus import prepare_corpus
 from dapt.finish import finish
+from dapt.images import Images
 from dapt.patches import PatchSampler
 from dapt.train import TrainConfig, pretrain
 from mla_med.corpus import from_bytes, read_about, read_examples, to_bytes
@@ -28,7 +29,7 @@ from mla_med.phantom.cohort import CohortConfig, make_cohort, split_of
 from mla_med.report.check import check_text
 from mla_med.report.parse import parse_report
 from mla_med.report.style import load_style
-from mla_med.types import ClinicalContext, Presence
+from mla_med.types import ClinicalContext, Modality, Presence
 
 SMALL = Preprocessing(shape=(32, 24, 32), spacing_mm=12.0)
 COHORT = CohortConfig(n=10, seed=3990, workers=2)
@@ -153,6 +154,18 @@ def test_a_sequence_may_be_left_out_but_never_all():
     ]
     assert [True, False, False] in some
     assert not any(kept[1] for kept in some)
+
+
+def test_a_part_of_an_image_is_that_of_the_whole(corpus):
+    where = (slice(2, 20), slice(0, 8), slice(5, 31))
+    images = Images(SMALL)
+    for example in read_examples(corpus, "train"):
+        assert torch.equal(images.part(example, where), images.whole(example)[where])
+    channels = replace(SMALL, modality=Modality.MR, windows_hu=(), sequences=("t1", "t2"))
+    np.save(corpus / "channels.npy", to_bytes(np.random.default_rng(0).normal(0, 1, (2, 32, 24, 32))))
+    images, example = Images(channels), replace(example, image=corpus / "channels.npy")
+    assert images.part(example, where).shape == (2, 18, 8, 26)
+    assert torch.equal(images.part(example, where), images.whole(example)[:, *where])
 
 
 def test_an_image_and_its_affine_move_together():

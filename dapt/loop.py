@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dapt.objectives.objective import Objective
+from dapt.schedule import groups_of, rate, under
 from mla_med.errors import CheckpointError, ConfigError, MlaMedError
 from mla_med.model.mla import MLAModel
 
@@ -40,8 +41,6 @@ PRECISIONS = ("no", "bf16")
 STATE, BEST, LOG = "state.safetensors", "best.safetensors", "log.jsonl"
 EMA_RAMP = 10
 """The mean forgets faster at first: decay is at most (1 + step) / (EMA_RAMP + step)."""
-LOWEST = 0.01
-"""Share of the peak learning rate at the end."""
 
 
 class TrainingError(MlaMedError):
@@ -136,7 +135,8 @@ class Loop:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.plain = Taught(model, objective)
         self.weights = objective.weights(model)
-        optimizer = torch.optim.AdamW(groups_of(self.plain, config), lr=config.lr)
+        groups = groups_of(self.plain, "model.image_encoder.", config.image_lr, config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=config.lr)
         self.taught, self.optimizer = self.accelerator.prepare(self.plain, optimizer)
         self.average = [value.detach().clone() for value in _held(self.taught)]
         self.progress = Progress()
@@ -173,7 +173,7 @@ class Loop:
             last = progress.step == config.steps
             if progress.step % config.log_every == 0 or last:
                 progress.seconds += time.perf_counter() - began
-                self._log(self._over_processes(kept.taken()) | {"lr": self._lr(step)})
+                self._log(self._over_processes(kept.taken()) | {"lr": self.rate(step)})
                 began = time.perf_counter()
             is_due = held_out is not None or validate is not None
             if is_due and (progress.step % config.validate_every == 0 or last):
@@ -192,7 +192,7 @@ class Loop:
         """One step of the optimizer; -> losses over all micro-batches and processes, the gradient's norm
         before it was clipped, and how many tokens and studies taught it."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self._lr(step) * group["lr_scale"]
+            group["lr"] = self.rate(step) * group["lr_scale"]
         losses, tokens, studies = self.backward(step, micros)
         norm = self.accelerator.clip_grad_norm_(self.taught.parameters(), self.config.clip)
         self.optimizer.step()
@@ -249,14 +249,8 @@ class Loop:
         names = dict.fromkeys(name for one in rows for name in one)
         return {name: fmean(one[name] for one in rows if name in one) for name in names}
 
-    def _lr(self, step: int) -> float:
-        """Linear warm-up, then a cosine."""
-        config = self.config
-        warm = max(1, int(config.warmup * config.steps))
-        if step < warm:
-            return config.lr * (step + 1) / warm
-        gone = (step - warm) / max(1, config.steps - warm)
-        return config.lr * (LOWEST + (1 - LOWEST) * 0.5 * (1 + math.cos(math.pi * gone)))
+    def rate(self, step: int) -> float:
+        return rate(step, self.config.steps, self.config.lr, self.config.warmup)
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
@@ -339,7 +333,7 @@ class Loop:
         self.accelerator.wait_for_everyone()
         best = self.out / BEST
         if self.config.stop_on and best.is_file():
-            self._load_weights(_under(load_file(best), "average/"))
+            self._load_weights(under(load_file(best), "average/"))
         else:
             self._swap()
 
@@ -465,10 +459,10 @@ class Loop:
                 code="TRAINING_DIFFERS",
             )
         tensors = load_file(path)
-        self._load_weights(_under(tensors, "average/"))
+        self._load_weights(under(tensors, "average/"))
         self.average = [value.detach().clone() for value in _held(self.taught)]
-        self._load_weights(_under(tensors, "model/"))
-        self._load_optimizer(_under(tensors, "optimizer/"))
+        self._load_weights(under(tensors, "model/"))
+        self._load_optimizer(under(tensors, "optimizer/"))
         self.progress = Progress(**json.loads(meta["progress"]))
         self._cut_log()
         self.tell({"resumed": True, "step": self.progress.step, "steps": self.config.steps})
@@ -560,19 +554,6 @@ def accelerator_of(config: LoopConfig) -> Accelerator:
     )
 
 
-def groups_of(taught: nn.Module, config: LoopConfig) -> list[dict[str, Any]]:
-    """The image encoder learns faster; vectors (norms, biases, gates) do not decay."""
-    named = [(n, p) for n, p in taught.named_parameters() if p.requires_grad]
-    groups = []
-    for scale, part in ((config.image_lr, True), (1.0, False)):
-        mine = [p for n, p in named if n.startswith("model.image_encoder.") == part]
-        for wide, decay in ((True, config.weight_decay), (False, 0.0)):
-            params = [p for p in mine if (p.ndim > 1) == wide]
-            if params:
-                groups.append({"params": params, "weight_decay": decay, "lr_scale": scale})
-    return groups
-
-
 def _held(taught: nn.Module) -> list[Tensor]:
     return [*taught.parameters(), *taught.buffers()]
 
@@ -590,7 +571,3 @@ def _own_randomness() -> Iterator[None]:
         yield
     finally:
         torch.random.set_rng_state(state)
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

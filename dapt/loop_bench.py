@@ -16,8 +16,9 @@ from statistics import median
 import torch
 
 from dapt.batches import Batch, make_bench_batch
-from dapt.loop import Loop, LoopConfig, Taught, groups_of
+from dapt.loop import Loop, LoopConfig, Taught
 from dapt.objectives.fuse import Fuse
+from dapt.schedule import groups_of
 from mla_med.model.config import default, tiny
 from mla_med.model.mla import MLAModel
 
@@ -35,7 +36,8 @@ def bench(steps: int = 20, size: str = "default") -> dict[str, float]:
         loop.taught.train()
         bare = Taught(deepcopy(model), Fuse(config, match=0.0)).train()
         weights = loop.weights
-        optimizer = torch.optim.AdamW(groups_of(bare, settings), lr=settings.lr)
+        groups = groups_of(bare, "model.image_encoder.", settings.image_lr, settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr)
         took: dict[str, list[float]] = {"loop": [], "bare": []}
 
         def bare_step(batch: Batch) -> None:

@@ -30,6 +30,7 @@ from dapt.augment import Augment
 from dapt.collate import collate, collate_patches, map_of, report_ids
 from dapt.images import Images
 from dapt.patches import PatchSampler
+from dapt.schedule import groups_of, rate, under
 from dapt.tokenizer import train_tokenizer
 from mla_med.corpus import LANGUAGES, Example, read_about, read_examples, read_settings
 from mla_med.errors import CheckpointError, ConfigError
@@ -49,6 +50,8 @@ HARD_PACE = 0.3
 """How fast what counts as hard follows the last round."""
 MAPPED = ("hffn", "full")
 """Fusions that have a lesion map."""
+IMAGE_LR = 2.0
+"""Convolutions with batch statistics bear twice the learning rate of attention."""
 POSITIONS = 1024
 """The longest report of 26 findings takes half of them."""
 
@@ -180,7 +183,9 @@ class Trainer:
     def __init__(self, model: MLAModel, config: TrainConfig, out: Path, log: Log):
         self.model, self.config, self.out, self.log = model.to(config.device), config, out, log
         model.image_encoder.requires_grad_(not config.freeze_image_encoder)
-        self.optimizer = torch.optim.AdamW(_decay_groups(model, config.weight_decay), lr=config.lr)
+        self.optimizer = torch.optim.AdamW(
+            groups_of(model, "image_encoder.", IMAGE_LR, config.weight_decay), lr=config.lr
+        )
         self.average = _copy(model)
         self.done: dict[str, int] = {"text_epochs": 0, "rounds": 0, "epochs": 0}
         self.hard: dict[str, float] = {}
@@ -224,8 +229,8 @@ class Trainer:
             for n, pieces in enumerate(_ahead(read, each)):
                 with self._autocast():
                     loss = self._map_patches(pieces)
-                lr = _lr(self.config, number * each + n, self.config.rounds * each, self.config.round_lr)
-                self._step(loss, lr)
+                done, total = number * each + n, self.config.rounds * each
+                self._step(loss, rate(done, total, self.config.round_lr, self.config.warmup))
                 losses.append(loss.item())
             self.done["rounds"] = number + 1
             told = self._told_apart(unseen, settings)
@@ -282,7 +287,8 @@ class Trainer:
                         with evaluating(nn.BatchNorm3d, self.model):
                             output.losses["patches"] = self._map_patches(pieces)
                         output.loss = self.model.weighted(output.losses)
-                self._step(output.loss, _lr(self.config, epoch * steps + n, self.config.epochs * steps))
+                done, total = epoch * steps + n, self.config.epochs * steps
+                self._step(output.loss, rate(done, total, self.config.lr, self.config.warmup))
                 for name, value in output.losses.items():
                     sums[name] = sums.get(name, 0.0) + value.item()
                     counts[name] = counts.get(name, 0) + 1
@@ -411,10 +417,10 @@ class Trainer:
                 code="TRAINING_DIFFERS",
             )
         tensors = load_file(path)
-        self.model.load_state_dict(_under(tensors, "model/"))
-        self.average = {k: v.to(self.config.device) for k, v in _under(tensors, "average/").items()}
+        self.model.load_state_dict(under(tensors, "model/"))
+        self.average = {k: v.to(self.config.device) for k, v in under(tensors, "average/").items()}
         state: dict[int, dict[str, Tensor]] = {}
-        for key, value in _under(tensors, "optimizer/").items():
+        for key, value in under(tensors, "optimizer/").items():
             number, name = key.split("/")
             state.setdefault(int(number), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
@@ -474,31 +480,8 @@ def _area(pairs: list[tuple[float, float]]) -> float:
     return float(((higher > 0) + 0.5 * (higher == 0)).mean())
 
 
-def _lr(config: TrainConfig, step: int, total: int, peak: float | None = None) -> float:
-    """Linear warm-up, then a cosine down to a hundredth."""
-    peak, warm = config.lr if peak is None else peak, max(1, int(config.warmup * total))
-    if step < warm:
-        return peak * (step + 1) / warm
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm))))
-
-
-def _decay_groups(model: MLAModel, decay: float) -> list[dict[str, Any]]:
-    """Convolutions with batch statistics bear twice the learning rate of attention."""
-    groups = []
-    for scale, part in ((2.0, True), (1.0, False)):
-        mine = [p for n, p in model.named_parameters() if n.startswith("image_encoder.") == part]
-        for wide, weight_decay in ((True, decay), (False, 0.0)):
-            params = [p for p in mine if (p.ndim > 1) == wide]
-            groups.append({"params": params, "weight_decay": weight_decay, "lr_scale": scale})
-    return groups
-
-
 def _copy(model: MLAModel) -> dict[str, Tensor]:
     return {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _on(inputs: dict[str, Any], device: str) -> dict[str, Any]:

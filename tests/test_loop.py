@@ -235,7 +235,7 @@ def test_nothing_is_kept_of_a_training_that_went_astray(examples, tmp_path):
 
 def test_the_learning_rate_rises_then_falls_to_a_hundredth(examples, tmp_path):
     loop, _ = _text_loop(examples, tmp_path, replace(SHORT, steps=100, warmup=0.1, lr=1.0))
-    rates = [loop._lr(step) for step in range(100)]
+    rates = [loop.rate(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == pytest.approx(1.0)
     assert rates[9:] == sorted(rates[9:], reverse=True)

@@ -15,6 +15,7 @@ from dapt.corpus import PREPROCESSING, prepare_corpus
 from dapt.finish import train_checkpoint
 from dapt.train import TrainConfig
 from mla_med.errors import MlaMedError, OutputError
+from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import FUSION_TYPES
 from mla_med.phantom.cohort import CohortConfig, make_cohort
 
@@ -24,21 +25,24 @@ def main() -> int:
     began = time.perf_counter()
     work = options.work or Path("runs") / options.examination
     out = options.out or work / "checkpoint"
-    cohort = CohortConfig(
-        n=options.n, seed=options.seed, examination=options.examination, workers=options.workers
-    )
-    training = TrainConfig(
-        text_epochs=0 if options.start else TrainConfig().text_epochs,
-        rounds=TrainConfig().rounds if options.rounds is None and not options.start else options.rounds or 0,
-        epochs=options.epochs,
-        batch=options.batch,
-        patches=options.patches,
-        lr=options.lr,
-        fusion_type=options.fusion,
-        seed=options.training_seed,
-        device=options.device,
-    )
+    usual = 0 if options.start else TrainConfig().rounds
     try:
+        if options.start is not None:
+            load_checkpoint(options.start)  # what is wrong with it shall not be found after hours
+        cohort = CohortConfig(
+            n=options.n, seed=options.seed, examination=options.examination, workers=options.workers
+        )
+        training = TrainConfig(
+            text_epochs=0 if options.start else TrainConfig().text_epochs,
+            rounds=usual if options.rounds is None else options.rounds,
+            epochs=options.epochs,
+            batch=options.batch,
+            patches=options.patches,
+            lr=options.lr,
+            fusion_type=options.fusion,
+            seed=options.training_seed,
+            device=options.device,
+        )
         patients = make_cohort(cohort, work / "cohort", _progress("patient"))
         corpus = prepare_corpus(
             patients, work / "corpus", workers=options.workers, progress=_progress("image")

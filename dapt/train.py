@@ -108,6 +108,10 @@ class TrainConfig:
     def __post_init__(self):
         if self.precision not in ("bf16", "fp32"):
             raise ConfigError(f"No precision '{self.precision}'; there are bf16 and fp32.")
+        if self.device.split(":")[0] not in ("cpu", "cuda"):
+            raise ConfigError(f"No device '{self.device}'; there are cpu and cuda.")
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise ConfigError("torch finds no GPU here. Train with --device cpu.", code="NO_GPU")
 
     @property
     def augment(self) -> Augment:

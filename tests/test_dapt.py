@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dapt.__main__ import main as train_on_phantoms
 from dapt.ablation import main as ablate
 from dapt.augment import Augment, moved, varied
 from dapt.collate import report_ids, targets_of
@@ -208,6 +209,26 @@ def test_other_settings_do_not_go_on_with_a_training(corpus, tmp_path):
     pretrain(corpus, tmp_path, TrainConfig(text_epochs=1, rounds=0, epochs=0), _model_config())
     with pytest.raises(CheckpointError, match="other settings"):
         pretrain(corpus, tmp_path, TrainConfig(text_epochs=1, rounds=0, epochs=0, lr=1.0), _model_config())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code", "words"),
+    [
+        (["--n", "0"], "CONFIG_INVALID", "1 to 900000 patients"),
+        (["--device", "gpu"], "CONFIG_INVALID", "there are cpu and cuda"),
+        (["--device", "cuda"], "NO_GPU", "--device cpu"),
+        (["--start", "nowhere"], "CHECKPOINT_MISSING", "nowhere"),
+    ],
+)
+def test_a_wrong_wish_is_one_line_before_anything_is_made(wanted, code, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["dapt", "--work", str(tmp_path / "work"), *wanted])
+    assert train_on_phantoms() == 1
+    said = capsys.readouterr().err
+    assert said.startswith(code)
+    assert words in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_trained_checkpoint_loads_and_explains_itself(corpus, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 from dapt.corpus import PREPROCESSING, prepare_corpus
 from dapt.finish import train_checkpoint
 from dapt.train import TrainConfig
-from mla_med.errors import MlaMedError, OutputError
+from mla_med.errors import ConfigError, MlaMedError, OutputError
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import FUSION_TYPES
 from mla_med.phantom.cohort import CohortConfig, make_cohort
@@ -27,8 +27,7 @@ def main() -> int:
     out = options.out or work / "checkpoint"
     usual = 0 if options.start else TrainConfig().rounds
     try:
-        if options.start is not None:
-            load_checkpoint(options.start)  # what is wrong with it shall not be found after hours
+        fusion = _fusion_of(options)
         cohort = CohortConfig(
             n=options.n, seed=options.seed, examination=options.examination, workers=options.workers
         )
@@ -39,7 +38,7 @@ def main() -> int:
             batch=options.batch,
             patches=options.patches,
             lr=options.lr,
-            fusion_type=options.fusion,
+            fusion_type=fusion,
             seed=options.training_seed,
             device=options.device,
         )
@@ -66,6 +65,16 @@ def main() -> int:
     return 0
 
 
+def _fusion_of(options: argparse.Namespace) -> str:
+    """Of the model that will be trained. What is wrong with a checkpoint shall not be found after hours."""
+    if options.start is None:
+        return options.fusion or TrainConfig().fusion_type
+    there = load_checkpoint(options.start).model.config.fusion_type
+    if options.fusion not in (None, there):
+        raise ConfigError(f"The model of {options.start} has the fusion {there}, not {options.fusion}.")
+    return there
+
+
 def _parser() -> argparse.ArgumentParser:
     cohort, training = CohortConfig(), TrainConfig()
     parser = argparse.ArgumentParser(prog="python -m dapt", description=__doc__)
@@ -85,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--training-seed", type=int, default=training.seed, help="of weights and batches")
     parser.add_argument("--workers", type=int, default=cohort.workers)
     parser.add_argument("--lr", type=float, default=training.lr, help="largest learning rate")
-    parser.add_argument("--fusion", choices=FUSION_TYPES, default=training.fusion_type)
+    parser.add_argument(
+        "--fusion", choices=FUSION_TYPES, help=f"of a new model; {training.fusion_type}, with --start its own"
+    )
     parser.add_argument("--start", type=Path, help="a checkpoint to go on with, instead of a new model")
     parser.add_argument("--device", default=training.device, help="cpu or cuda")
     return parser

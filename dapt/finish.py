@@ -25,9 +25,9 @@ import torch
 from dapt.collate import collate
 from dapt.receipts import predict, score_findings, score_predictions
 from dapt.sizes import Refitted, refit_sizes
-from dapt.train import Log, TrainConfig, pretrain
+from dapt.train import Log, TrainConfig, check_fits, pretrain
 from mla_med.corpus import Example, load_image, place, read_about, read_examples, read_settings
-from mla_med.errors import MlaMedError
+from mla_med.errors import ConfigError, MlaMedError
 from mla_med.imaging.transforms import Preprocessing, window_channels
 from mla_med.looking import peaks
 from mla_med.model.calibrate import Calibration, calibrate, histogram_of
@@ -75,18 +75,21 @@ One row an epoch; losses are unweighted means over the epoch, scores are of the 
 {validation} validation phantoms at a threshold of 0.5.
 
 {log}
+"""
 
+_HELD_OUT = """
 ## Held-out phantoms
 {scores}
 
-Thresholds and the limits of the gate were set on these same {held_out} phantoms (`calibration.json`).
+No weight of the network was learnt from these {phantoms} phantoms, but thresholds and the limits of the gate
+were set on them (`calibration.json`), and how hard findings are and how far size heads go was chosen on them.
 Scores on phantoms that neither training nor calibration saw are in MODEL_CARD.md of the project.
 """
 
 
 _CALIBRATION = """
 ## Calibration
-Set on {phantoms} phantoms that training did not see. The likelier answer, with
+Set on the {phantoms} held-out phantoms. The likelier answer, with
 "present" from `likelier` on, is given unless the other conforms too; then the draft says that it cannot say.
 Of those who have a finding, and of those who do not, {coverage:.0f} % are not told the opposite
 (class-conditional split-conformal sets), among phantoms like these. `repeat mm`: two scans of one lesion
@@ -100,10 +103,10 @@ differ by less in 19 of 20.
 _SIZES = """
 ## Sizes
 The heads that say how large a finding is were fitted last, in closed form, to the training phantoms, as
-strongly as was best for those that training did not see. By how much the logarithm of a size is off in the
-mean, of the unseen:
+strongly as was best for the held-out ones. By how much the logarithm of a size is off in the mean, of the
+held-out:
 
-| finding | learnt | unseen | before | after |
+| finding | learnt | held out | before | after |
 |---|---|---|---|---|
 {rows}
 """
@@ -130,8 +133,8 @@ def finish(
     examination = read_about(corpus)["examination"]
     model, sizes = with_sizes(model, corpus)
     calibration, scores, examples = calibrate_on(model, corpus, retest)
-    card = _card(model, corpus, training, scores, command)
-    card += sizes_card(sizes) + calibration_card(calibration, examples)
+    card = _card(model, corpus, training, command)
+    card += held_out_card(scores, examples) + sizes_card(sizes) + calibration_card(calibration, examples)
     scope = SCOPES[examination]
     return save_checkpoint(out, model, calibration, scope, NAMES[examination], VERSION, card)
 
@@ -140,26 +143,36 @@ def recalibrate(
     folder: Path, corpus: Path, retest: int = RETEST, coverage: float = COVERAGE, sizes: bool = False
 ) -> str:
     """Calibrates a checkpoint anew, with `sizes` after its size heads; -> what its README says of it."""
+    if not 0 < coverage < 1:
+        raise ConfigError(f"A coverage lies between 0 and 1, not {coverage:g}.")
     there = load_checkpoint(folder)
-    card = (folder / "README.md").read_text(encoding="utf-8").split("\n## Calibration\n")[0].rstrip("\n")
-    model, said = there.model, ""
+    model = there.model
+    check_fits(model, folder, read_settings(corpus), read_about(corpus)["examination"])
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    fitted = _section(card, "Sizes")
     if sizes:
         model, refitted = with_sizes(model, corpus)
-        card, said = card.split("\n## Sizes\n")[0].rstrip("\n"), sizes_card(refitted)
+        fitted = sizes_card(refitted)
     calibration, scores, examples = calibrate_on(model, corpus, retest, coverage)
-    if sizes:
-        size = f"| median size error mm | {scores['median size error mm']:.3f} |"
-        card = re.sub(r"\| median size error mm \|.*", size, card)
-    said += calibration_card(calibration, examples)
+    said = held_out_card(scores, examples) + fitted + calibration_card(calibration, examples)
+    for name in ("Held-out phantoms", "Sizes", "Calibration"):
+        card = card.replace(_section(card, name), "")
+    card = card.rstrip("\n") + "\n" + said
     part = save_checkpoint(
         folder.with_name(f".{folder.name}.anew"),
-        *(model, calibration, there.scope, there.name, there.version, card + "\n" + said),
+        *(model, calibration, there.scope, there.name, there.version, card),
     )
     changed = {"calibration.json", "README.md", *(("model.safetensors",) if sizes else ())}
     for name in sorted(changed):  # what else lies in the folder stays
         (part / name).replace(folder / name)
     shutil.rmtree(part)
     return said
+
+
+def _section(card: str, name: str) -> str:
+    """From its heading to the next; empty where there is none."""
+    found = re.search(rf"\n## {name}\n.*?(?=\n## |\Z)", card, re.DOTALL)
+    return found.group() if found else ""
 
 
 def with_sizes(model: MLAModel, corpus: Path) -> tuple[MLAModel, Mapping[str, Refitted]]:
@@ -297,6 +310,11 @@ def scan_twice(
     return torch.stack(images), torch.stack(presents), torch.stack(affines), context_text(examined.context)
 
 
+def held_out_card(scores: Mapping[str, float], phantoms: int) -> str:
+    rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in scores.items())
+    return _HELD_OUT.format(scores="| score | value |\n|---|---|\n" + rows, phantoms=phantoms)
+
+
 def sizes_card(refitted: Mapping[str, Refitted]) -> str:
     """A section of the README; empty where no head was fitted."""
     rows = [
@@ -318,7 +336,7 @@ def calibration_card(calibration: Calibration, phantoms: int) -> str:
     )
 
 
-def _card(model: MLAModel, corpus: Path, training: Path, scores, command: str) -> str:
+def _card(model: MLAModel, corpus: Path, training: Path, command: str) -> str:
     about = read_about(corpus)
     settings = read_settings(corpus)
     rows = [json.loads(line) for line in (training / "log.jsonl").read_text().splitlines()]
@@ -338,13 +356,11 @@ def _card(model: MLAModel, corpus: Path, training: Path, scores, command: str) -
         **about["cohort"],
         command=command,
         minutes=trained / 60,
-        device="the CPU" if model.device.type == "cpu" else str(model.device),
+        device=" and ".join(sorted({row.get("device", "CPU") for row in rows})),
         validation=about["validation"],
-        held_out=sum(about[split] for split in HELD_OUT),
         log=_table([r for r in rows if "presence" in r], ("epoch", "seconds", "presence", "evidence", "lm"))
         + "\n\n"
         + _table([r for r in rows if "perplexity" in r], ("epoch", "seconds", "perplexity")),
-        scores="| score | value |\n|---|---|\n" + "\n".join(f"| {k} | {v:.3f} |" for k, v in scores.items()),
     )
 
 

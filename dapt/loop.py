@@ -29,8 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dapt.objectives.objective import Objective
-from dapt.schedule import groups_of, rate, under
-from mla_med.errors import CheckpointError, ConfigError, MlaMedError
+from dapt.schedule import TrainingError, groups_of, rate, under
+from mla_med.errors import CheckpointError, ConfigError
 from mla_med.model.mla import MLAModel
 
 if TYPE_CHECKING:
@@ -41,10 +41,6 @@ PRECISIONS = ("no", "bf16")
 STATE, BEST, LOG = "state.safetensors", "best.safetensors", "log.jsonl"
 EMA_RAMP = 10
 """The mean forgets faster at first: decay is at most (1 + step) / (EMA_RAMP + step)."""
-
-
-class TrainingError(MlaMedError):
-    code = "TRAINING_DIVERGED"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mla_med.errors import MlaMedError
+
 LOWEST = 0.01
 """Share of the peak that is left of the learning rate at the end."""
+
+
+class TrainingError(MlaMedError):
+    code = "TRAINING_DIVERGED"
 
 
 def rate(step: int, steps: int, peak: float, warmup: float) -> float:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ from dapt.augment import Augment
 from dapt.collate import collate, collate_patches, map_of, report_ids
 from dapt.images import Images
 from dapt.patches import PatchSampler
-from dapt.schedule import groups_of, rate, under
+from dapt.schedule import TrainingError, groups_of, rate, under
 from dapt.tokenizer import train_tokenizer
 from mla_med.corpus import LANGUAGES, Example, read_about, read_examples, read_settings
 from mla_med.errors import CheckpointError, ConfigError
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.checkpoint import load_checkpoint
-from mla_med.model.config import ModalConfig, default, findings_of
+from mla_med.model.config import FUSION_TYPES, ModalConfig, default, findings_of
 from mla_med.model.findings import map_loss
 from mla_med.model.mla import MLAModel
 from mla_med.report.schema import schema_of
@@ -108,10 +109,15 @@ class TrainConfig:
     def __post_init__(self):
         if self.precision not in ("bf16", "fp32"):
             raise ConfigError(f"No precision '{self.precision}'; there are bf16 and fp32.")
-        if self.device.split(":")[0] not in ("cpu", "cuda"):
-            raise ConfigError(f"No device '{self.device}'; there are cpu and cuda.")
-        if self.device != "cpu" and not torch.cuda.is_available():
-            raise ConfigError("torch finds no GPU here. Train with --device cpu.", code="NO_GPU")
+        if min(self.batch, self.round_steps, self.round_patches) < 1:
+            raise ConfigError("A batch holds 1 or more, and a round has 1 step or more.")
+        if min(self.text_epochs, self.rounds, self.epochs, self.patches, self.seed) < 0:
+            raise ConfigError("Epochs, rounds, patches and the seed are 0 or more.")
+        if not (0 < self.lr <= 1 and 0 < self.round_lr <= 1):
+            raise ConfigError(f"A learning rate lies between 0 and 1, not {self.lr}, {self.round_lr}.")
+        if self.fusion_type not in FUSION_TYPES:
+            raise ConfigError(f"No fusion '{self.fusion_type}'; there are: {', '.join(FUSION_TYPES)}.")
+        _check_device(self.device)
 
     @property
     def augment(self) -> Augment:
@@ -159,7 +165,7 @@ def pretrain(
         if image_encoder is not None:
             given = _started(image_encoder, settings, examination)
             model.image_encoder.load_state_dict(given.image_encoder.state_dict())
-    trainer = Trainer(model, config, out, log or (lambda row: None))
+    trainer = Trainer(model, config, out, log or (lambda row: None), _digest_of(model, train))
     trainer.adapt_text(train)
     trainer.find_lesions(train, held_out, settings)
     trainer.learn(train, held_out, settings, validate)
@@ -169,8 +175,13 @@ def pretrain(
 
 def _started(folder: Path, settings: Preprocessing, examination: str) -> MLAModel:
     """The model of a checkpoint, where it reads the same images and looks for the same findings."""
-    checkpoint = load_checkpoint(folder)
-    model = checkpoint.model
+    model = load_checkpoint(folder).model
+    check_fits(model, folder, settings, examination)
+    return model
+
+
+def check_fits(model: MLAModel, folder: Path, settings: Preprocessing, examination: str) -> None:
+    """CheckpointError where the model of a folder cannot read a corpus."""
     same = Preprocessing.from_dict(model.config.preprocessing) == settings
     if not same or model.config.finding_keys != tuple(schema_of(examination)):
         raise CheckpointError(
@@ -178,13 +189,14 @@ def _started(folder: Path, settings: Preprocessing, examination: str) -> MLAMode
             "Make the corpus with its preprocessing, or start with a new model.",
             code="CHECKPOINT_DIFFERS",
         )
-    return model
 
 
 class Trainer:
     """Holds what has to survive a kill: weights, their mean, the optimizer, where we are."""
 
-    def __init__(self, model: MLAModel, config: TrainConfig, out: Path, log: Log):
+    def __init__(self, model: MLAModel, config: TrainConfig, out: Path, log: Log, begun_with: str = ""):
+        """`begun_with`: a digest of examples and first weights, with which alone a state is gone on with."""
+        self.begun_with = begun_with or _digest_of(model, ())
         self.model, self.config, self.out, self.log = model.to(config.device), config, out, log
         model.image_encoder.requires_grad_(not config.freeze_image_encoder)
         self.optimizer = torch.optim.AdamW(
@@ -308,7 +320,7 @@ class Trainer:
     def _sampler(
         self, examples: tuple[Example, ...], settings: Preprocessing, evenly: bool = False
     ) -> PatchSampler | None:
-        if not self.config.patches or self.config.fusion_type not in MAPPED:
+        if not self.config.patches or self.model.config.fusion_type not in MAPPED:
             return None
         hard = None if evenly else self.hard
         keys, images = self.model.config.finding_keys, self._images(settings)
@@ -363,7 +375,13 @@ class Trainer:
             group["lr"] = lr * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        if not norm.isfinite():
+            # before it reaches the weights: the state on disk is whole
+            raise TrainingError(
+                f"The gradient is no number any more (loss {loss.detach():.3g}). Go on from the last state in "
+                "single precision, or begin again with a lower learning rate."
+            )
         self.optimizer.step()
         self._follow()
 
@@ -381,10 +399,15 @@ class Trainer:
         seconds = time.perf_counter() - began
         row = {"stage": stage, "epoch": epoch + 1, "seconds": round(seconds, 1)}
         row |= {name: round(value, 4) for name, value in scores.items()}
+        row["device"] = self._device_name()
         self._save()
         with (self.out / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         self.log(row | {"finished": True})
+
+    def _device_name(self) -> str:
+        device = torch.device(self.config.device)
+        return "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
     def _save(self) -> None:
         """Tensors as safetensors, counters as JSON: nothing here can run code when it is read."""
@@ -397,6 +420,7 @@ class Trainer:
             "done": json.dumps(self.done),
             "hard": json.dumps(self.hard),
             "config": json.dumps(asdict(self.config), sort_keys=True),
+            "begun with": self.begun_with,
         }
         part = self.out / "state.safetensors.part"
         save_file(tensors, part, metadata=meta)
@@ -415,9 +439,17 @@ class Trainer:
         begun = asdict(TrainConfig()) | json.loads(meta["config"])
         # it may go on for longer, and on another device
         free = {"epochs": 0, "device": ""}
-        if begun | free != asdict(self.config) | free:
+        same = meta.get("begun with", self.begun_with) == self.begun_with
+        if begun | free != asdict(self.config) | free or not same:
+            what = "settings" if same else "patients or weights"
             raise CheckpointError(
-                f"{path} was begun with other settings. Use another folder, or delete it to start again.",
+                f"{path} was begun with other {what}. Use another folder, or delete it to start again.",
+                code="TRAINING_DIFFERS",
+            )
+        done = json.loads(meta["done"])
+        if done["epochs"] > self.config.epochs:
+            raise CheckpointError(
+                f"{path} has {done['epochs']} epochs behind it, not {self.config.epochs}. Ask for no fewer.",
                 code="TRAINING_DIFFERS",
             )
         tensors = load_file(path)
@@ -429,7 +461,7 @@ class Trainer:
             state.setdefault(int(number), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.done |= json.loads(meta["done"])
+        self.done |= done
         self.hard = json.loads(meta.get("hard", "{}"))
         self.log({"stage": "resumed", **self.done})
 
@@ -448,6 +480,25 @@ def _shuffled(
 
 
 # Small parts of the trainer
+
+
+def _check_device(device: str) -> None:
+    name, _, number = device.partition(":")
+    if name not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise ConfigError(f"No device '{device}'; there are cpu and cuda.")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cuda" and int(number or 0) >= there:
+        words = f"torch finds {there} GPUs here" if there else "torch finds no GPU here"
+        raise ConfigError(f"{words}. Train with --device cpu.", code="NO_GPU")
+
+
+def _digest_of(model: MLAModel, train: Sequence[Example]) -> str:
+    """Of who is learnt from, and of the weights that a training begins with."""
+    digest = sha256("\n".join(f"{e.id} {e.image and e.image.name}" for e in train).encode())
+    for name, value in sorted(model.state_dict().items()):
+        flat = value.detach().cpu().reshape(-1).contiguous()
+        digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import mla_med
 from dapt.__main__ import main as train_on_phantoms
 from dapt.ablation import main as ablate
 from dapt.augment import Augment, moved, varied
@@ -18,7 +20,8 @@ from dapt.corpus import prepare_corpus
 from dapt.finish import finish
 from dapt.images import Images
 from dapt.patches import PatchSampler
-from dapt.train import TrainConfig, pretrain
+from dapt.schedule import TrainingError
+from dapt.train import TrainConfig, Trainer, pretrain
 from mla_med.corpus import from_bytes, read_about, read_examples, to_bytes
 from mla_med.errors import CheckpointError, StudyError
 from mla_med.imaging.transforms import Preprocessing
@@ -32,6 +35,7 @@ from mla_med.report.parse import parse_report
 from mla_med.report.style import load_style
 from mla_med.types import ClinicalContext, Modality, Presence
 
+PACKAGED = Path(mla_med.__file__).parent / "checkpoints" / "chest_ct"
 SMALL = Preprocessing(shape=(32, 24, 32), spacing_mm=12.0)
 COHORT = CohortConfig(n=10, seed=3990, workers=2)
 TRAIN = TrainConfig(
@@ -211,9 +215,41 @@ def test_other_settings_do_not_go_on_with_a_training(corpus, tmp_path):
         pretrain(corpus, tmp_path, TrainConfig(text_epochs=1, rounds=0, epochs=0, lr=1.0), _model_config())
 
 
+def test_other_patients_or_weights_do_not_go_on_with_a_training(corpus, tmp_path):
+    config = replace(TRAIN, rounds=0, epochs=1)
+    pretrain(corpus, tmp_path, config, _model_config(), limit=6)
+    with pytest.raises(CheckpointError, match="other patients or weights"):
+        pretrain(corpus, tmp_path, config, _model_config())
+    with pytest.raises(CheckpointError, match="1 epochs behind it, not 0"):
+        pretrain(corpus, tmp_path, replace(config, epochs=0), _model_config(), limit=6)
+
+
+def test_a_gradient_that_is_no_number_reaches_neither_weights_nor_state(corpus, tmp_path, monkeypatch):
+    config = replace(TRAIN, rounds=0, epochs=1)
+    whole = pretrain(corpus, tmp_path, config, _model_config())
+    kept = (tmp_path / "state.safetensors").read_bytes()
+    weighted = MLAModel.weighted
+    monkeypatch.setattr(MLAModel, "weighted", lambda self, losses: weighted(self, losses) * torch.nan)
+    with pytest.raises(TrainingError, match="no number any more"):
+        pretrain(corpus, tmp_path, replace(config, epochs=2), _model_config())
+    assert (tmp_path / "state.safetensors").read_bytes() == kept
+    assert all(value.isfinite().all() for value in whole.parameters())
+
+
+def test_a_model_without_a_map_is_taught_no_patches(corpus, tmp_path):
+    model = MLAModel(tiny(fusion_type="concat"))
+    trainer = Trainer(model, TRAIN, tmp_path, lambda row: None)
+    assert trainer._sampler(read_examples(corpus, "train"), SMALL) is None
+
+
 @pytest.mark.parametrize(
     ("wanted", "code", "words"),
     [
+        (["--batch", "0"], "CONFIG_INVALID", "1 or more"),
+        (["--training-seed", "-1"], "CONFIG_INVALID", "0 or more"),
+        (["--lr", "nan"], "CONFIG_INVALID", "between 0 and 1"),
+        (["--device", "cuda:9"], "NO_GPU", "--device cpu"),
+        (["--start", str(PACKAGED), "--fusion", "concat"], "CONFIG_INVALID", "the fusion full, not concat"),
         (["--n", "0"], "CONFIG_INVALID", "1 to 900000 patients"),
         (["--device", "gpu"], "CONFIG_INVALID", "there are cpu and cuda"),
         (["--device", "cuda"], "NO_GPU", "--device cpu"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from small_world import examples_in, small_model, write_corpus
 from dapt import sizes
 from dapt.finish import recalibrate
 from dapt.sizes import fit_ridge, refit_sizes
+from mla_med.errors import CheckpointError, ConfigError
+from mla_med.model.calibrate import Calibration
 from mla_med.model.checkpoint import as_stored, load_checkpoint, save_checkpoint
 from mla_med.model.gate import SCOPES
 
@@ -87,12 +90,17 @@ def test_a_checkpoint_gets_sizes_and_calibration_and_keeps_what_else_lies_there(
     (folder / "pruned.json").write_text("{}")
     untouched = (folder / "model.safetensors").read_bytes()
     assert "## Sizes" not in recalibrate(folder, corpus)
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        recalibrate(folder, corpus, coverage=90)
     assert (folder / "model.safetensors").read_bytes() == untouched
     said = recalibrate(folder, corpus, sizes=True)
     again = recalibrate(folder, corpus)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert card.startswith("# boxes\n")
-    assert [card.count(title) for title in ("## Sizes", "## Calibration")] == [1, 1]
+    titles = ("## Held-out phantoms", "## Sizes", "## Calibration")
+    assert [card.count(title) for title in titles] == [1, 1, 1]
+    assert said in card
+    assert again.split("## Sizes")[1] in card
     assert "| lung_nodule | 24 | 12 |" in said
     assert "## Calibration" in again
     assert (folder / "pruned.json").read_text() == "{}"
@@ -101,6 +109,29 @@ def test_a_checkpoint_gets_sizes_and_calibration_and_keeps_what_else_lies_there(
     assert (there.name, there.version) == ("boxes", "0")
     assert _off(there.model, examples_in(corpus)) < _off(model, examples_in(corpus))
     json.loads((folder / "calibration.json").read_text())
+
+
+@pytest.mark.parametrize("change", [{"examination": "brain_mr"}, {"spacing_mm": 3.0}])
+def test_a_corpus_that_a_model_cannot_read_calibrates_nothing(world, tmp_path, change):
+    corpus, untaught = world
+    model = as_stored(untaught)
+    folder = save_checkpoint(
+        tmp_path / "one",
+        model,
+        Calibration({}, (), (), 1.0, (0.0, 1.0)),
+        SCOPES["chest_ct"],
+        "boxes",
+        "0",
+        "# b\n",
+    )
+    other = tmp_path / "other"
+    shutil.copytree(corpus, other)
+    about = json.loads((other / "corpus.json").read_text())
+    for name, value in change.items():
+        (about["preprocessing"] if name in about["preprocessing"] else about)[name] = value
+    (other / "corpus.json").write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match="reads other images or looks for other findings"):
+        recalibrate(folder, other)
 
 
 def test_a_head_that_comes_no_nearer_on_the_unseen_stays(world, monkeypatch):

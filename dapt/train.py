@@ -379,8 +379,8 @@ class Trainer:
         if not norm.isfinite():
             # before it reaches the weights: the state on disk is whole
             raise TrainingError(
-                f"The gradient is no number any more (loss {loss.detach():.3g}). Go on from the last state in "
-                "single precision, or begin again with a lower learning rate."
+                f"The gradient is no number any more (loss {loss.detach():.3g}). Go on from the last state "
+                "in single precision, or begin again with a lower learning rate."
             )
         self.optimizer.step()
         self._follow()

@@ -249,7 +249,8 @@ def calibrated(told: Told, codes: Sequence[str]) -> np.ndarray:
 
 def error_measure(name: str, probability_RF: np.ndarray, present_RF: np.ndarray) -> Measure:
     """Expected calibration error over all findings of all patients, bins of equal width (Guo et al., ICML
-    2017), as model/conformal.py has it."""
+    2017), as model/conformal.py has it. Chance alone raises it, and a resample has more of that: its
+    percentiles lie above the value, so no interval is given."""
     patients, findings = probability_RF.shape
     bin_RF = np.clip(np.ceil(probability_RF * BINS).astype(int) - 1, 0, BINS - 1)
     gap_RK = np.zeros((patients, BINS))
@@ -260,7 +261,11 @@ def error_measure(name: str, probability_RF: np.ndarray, present_RF: np.ndarray)
         return ratio(np.abs(counts_BR @ gap_RK).sum(1), findings * counts_BR.sum(1))
 
     return Measure(
-        name, statistic, f"bins:{BINS} equal width|n:{probability_RF.size}", higher_is_better=False
+        name,
+        statistic,
+        f"bins:{BINS} equal width|n:{probability_RF.size}",
+        higher_is_better=False,
+        has_interval=False,
     )
 
 

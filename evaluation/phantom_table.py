@@ -78,7 +78,8 @@ def line_of(measures: Sequence[Measure], drawn: Resamples) -> Line:
     each = tuple(float(measure.statistic(once_1R)[0]) for measure in measures)
     measured = estimate(mean, drawn)
     spread = float(np.std(each, ddof=1)) if len(each) > 1 else math.nan
-    return Line(measures[0].name, measured.value, measured.ci95, spread, each, measures[0].signature)
+    ci95 = measured.ci95 if measures[0].has_interval else (math.nan, math.nan)
+    return Line(measures[0].name, measured.value, ci95, spread, each, measures[0].signature)
 
 
 def finding_lines(tolds: Sequence[Told], codes: Sequence[str], drawn: Resamples) -> list[FindingLine]:
@@ -185,14 +186,25 @@ def _reliability(tolds: Sequence[Told], codes: Sequence[str]) -> dict[str, list[
 # The table -> files
 
 
+def _own(facts: dict[str, Any]) -> str:
+    """Of a split, whose corpus may be that of the training."""
+    if facts["split"] == "all":
+        return ""
+    return (
+        " Where these come from the corpus of the training, thresholds and calibration were set on them: "
+        "numbers for others want a corpus of other patients."
+    )
+
+
 def to_markdown(found: Bench) -> str:
     facts, several = found.facts, len(found.facts["checkpoints"]) > 1
     names = "; ".join(f"{c['name']} ({c['fusion']}, {c['sha256'][:12]})" for c in facts["checkpoints"])
     head = "| measure | value | 95 % CI |" + (" sd | each |" if several else "") + " made |"
     lines = [
-        f"# {facts['examination']}: {facts['patients']} phantoms that training did not see",
+        f"# {facts['examination']}: {facts['patients']} phantoms",
         "",
-        f"Split {facts['split']} of cohort {facts['cohort']}; reports in {facts['language']}; {names}.",
+        f"Split {facts['split']} of cohort {facts['cohort']}; reports in {facts['language']}; {names}."
+        + _own(facts),
         f"Intervals: {facts['ci']}.",
         "",
         head,

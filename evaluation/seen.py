@@ -23,10 +23,9 @@ from mla_med.model.evidence import evidence_box, slices_in_box
 from mla_med.model.findings import FindingOutputs
 from mla_med.model.fusion import Fused
 from mla_med.model.generate import report_slots, write_texts
-from mla_med.model.mla import MLAModel
 from mla_med.phantom.patient import context_of, make_patient
 from mla_med.report.interpret import interpret
-from mla_med.report.schema import CONTRAST
+from mla_med.report.schema import CONTRAST, schema_of
 from mla_med.report.style import load_style
 from mla_med.types import Box, ClinicalContext, Finding, Presence
 
@@ -50,7 +49,8 @@ class Case:
     stated: tuple[Finding, ...]
     """What is stated as present; of one code, the foremost first."""
     unsaid: frozenset[str]
-    """Codes of which it is said that nothing can be said."""
+    """Codes of which nothing can be said, whether the draft says so or, of what no report has to speak of, is
+    silent."""
     probability: dict[str, float]
     """By code, of the model before calibration."""
     cites: dict[str, bool]
@@ -110,7 +110,7 @@ def look(
         if write:
             texts = _written(checkpoint, rows, found, fused, outputs, language)
         for row, findings, text in zip(rows, found, texts, strict=True):
-            cases.append(_case(checkpoint.model, row, findings, text, language))
+            cases.append(_case(checkpoint, row, findings, text, language))
             features.append(image_feature(checkpoint.model, row.seen))
         progress(len(cases))
     return cases, np.array(features)
@@ -157,18 +157,36 @@ def _written(
     return [written.text for written in write_texts(checkpoint.model, fused, outputs, slots)]
 
 
-def _case(model: MLAModel, row: SeenExample, findings: Sequence[Finding], text: str, language: str) -> Case:
-    example, seen, codes = row.example, row.seen, model.config.finding_keys
+def _unsaid(
+    checkpoint: Checkpoint, row: SeenExample, findings: Sequence[Finding], chances: dict[str, float]
+) -> frozenset[str]:
+    schema = schema_of(checkpoint.scope.examination)
+    taken = taken_of(row.example, Preprocessing.from_dict(checkpoint.model.config.preprocessing))
+    spoken = {finding.code: finding.presence for finding in findings}
+    unsaid = set()
+    for code, chance in chances.items():
+        unseen = taken is not None and bool(schema[code].seen_on) and not set(schema[code].seen_on) & taken
+        silent = Presence.CANNOT_SAY if unseen else checkpoint.calibration.answer(code, chance)[0]
+        if spoken.get(code, silent) is Presence.CANNOT_SAY:
+            unsaid.add(code)
+    return frozenset(unsaid)
+
+
+def _case(
+    checkpoint: Checkpoint, row: SeenExample, findings: Sequence[Finding], text: str, language: str
+) -> Case:
+    example, seen, codes = row.example, row.seen, checkpoint.model.config.finding_keys
     stated = tuple(f for f in findings if f.presence is Presence.PRESENT)
     probability = seen.outputs.presence_logits_BF[0].double().sigmoid().tolist()
     boxes, said, slices = example.boxes_mm, foremost(stated), seen.image_CIJK.shape[-1]
     both = [code for code in said if code in boxes]
+    chances = dict(zip(codes, probability, strict=True))
     return Case(
         example.id,
         example.findings,
         stated,
-        frozenset(f.code for f in findings if f.presence is Presence.CANNOT_SAY),
-        dict(zip(codes, probability, strict=True)),
+        _unsaid(checkpoint, row, findings, chances),
+        chances,
         {code: _cites(seen, codes.index(code), said[code].size_mm, boxes[code]) for code in both},
         {code: float(holding(boxes[code], seen.affine.numpy(), slices).mean()) for code in both},
         example.reports[language],

@@ -3,12 +3,13 @@
     python -m evaluation.selection CORPUS --checkpoint A --out DIR
 
 The same weights with 1.0, 0.7, 0.5 and 0.3 of the stride-8 tokens kept (`keep_ratio`; later stages in
-proportion), and no budget on top. Times: every share in turn on one image after the other, in another order
-each round, so that a busy machine is busy for all; medians of the fusion alone (what works on tokens) and of
-the whole encode, and the median over rounds of how many times faster than with every token kept. Findings:
-the images are encoded once, and only the fusion is run again; F1 of the likelier answer at the thresholds
-that were calibrated for the share the checkpoint was trained with, and the share of lesions found by their
-size, of findings that have one. `--out` gets selection.json, selection.md and selection.png.
+proportion) and no budget on top, and once as the model drafts, with its own share and budget. Times: every
+share in turn on one image after the other, in another order each round, so that a busy machine is busy for
+all; medians of the fusion alone (what works on tokens) and of the whole encode, and the median over rounds of
+how many times faster than with every token kept. Findings: the images are encoded once, and only the fusion
+is run again; F1 of the likelier answer at the thresholds that were calibrated for the model as it drafts, and
+the share of lesions found by their size, of findings that have one. `--out` gets selection.json, selection.md
+and selection.png.
 """
 
 # R patients, B resamples, F findings
@@ -44,6 +45,8 @@ from mla_med.model.mla import MLAModel
 
 KEEP = (1.0, 0.7, 0.5, 0.3)
 UNBOUND = 1 << 30
+SHIPPED = 0.0
+"""In place of a share: the model as it is, with its own share and its own budget of tokens."""
 SIZES_MM = ((0.0, 6.0), (6.0, 10.0), (10.0, 20.0), (20.0, math.inf))
 ROUNDS = 15
 
@@ -61,6 +64,7 @@ class Row:
     """One share of kept tokens."""
 
     keep: float
+    """SHIPPED: as the model is."""
     tokens: int
     """Kept of the stride-8 grid."""
     of_tokens: int
@@ -80,7 +84,10 @@ class Row:
 
 @contextmanager
 def keeping(model: MLAModel, keep: float) -> Iterator[None]:
-    """The model with another share of kept tokens and no budget, and as it was again."""
+    """The model with another share of kept tokens and no budget, and as it was again; SHIPPED: as it is."""
+    if keep == SHIPPED:
+        yield
+        return
     config: ModalConfig = model.fusion.config  # type: ignore[assignment]
     before = config.keep_ratio, config.keep_stages, config.token_budget
     stages = tuple(keep * stage / config.keep_ratio for stage in config.keep_stages)
@@ -229,6 +236,10 @@ def rows_of(
     return rows
 
 
+def named(keep: float) -> str:
+    return "as it is" if keep == SHIPPED else f"{keep:.1f}"
+
+
 def to_markdown(rows: Sequence[Row], numbers: Sequence[int], facts: dict[str, Any]) -> str:
     bins = [
         f"{low:.0f} to {high:.0f} mm" if high < math.inf else f"{low:.0f} mm or more"
@@ -249,7 +260,7 @@ def to_markdown(rows: Sequence[Row], numbers: Sequence[int], facts: dict[str, An
     for row in rows:
         recall = " | ".join("–" if math.isnan(r) else f"{r:.3f}" for r in row.recall)
         lines.append(
-            f"| {row.keep:.1f} | {row.tokens} of {row.of_tokens} | {row.fusion_ms:.1f} "
+            f"| {named(row.keep)} | {row.tokens} of {row.of_tokens} | {row.fusion_ms:.1f} "
             f"| {row.fusion_faster:.2f} | {row.encode_ms:.0f} | {row.encode_faster:.2f} | {row.macro_f1:.3f} "
             f"| {row.ci95[0]:.3f} to {row.ci95[1]:.3f} | {row.lost:+.2f} "
             f"| {row.lost_ci95[0]:+.2f} to {row.lost_ci95[1]:+.2f} | {recall} |"
@@ -267,6 +278,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    rows = [row for row in rows if row.keep != SHIPPED]
     keep = [row.keep for row in rows]
     figure, (speed, found) = pyplot.subplots(1, 2, figsize=(9, 3.6), dpi=120)
     speed.plot(keep, [row.fusion_faster for row in rows], "o-", label="fusion of tokens")
@@ -305,10 +317,11 @@ def run(given: argparse.Namespace) -> tuple[list[Row], list[int], dict[str, Any]
         )
     settings = Preprocessing.from_dict(model.config.preprocessing)
     inputs = [input_of(example, settings) for example in examples[: min(given.rounds, 8)]]
+    shares = (*KEEP, SHIPPED)
     with bar_of("timing", given.rounds) as say:
-        timed = time_shares(model, inputs, KEEP, given.rounds, say)
+        timed = time_shares(model, inputs, shares, given.rounds, say)
     with bar_of("looking", len(examples)) as say:
-        found, tokens, of_tokens = probabilities(model, examples, KEEP, say)
+        found, tokens, of_tokens = probabilities(model, examples, shares, say)
     drawn = draw_resamples([example.id for example in examples], "patient", given.resamples)
     rows = rows_of(checkpoint, examples, found, tokens, of_tokens, timed, drawn)
     codes = model.config.finding_keys
@@ -359,7 +372,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1
-    values = {"facts": facts, "sizes_mm": [low for low, _ in SIZES_MM], "rows": [asdict(row) for row in rows]}
+    listed = [asdict(row) | {"keep": named(row.keep)} for row in rows]
+    values = {"facts": facts, "sizes_mm": [low for low, _ in SIZES_MM], "rows": listed}
     tell("selection", to_markdown(rows, numbers, facts), values, given.out)
     draw(rows, given.out / "selection.png")
     return 0

@@ -54,6 +54,9 @@ class Measure:
     higher_is_better: bool = True
     sums: Sums | None = None
     """Of which the statistic is made; None where it is not, and two systems cannot be compared by it."""
+    has_interval: bool = True
+    """False where resampling itself moves the value, as that of a mean of absolute values, which noise
+    raises."""
 
     @classmethod
     def of(

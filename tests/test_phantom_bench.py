@@ -27,11 +27,12 @@ from evaluation.statistics import draw_resamples
 from mla_med.corpus import read_examples
 from mla_med.errors import ConfigError
 from mla_med.looking import of_patients
+from mla_med.model.calibrate import Calibration
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import tiny
 from mla_med.model.conformal import calibration_error
 from mla_med.model.mla import MLAModel
-from mla_med.types import Finding, Side
+from mla_med.types import Finding, Presence, Side
 
 CODES = ("lung_nodule", "pleural_effusion")
 ONCE = np.ones((1, 3))
@@ -136,6 +137,17 @@ def test_several_checkpoints_have_a_mean_a_spread_and_each_their_value():
     assert line.spread == pytest.approx(math.sqrt(0.5))
 
 
+def test_a_calibration_error_has_no_interval_as_a_resample_raises_it():
+    rng = np.random.default_rng(0)
+    p = rng.random((400, 5))
+    measure = error_measure("ECE", p, rng.random((400, 5)) < p)
+    drawn = draw_resamples([f"p{n}" for n in range(400)], "patient", 200)
+    assert np.percentile(measure.statistic(drawn.counts_BR), 50) > measure.statistic(np.ones((1, 400)))[0]
+    line = line_of([measure], drawn)
+    assert math.isnan(line.ci95[0])
+    assert math.isnan(line.ci95[1])
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("benches") / "corpus")
@@ -172,6 +184,18 @@ def test_patients_are_seen_in_a_batch_as_they_are_alone():
     assert one.tokens_BSD.shape[0] == one.lesions.logits_BFN.shape[0] == 1
     torch.testing.assert_close(model.find(one).presence_logits_BF, model.find(alone).presence_logits_BF)
     torch.testing.assert_close(one.selection.keep_BN, alone.selection.keep_BN)
+
+
+def test_of_what_a_draft_is_silent_nothing_is_said_where_nothing_can_be(corpus, folder, monkeypatch):
+    """The draft leaves out what no report has to speak of; that is no answer."""
+    unsure = ("thyroid_nodule", "pleural_effusion")
+
+    def answer(self, code, probability):
+        return (Presence.CANNOT_SAY, 0.5) if code in unsure else (Presence.ABSENT, 0.9)
+
+    monkeypatch.setattr(Calibration, "answer", answer)
+    cases, _ = look(load_checkpoint(folder), read_examples(corpus, "test"), write=False)
+    assert {case.unsaid for case in cases} == {frozenset(unsure)}
 
 
 def test_what_is_planted_and_what_is_said_stand_side_by_side(corpus, folder):

@@ -11,6 +11,7 @@ import torch
 from benches import EFFUSION, LEFT_LOW, RIGHT_TOP, write_checkpoint, write_corpus
 
 from evaluation.selection import (
+    SHIPPED,
     SIZES_MM,
     Timed,
     counts_at,
@@ -42,7 +43,7 @@ def folder(corpus):
     return write_checkpoint(corpus.parent / "checkpoint", corpus)
 
 
-@pytest.mark.parametrize(("keep", "tokens"), [(1.0, 64), (0.5, 32), (0.3, 19)])
+@pytest.mark.parametrize(("keep", "tokens"), [(1.0, 64), (0.5, 32), (0.3, 19), (SHIPPED, 10)])
 def test_so_many_tokens_are_kept_and_the_model_is_as_it_was_again(keep, tokens):
     model = MLAModel(tiny(keep_ratio=0.7, token_budget=10)).eval()
     image = torch.rand(1, 3, 32, 32, 32)
@@ -120,9 +121,11 @@ def test_every_token_kept_sees_what_the_whole_model_sees(corpus, folder):
 def test_one_command_gives_the_table_and_the_picture(corpus, folder, tmp_path, capsys):
     arguments = [str(corpus), "--checkpoint", str(folder), "--rounds", "2", "--resamples", "20"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
-    assert "| 0.5 | 24 of 48 |" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| 0.5 | 24 of 48 |" in said
+    assert "| as it is | 24 of 48 |" in said
     values = json.loads((tmp_path / "selection.json").read_text(), parse_constant=pytest.fail)
-    assert [row["keep"] for row in values["rows"]] == [1.0, 0.7, 0.5, 0.3]
+    assert [row["keep"] for row in values["rows"]] == ["1.0", "0.7", "0.5", "0.3", "as it is"]
     assert (tmp_path / "selection.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dapt.state import digest_of
 from mla_med.errors import CheckpointError, ConfigError
 from mla_med.model.decoder import add_lora
 
@@ -73,7 +74,9 @@ def adapt_lm(
     say = tell or (lambda row: None)
     blocks_NL = cut(texts, tokenizer, config.block)
     rounds = max(1, round(config.replay * config.batch)) if config.replay else 0
-    own_NL = _own_words(lm, tokenizer, config, out) if rounds else None
+    # the texts as tokens: of another tokenizer they are others
+    begun_with = digest_of(lm, (str(row) for row in blocks_NL.tolist()))
+    own_NL = _own_words(lm, tokenizer, config, out, begun_with) if rounds else None
     if config.rank:
         torch.manual_seed(config.seed)
         for weight in lm.parameters():
@@ -81,7 +84,7 @@ def adapt_lm(
         add_lora(lm, {"r": config.rank, "lora_alpha": 2 * config.rank, **_blocks(lm, config.upper)})
     taught = {name: p for name, p in lm.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(taught.values(), lr=config.lr, weight_decay=0.0)
-    first, seconds = _resume(out, taught, optimizer, config)
+    first, seconds = _resume(out, taught, optimizer, config, begun_with)
     began = time.perf_counter() - seconds
     lm.train()
     for step in range(first, config.steps):
@@ -105,7 +108,7 @@ def adapt_lm(
         done = step + 1
         if done % config.save_every == 0 or done == config.steps:
             seconds = time.perf_counter() - began
-            _save(out, taught, optimizer, config, done, seconds)
+            _save(out, taught, optimizer, config, begun_with, done, seconds)
             say({"step": done, "steps": config.steps, "seconds": seconds, **losses})
     return lm.eval()
 
@@ -152,11 +155,14 @@ def perplexity(sums_N2: np.ndarray) -> float:
     return math.exp(min(sums_N2[:, 0].sum() / max(sums_N2[:, 1].sum(), 1), 700))
 
 
-def _own_words(lm: Any, tokenizer: Any, config: LanguageConfig, out: Path) -> Tensor:
+def _own_words(lm: Any, tokenizer: Any, config: LanguageConfig, out: Path, begun_with: str) -> Tensor:
     """What the LM writes unasked, drawn token by token at temperature 1."""
     path = out / REPLAY
+    meta = {"config": json.dumps(asdict(config)), "begun with": begun_with}
     if path.is_file():
-        return load_file(path)["ids"]
+        with safe_open(path, "pt") as file:
+            if file.metadata() == meta:
+                return file.get_tensor("ids")
     lm.eval()
     torch.manual_seed(config.seed)
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -171,7 +177,7 @@ def _own_words(lm: Any, tokenizer: Any, config: LanguageConfig, out: Path) -> Te
             past = output.past_key_values
             drawn_B1 = output.logits[:, -1].float().softmax(-1).multinomial(1)
             ids_BL = torch.cat([ids_BL, drawn_B1], 1)
-    save_file({"ids": ids_BL}, path)
+    save_file({"ids": ids_BL}, path, metadata=meta)
     return ids_BL
 
 
@@ -219,29 +225,37 @@ def _precision(bf16: bool) -> AbstractContextManager[Any]:
 
 
 def _save(
-    out: Path, taught: dict[str, Tensor], optimizer: Any, config: LanguageConfig, step: int, seconds: float
+    out: Path,
+    taught: dict[str, Tensor],
+    optimizer: Any,
+    config: LanguageConfig,
+    begun_with: str,
+    step: int,
+    seconds: float,
 ) -> None:
     tensors = {f"weight/{name}": p.detach().clone().contiguous() for name, p in taught.items()}
     for name, p in taught.items():
         for key, value in optimizer.state[p].items():
             tensors[f"optimizer/{name}//{key}"] = torch.as_tensor(value).clone().contiguous()
-    meta = {"config": json.dumps(asdict(config)), "step": str(step), "seconds": str(seconds)}
+    meta = {"config": json.dumps(asdict(config)), "begun with": begun_with}
+    meta |= {"step": str(step), "seconds": str(seconds)}
     part = out / f"{STATE}.part"
     save_file(tensors, part, metadata=meta)
     part.replace(out / STATE)
 
 
 def _resume(
-    out: Path, taught: dict[str, Tensor], optimizer: Any, config: LanguageConfig
+    out: Path, taught: dict[str, Tensor], optimizer: Any, config: LanguageConfig, begun_with: str
 ) -> tuple[int, float]:
     path = out / STATE
     if not path.is_file():
         return 0, 0.0
     with safe_open(path, "pt") as file:
         meta = file.metadata()
-    if json.loads(meta["config"]) != asdict(config):
+    if json.loads(meta["config"]) != asdict(config) or meta.get("begun with") != begun_with:
         raise CheckpointError(
-            f"{path} was begun with other settings. Use another folder, or delete it to start again.",
+            f"{path} was begun with other settings, texts or weights. Use another folder, or delete it to "
+            "start again.",
             code="TRAINING_DIFFERS",
         )
     state: dict[str, dict[str, Tensor]] = {}

@@ -29,7 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dapt.objectives.objective import Objective
-from dapt.schedule import TrainingError, groups_of, rate, under
+from dapt.schedule import TrainingError, groups_of, rate
+from dapt.state import under
 from mla_med.errors import CheckpointError, ConfigError
 from mla_med.model.mla import MLAModel
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mla_med.errors import MlaMedError
 
@@ -39,8 +39,3 @@ def groups_of(taught: nn.Module, images: str, scale: float, weight_decay: float)
             if params:
                 groups.append({"params": params, "weight_decay": decay, "lr_scale": lr_scale})
     return groups
-
-
-def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Of a state, what stands under a prefix, without it."""
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -13,11 +13,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ from dapt.augment import Augment
 from dapt.collate import collate, collate_patches, map_of, report_ids
 from dapt.images import Images
 from dapt.patches import PatchSampler
-from dapt.schedule import TrainingError, groups_of, rate, under
+from dapt.schedule import TrainingError, groups_of, rate
+from dapt.state import digest_of, under
 from dapt.tokenizer import train_tokenizer
 from mla_med.corpus import LANGUAGES, Example, read_about, read_examples, read_settings
 from mla_med.errors import CheckpointError, ConfigError
@@ -165,7 +165,8 @@ def pretrain(
         if image_encoder is not None:
             given = _started(image_encoder, settings, examination)
             model.image_encoder.load_state_dict(given.image_encoder.state_dict())
-    trainer = Trainer(model, config, out, log or (lambda row: None), _digest_of(model, train))
+    begun_with = digest_of(model, (f"{e.id} {e.image and e.image.name}" for e in train))
+    trainer = Trainer(model, config, out, log or (lambda row: None), begun_with)
     trainer.adapt_text(train)
     trainer.find_lesions(train, held_out, settings)
     trainer.learn(train, held_out, settings, validate)
@@ -196,7 +197,7 @@ class Trainer:
 
     def __init__(self, model: MLAModel, config: TrainConfig, out: Path, log: Log, begun_with: str = ""):
         """`begun_with`: a digest of examples and first weights, with which alone a state is gone on with."""
-        self.begun_with = begun_with or _digest_of(model, ())
+        self.begun_with = begun_with or digest_of(model, ())
         self.model, self.config, self.out, self.log = model.to(config.device), config, out, log
         model.image_encoder.requires_grad_(not config.freeze_image_encoder)
         self.optimizer = torch.optim.AdamW(
@@ -490,15 +491,6 @@ def _check_device(device: str) -> None:
     if name == "cuda" and int(number or 0) >= there:
         words = f"torch finds {there} GPUs here" if there else "torch finds no GPU here"
         raise ConfigError(f"{words}. Train with --device cpu.", code="NO_GPU")
-
-
-def _digest_of(model: MLAModel, train: Sequence[Example]) -> str:
-    """Of who is learnt from, and of the weights that a training begins with."""
-    digest = sha256("\n".join(f"{e.id} {e.image and e.image.name}" for e in train).encode())
-    for name, value in sorted(model.state_dict().items()):
-        flat = value.detach().cpu().reshape(-1).contiguous()
-        digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -45,12 +45,12 @@ def weights_of(lm):
     return torch.cat([p.detach().ravel() for _, p in sorted(lm.named_parameters())])
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-def test_a_decoder_learns_texts_and_after_a_kill_the_same(lm, tokenizer, tmp_path, rank):
+@pytest.mark.parametrize(("rank", "share"), [(0, 0.7), (4, 0.98)])
+def test_a_decoder_learns_texts_and_after_a_kill_the_same(lm, tokenizer, tmp_path, rank, share):
     config = LanguageConfig(**{name: getattr(CONFIG, name) for name in CONFIG.__slots__} | {"rank": rank})
     before = perplexity(likelihoods(lm, tokenizer, TEXTS[:4], 100, bf16=False))
     unbroken = adapt_lm(deepcopy(lm), tokenizer, TEXTS, config, tmp_path / "a")
-    assert perplexity(likelihoods(unbroken, tokenizer, TEXTS[:4], 100, bf16=False)) < 0.7 * before
+    assert perplexity(likelihoods(unbroken, tokenizer, TEXTS[:4], 100, bf16=False)) < share * before
     with pytest.raises(KeyboardInterrupt):
         adapt_lm(deepcopy(lm), tokenizer, TEXTS, config, tmp_path / "b", killed_at(8))
     steps = []

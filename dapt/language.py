@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dapt.schedule import check_gradient
 from dapt.state import digest_of
 from mla_med.errors import CheckpointError, ConfigError
 from mla_med.model.decoder import add_lora
@@ -102,7 +103,7 @@ def adapt_lm(
             losses["own words"] = float(own.detach())
             loss = (1 - config.replay) * loss + config.replay * own
         loss.backward()
-        nn.utils.clip_grad_norm_(taught.values(), config.clip)
+        check_gradient(nn.utils.clip_grad_norm_(taught.values(), config.clip), loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done = step + 1

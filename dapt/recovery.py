@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dapt.collate import map_of
+from dapt.schedule import check_gradient
 from mla_med.model.compress import Batch
 from mla_med.model.findings import map_loss
 from mla_med.model.fusion import HierarchicalFeatureFusion
@@ -139,7 +140,7 @@ def _teach(
             loss = loss_of(step)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(taught.values(), 1.0)
+        check_gradient(nn.utils.clip_grad_norm_(taught.values(), 1.0), loss)
         optimizer.step()
         course.log(step, float(loss.detach()))
         if state is not None and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mla_med.errors import MlaMedError
 
@@ -16,6 +16,15 @@ LOWEST = 0.01
 
 class TrainingError(MlaMedError):
     code = "TRAINING_DIVERGED"
+
+
+def check_gradient(norm: Tensor, loss: Tensor) -> None:
+    """Before a gradient that is no number reaches the weights: what is on disk is whole."""
+    if not norm.isfinite():
+        raise TrainingError(
+            f"The gradient is no number any more (loss {loss.detach():.3g}). Go on from the last state in "
+            "single precision, or begin again with a lower learning rate."
+        )
 
 
 def rate(step: int, steps: int, peak: float, warmup: float) -> float:

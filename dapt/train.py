@@ -30,7 +30,7 @@ from dapt.augment import Augment
 from dapt.collate import collate, collate_patches, map_of, report_ids
 from dapt.images import Images
 from dapt.patches import PatchSampler
-from dapt.schedule import TrainingError, groups_of, rate
+from dapt.schedule import check_gradient, groups_of, rate
 from dapt.state import digest_of, under
 from dapt.tokenizer import train_tokenizer
 from mla_med.corpus import LANGUAGES, Example, read_about, read_examples, read_settings
@@ -377,12 +377,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        if not norm.isfinite():
-            # before it reaches the weights: the state on disk is whole
-            raise TrainingError(
-                f"The gradient is no number any more (loss {loss.detach():.3g}). Go on from the last state "
-                "in single precision, or begin again with a lower learning rate."
-            )
+        check_gradient(norm, loss)
         self.optimizer.step()
         self._follow()
 

@@ -10,6 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dapt.language import REPLAY, LanguageConfig, adapt_lm, likelihoods, perplexity
+from dapt.schedule import TrainingError
 from dapt.tokenizer import train_tokenizer
 from evaluation.linter import random_findings
 from mla_med.errors import CheckpointError
@@ -83,3 +84,13 @@ def test_what_another_decoder_wrote_is_not_taken_for_its_own(lm, tokenizer, tmp_
     first = begun(32)
     assert begun(32) == first
     assert begun(16) != first
+
+
+def test_a_gradient_that_is_no_number_ends_the_training_before_it_is_kept(lm, tokenizer, tmp_path):
+    broken = deepcopy(lm)
+    with torch.no_grad():
+        broken.transformer.h[0].mlp.c_fc.weight[0, 0] = torch.nan
+    config = LanguageConfig(steps=4, block=32, replay=0.0, save_every=1, bf16=False)
+    with pytest.raises(TrainingError, match="no number any more"):
+        adapt_lm(broken, tokenizer, TEXTS, config, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))

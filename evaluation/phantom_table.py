@@ -227,7 +227,7 @@ def to_markdown(found: Bench) -> str:
         "|" + "---|" * 11,
     ]
     for row in found.findings:
-        counts = " | ".join(f"{n:g}" for n in (row.right, row.invented, row.missed, row.unsaid))
+        counts = " | ".join(f"{round(n, 1):g}" for n in (row.right, row.invented, row.missed, row.unsaid))
         lines.append(
             f"| {row.code} | {row.num_present} | {row.too_small} | {_number(row.precision)} "
             f"| {_number(row.recall)} | {_number(row.f1)} | {_interval(row.f1_ci95)} | {counts} |"
@@ -323,7 +323,7 @@ def draw(found: Bench, path: Path) -> None:
     risk.set(xlabel="share of answers given", ylabel="share of them wrong", title="risk against coverage")
     risk.set_xlim(0, 1)
     risk.set_ylim(bottom=0)
-    risk.legend(frameon=False, fontsize=7)
+    risk.legend(frameon=False, fontsize=7 if len(found.curves) <= 2 else 6)
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)

@@ -58,7 +58,7 @@ def run(given: argparse.Namespace) -> Bench:
         raise ConfigError(f"The split {given.split} of {given.corpus} is empty.", code="NO_EXAMPLES")
     examination, language = about["examination"], given.language
     tolds, facts, keys = [], [], set()
-    for number, folder in enumerate(given.checkpoint, 1):
+    for name, folder in zip(names_of(given.checkpoint), given.checkpoint, strict=True):
         checkpoint = load_checkpoint(folder)
         if checkpoint.scope.examination != examination:
             raise ConfigError(
@@ -69,7 +69,6 @@ def run(given: argparse.Namespace) -> Bench:
             raise ConfigError(
                 f"{folder} is not calibrated. Run python -m dapt.finish on it first.", code="NOT_CALIBRATED"
             )
-        name = folder.name if len(given.checkpoint) == 1 else f"{number}: {folder.name}"
         with bar_of(name, len(examples)) as say:
             cases, _ = look(checkpoint, examples, language, given.batch, not given.no_writing, say)
         tolds.append(Told(name, checkpoint.calibration, tuple(cases)))
@@ -102,6 +101,16 @@ def run(given: argparse.Namespace) -> Bench:
         },
         given.resamples,
     )
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """The last names of folders that tell them apart: seed_0 and seed_1 of seed_0/checkpoint and
+    seed_1/checkpoint."""
+    for part in range(1, 1 + min(len(folder.resolve().parts) for folder in folders)):
+        names = [folder.resolve().parts[-part] for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}: {folder.name}" for number, folder in enumerate(folders, 1)]
 
 
 def _others(

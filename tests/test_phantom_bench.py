@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from evaluation.phantom_measures import (
     text_measures,
 )
 from evaluation.phantom_table import bench, finding_lines, line_of, to_json, to_markdown
-from evaluation.phantoms import main
+from evaluation.phantoms import main, names_of
 from evaluation.seen import Case, crosses, holding, look
 from evaluation.statistics import draw_resamples
 from mla_med.corpus import read_examples
@@ -135,6 +136,16 @@ def test_several_checkpoints_have_a_mean_a_spread_and_each_their_value():
     line = line_of(next(iter(measured)), drawn)
     assert (line.value, line.each) == (0.5, (1.0, 0.0))
     assert line.spread == pytest.approx(math.sqrt(0.5))
+
+
+def test_checkpoints_are_called_by_what_tells_them_apart():
+    def names(*paths):
+        return names_of([Path(path) for path in paths])
+
+    assert names("/a/checkpoint") == ["checkpoint"]
+    assert names("/a/checkpoint", "/b/checkpoint") == ["a", "b"]
+    assert names("/a/checkpoint", "/b/model") == ["checkpoint", "model"]
+    assert names("/a/b/c", "/a/b/c") == ["1: c", "2: c"]
 
 
 def test_a_calibration_error_has_no_interval_as_a_resample_raises_it():

@@ -237,7 +237,7 @@ def rows_of(
 
 
 def named(keep: float) -> str:
-    return "as it is" if keep == SHIPPED else f"{keep:.1f}"
+    return "as it drafts" if keep == SHIPPED else f"{keep:.1f}"
 
 
 def to_markdown(rows: Sequence[Row], numbers: Sequence[int], facts: dict[str, Any]) -> str:
@@ -278,12 +278,17 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    rows = [row for row in rows if row.keep != SHIPPED]
-    keep = [row.keep for row in rows]
+    rows = sorted(rows, key=lambda row: row.tokens, reverse=True)
+    keep = [row.tokens / row.of_tokens for row in rows]
     figure, (speed, found) = pyplot.subplots(1, 2, figsize=(9, 3.6), dpi=120)
     speed.plot(keep, [row.fusion_faster for row in rows], "o-", label="fusion of tokens")
     speed.plot(keep, [row.encode_faster for row in rows], "s-", label="whole encode")
     speed.axhline(2, color="#bbbbbb", linewidth=1)
+    for row, share in zip(rows, keep, strict=True):
+        if row.keep == SHIPPED:
+            for axes in (speed, found):
+                axes.axvline(share, color="#bbbbbb", linewidth=1, linestyle=":")
+            speed.annotate("as it drafts", (share, 0.1), rotation=90, ha="right", fontsize=7)
     speed.set(xlabel="share of tokens kept", ylabel="times faster than with all", ylim=(0, None))
     speed.legend(frameon=False)
     gap = [[row.macro_f1 - row.ci95[0] for row in rows], [row.ci95[1] - row.macro_f1 for row in rows]]
@@ -291,7 +296,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for number, ends in enumerate(SIZES_MM):
         found.plot(keep, [row.recall[number] for row in rows], ".--", label=f"found, {_bin(*ends)}")
     found.set(xlabel="share of tokens kept", ylim=(0, 1))
-    found.legend(frameon=False, fontsize=7)
+    found.legend(frameon=False, fontsize=7, loc=(0.02, 0.47))
     for axes in (speed, found):
         axes.invert_xaxis()
     figure.tight_layout()

@@ -123,9 +123,9 @@ def test_one_command_gives_the_table_and_the_picture(corpus, folder, tmp_path, c
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "| 0.5 | 24 of 48 |" in said
-    assert "| as it is | 24 of 48 |" in said
+    assert "| as it drafts | 24 of 48 |" in said
     values = json.loads((tmp_path / "selection.json").read_text(), parse_constant=pytest.fail)
-    assert [row["keep"] for row in values["rows"]] == ["1.0", "0.7", "0.5", "0.3", "as it is"]
+    assert [row["keep"] for row in values["rows"]] == ["1.0", "0.7", "0.5", "0.3", "as it drafts"]
     assert (tmp_path / "selection.png").read_bytes().startswith(b"\x89PNG")
 
 

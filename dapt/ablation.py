@@ -175,15 +175,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     bench = Bench(given.corpus, given.test, given.image_encoder, given.limit)
     scores: dict[str, list[dict[str, float]]] = {}
-    base = TrainConfig(
-        text_epochs=0,
-        rounds=0,
-        epochs=given.epochs,
-        freeze_image_encoder=given.image_encoder is not None,
-        patches=0 if given.image_encoder else TrainConfig().patches,
-        device=given.device,
-    )
     try:
+        base = TrainConfig(
+            text_epochs=0,
+            rounds=0,
+            epochs=given.epochs,
+            freeze_image_encoder=given.image_encoder is not None,
+            patches=0 if given.image_encoder else TrainConfig().patches,
+            device=given.device,
+        )
         _same_as_before(given.out, bench, base)
         for seed in given.seeds:
             for name in given.fusion:

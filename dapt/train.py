@@ -47,6 +47,9 @@ VOCABULARY = 2048
 """Words of reports and requests in both languages."""
 UNSEEN_BATCHES = 32
 """Of patches, that S2 is scored on after each round."""
+LEAST_EDGE = 40
+"""Voxels along each axis from which on a CPU convolves in bfloat16. Of 32, the coarsest stage has two cells
+along an axis, for which the gradients of oneDNN's convolutions are not always numbers."""
 HARD_PACE = 0.3
 """How fast what counts as hard follows the last round."""
 MAPPED = ("hffn", "full")
@@ -79,8 +82,7 @@ class TrainConfig:
     patches: int = 12
     """So many pieces of images with small lesions teach the lesion map beside each batch; 0: none do."""
     patch: int = 40
-    """Voxels of their edge. Of 32, the coarsest stage has two cells along an axis, for which the gradients of
-    oneDNN's convolutions in bfloat16 are not always numbers."""
+    """Voxels of their edge."""
     weight_decay: float = 0.02
     warmup: float = 0.06
     """Share of the steps in which the learning rate rises."""
@@ -97,8 +99,8 @@ class TrainConfig:
     hidden: float = 0.1
     """Chance that a sequence of an MR is left out; one always stays."""
     precision: str = "bf16"
-    """Of convolutions and matrix products while training: bf16 (half the time where the processor has it) or
-    fp32. Weights and their mean are float32."""
+    """Of convolutions and matrix products while training: bf16 (half the time where the processor has it; on
+    a CPU not of images or patches under LEAST_EDGE) or fp32. Weights and their mean are float32."""
     fusion_type: str = "full"
     """Of a new model: one of config.FUSION_TYPES."""
     freeze_image_encoder: bool = False
@@ -354,7 +356,9 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         device = torch.device(self.config.device).type
-        return torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bf16")
+        small = min(*self.model.config.image_dim, self.config.patch) < LEAST_EDGE
+        halved = self.config.precision == "bf16" and not (small and device == "cpu")
+        return torch.autocast(device, torch.bfloat16, enabled=halved)
 
     def _begin(self, epoch: int) -> None:
         """Every epoch has its own random numbers, so a resumed training draws what an unbroken one does."""

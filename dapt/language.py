@@ -26,12 +26,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dapt.schedule import check_gradient
+from dapt.schedule import check_gradient, rate
 from dapt.state import digest_of
 from mla_med.errors import CheckpointError, ConfigError
 from mla_med.model.decoder import add_lora
 
 STATE, REPLAY = "language.safetensors", "replay.safetensors"
+LOWEST = 0.05
+"""Share of the peak that is left of the learning rate at the end: so short a training ends less slowly."""
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -90,7 +92,7 @@ def adapt_lm(
     lm.train()
     for step in range(first, config.steps):
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * _rise_and_fall(step, config)
+            group["lr"] = rate(step, config.steps, config.lr, config.warmup, LOWEST)
         torch.manual_seed(config.seed * 1_000_003 + step)
         ids_BL = _drawn(blocks_NL, config.batch, step, config.seed)
         if own_NL is not None:
@@ -211,14 +213,6 @@ def _drawn(blocks_NL: Tensor, batch: int, step: int, seed: int) -> Tensor:
         turn, place = divmod(slot, len(blocks_NL))
         rows.append(int(np.random.default_rng([seed, turn]).permutation(len(blocks_NL))[place]))
     return blocks_NL[rows]
-
-
-def _rise_and_fall(step: int, config: LanguageConfig) -> float:
-    warm = max(1, int(config.warmup * config.steps))
-    if step < warm:
-        return (step + 1) / warm
-    gone = (step - warm) / max(1, config.steps - warm)
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * gone))
 
 
 def _precision(bf16: bool) -> AbstractContextManager[Any]:

@@ -22,18 +22,19 @@ def check_gradient(norm: Tensor, loss: Tensor) -> None:
     """Before a gradient that is no number reaches the weights: what is on disk is whole."""
     if not norm.isfinite():
         raise TrainingError(
-            f"The gradient is no number any more (loss {loss.detach():.3g}). Go on from the last state in "
-            "single precision, or begin again with a lower learning rate."
+            f"The gradient is no number any more (loss {loss.detach():.3g}). What was saved before is whole; "
+            "begin again in another folder, with a lower learning rate."
         )
 
 
-def rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """The learning rate rises linearly in the first share `warmup` of the steps, then falls as a cosine."""
+def rate(step: int, steps: int, peak: float, warmup: float, lowest: float = LOWEST) -> float:
+    """The learning rate rises linearly in the first share `warmup` of the steps, then falls as a cosine to
+    the share `lowest` of its peak."""
     warm = max(1, int(warmup * steps))
     if step < warm:
         return peak * (step + 1) / warm
     gone = (step - warm) / max(1, steps - warm)
-    return peak * (LOWEST + (1 - LOWEST) * 0.5 * (1 + math.cos(math.pi * gone)))
+    return peak * (lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * gone)))
 
 
 def groups_of(taught: nn.Module, images: str, scale: float, weight_decay: float) -> list[dict[str, Any]]:

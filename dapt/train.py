@@ -48,8 +48,8 @@ VOCABULARY = 2048
 UNSEEN_BATCHES = 32
 """Of patches, that S2 is scored on after each round."""
 LEAST_EDGE = 40
-"""Voxels along each axis from which on a CPU convolves in bfloat16. Of 32, the coarsest stage has two cells
-along an axis, for which the gradients of oneDNN's convolutions are not always numbers."""
+"""A CPU convolves in bfloat16 what has so many voxels along each axis. Of 32, the coarsest stage has two
+cells along an axis, for which the gradients of oneDNN's convolutions are not always numbers."""
 HARD_PACE = 0.3
 """How fast what counts as hard follows the last round."""
 MAPPED = ("hffn", "full")
@@ -199,8 +199,8 @@ class Trainer:
 
     def __init__(self, model: MLAModel, config: TrainConfig, out: Path, log: Log, begun_with: str = ""):
         """`begun_with`: a digest of examples and first weights, with which alone a state is gone on with."""
-        self.begun_with = begun_with or digest_of(model, ())
         self.model, self.config, self.out, self.log = model.to(config.device), config, out, log
+        self.begun_with = begun_with
         model.image_encoder.requires_grad_(not config.freeze_image_encoder)
         self.optimizer = torch.optim.AdamW(
             groups_of(model, "image_encoder.", IMAGE_LR, config.weight_decay), lr=config.lr

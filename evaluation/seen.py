@@ -17,7 +17,7 @@ import torch
 
 from mla_med.corpus import LANGUAGES, STYLE, Example, load_channels
 from mla_med.imaging.transforms import Preprocessing
-from mla_med.looking import Prepared, Seen, find, image_feature, of_patients
+from mla_med.looking import Prepared, Seen, find, image_feature, is_unseen, of_patients
 from mla_med.model.checkpoint import Checkpoint
 from mla_med.model.evidence import evidence_box, slices_in_box
 from mla_med.model.findings import FindingOutputs
@@ -165,8 +165,9 @@ def _unsaid(
     spoken = {finding.code: finding.presence for finding in findings}
     unsaid = set()
     for code, chance in chances.items():
-        unseen = taken is not None and bool(schema[code].seen_on) and not set(schema[code].seen_on) & taken
-        silent = Presence.CANNOT_SAY if unseen else checkpoint.calibration.answer(code, chance)[0]
+        silent = checkpoint.calibration.answer(code, chance)[0]
+        if is_unseen(schema[code], taken):
+            silent = Presence.CANNOT_SAY
         if spoken.get(code, silent) is Presence.CANNOT_SAY:
             unsaid.add(code)
     return frozenset(unsaid)

@@ -150,7 +150,7 @@ def find(
     spoken = []
     for f, code in enumerate(model.config.finding_keys):
         kind = schema[code]
-        unseen = taken is not None and bool(kind.seen_on) and not set(kind.seen_on) & set(taken)
+        unseen = is_unseen(kind, taken)
         presence, confidence = calibration.answer(code, probability[f])
         # of what no report has to speak of, silence is no statement; what is critical is not passed over
         silent = presence is Presence.ABSENT or (presence is Presence.CANNOT_SAY and not kind.critical)
@@ -169,6 +169,11 @@ def find(
             lesions = [Finding(code, presence, evidence=_evidence(f, seen.fused, seen.outputs, cited, None))]
         findings += [replace(lesion, confidence=round(confidence, 4)) for lesion in lesions]
     return complete_findings(findings, seen.examination, codes=spoken)
+
+
+def is_unseen(kind: FindingType, taken: Collection[str] | None) -> bool:
+    """Nothing that was taken can show it; `taken` as `find` has it."""
+    return taken is not None and bool(kind.seen_on) and not set(kind.seen_on) & set(taken)
 
 
 def lesions_of(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dapt.corpus import PREPROCESSING, prepare_corpus
 from dapt.finish import train_checkpoint
-from dapt.train import TrainConfig
+from dapt.train_config import TrainConfig
 from mla_med.errors import ConfigError, MlaMedError, OutputError
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import FUSION_TYPES

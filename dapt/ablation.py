@@ -26,7 +26,8 @@ from rich.console import Console
 from scipy import stats
 
 from dapt.receipts import Predictions, predict, score_predictions
-from dapt.train import TrainConfig, pretrain
+from dapt.train import pretrain
+from dapt.train_config import TrainConfig
 from mla_med.corpus import Example, read_examples
 from mla_med.errors import ConfigError, MlaMedError
 from mla_med.files import write_json, write_text

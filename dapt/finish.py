@@ -25,7 +25,9 @@ import torch
 from dapt.collate import collate
 from dapt.receipts import predict, score_findings, score_predictions
 from dapt.sizes import Refitted, refit_sizes
-from dapt.train import Log, TrainConfig, check_fits, pretrain
+from dapt.train import check_fits, pretrain
+from dapt.train_config import TrainConfig
+from dapt.trainer import Log
 from mla_med.corpus import Example, load_image, place, read_about, read_examples, read_settings
 from mla_med.errors import ConfigError, MlaMedError
 from mla_med.imaging.transforms import Preprocessing, window_channels

@@ -27,7 +27,7 @@ def pretrain_flow(
     logger = get_run_logger()
     with wordless():
         from dapt.finish import train_checkpoint
-        from dapt.train import TrainConfig
+        from dapt.train_config import TrainConfig
 
         config = TrainConfig(text_epochs=text_epochs, rounds=rounds, epochs=epochs, device=device, seed=seed)
         return train_checkpoint(corpus, work, out, config, lambda row: logger.info("%s", row), start=start)

@@ -21,7 +21,9 @@ from dapt.finish import finish
 from dapt.images import Images
 from dapt.patches import PatchSampler
 from dapt.schedule import TrainingError
-from dapt.train import TrainConfig, Trainer, pretrain
+from dapt.train import pretrain
+from dapt.train_config import TrainConfig
+from dapt.trainer import Trainer
 from mla_med.corpus import from_bytes, read_about, read_examples, to_bytes
 from mla_med.errors import CheckpointError, StudyError
 from mla_med.imaging.transforms import Preprocessing

@@ -23,7 +23,8 @@ from dapt.images import Images
 from dapt.loop import Loop, LoopConfig
 from dapt.objectives.text import ReportText
 from dapt.tokenizer import train_tokenizer
-from dapt.train import TrainConfig, pretrain
+from dapt.train import pretrain
+from dapt.train_config import TrainConfig
 from evaluation.linter import random_findings
 from mla_med.corpus import read_examples, read_settings
 from mla_med.imaging.transforms import Preprocessing

@@ -17,12 +17,13 @@ import torch
 
 from mla_med.corpus import LANGUAGES, STYLE, Example, load_channels
 from mla_med.imaging.transforms import Preprocessing
-from mla_med.looking import Prepared, Seen, find, image_feature, is_unseen, of_patients
+from mla_med.looking import Prepared, Seen, find, image_feature, is_unseen
 from mla_med.model.checkpoint import Checkpoint
 from mla_med.model.evidence import evidence_box, slices_in_box
 from mla_med.model.findings import FindingOutputs
 from mla_med.model.fusion import Fused
 from mla_med.model.generate import report_slots, write_texts
+from mla_med.model.seen import of_patients
 from mla_med.phantom.patient import context_of, make_patient
 from mla_med.report.interpret import interpret
 from mla_med.report.schema import CONTRAST, schema_of

@@ -37,7 +37,6 @@ from mla_med.looking import (
     SeenTogether,
     find,
     image_feature,
-    of_patients,
     prepare,
     see_together,
     with_faithfulness,
@@ -53,7 +52,7 @@ from mla_med.model.gate import (
     pixel_reasons,
 )
 from mla_med.model.network import Network
-from mla_med.model.seen import Fused
+from mla_med.model.seen import Fused, of_patients
 from mla_med.model.slots import Slots, report_slots
 from mla_med.report.check import check_report
 from mla_med.report.context import context_text

@@ -9,7 +9,7 @@ neighbourhood of each further place that its map of the finding names. Knows no 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,16 @@ from mla_med.imaging.head import channels_of_volumes
 from mla_med.model.calibrate import Calibration
 from mla_med.model.evidence import evidence_box, heat_map, measure_faithfulness, slices_in_box
 from mla_med.model.network import Network
-from mla_med.model.seen import FindingOutputs, Fused, like, log_softmax, map_logits_N, sigmoid, to_numpy
+from mla_med.model.seen import (
+    FindingOutputs,
+    Fused,
+    like,
+    log_softmax,
+    map_logits_N,
+    of_patients,
+    sigmoid,
+    to_numpy,
+)
 from mla_med.report.render import complete_findings
 from mla_med.report.schema import CONTRAST, FindingType, schema_of
 from mla_med.types import Evidence, Finding, Modality, Presence, Side, Volume
@@ -115,18 +124,6 @@ def see_together(
 def _stacked(parts: Sequence[Any]) -> Any:
     """With one part it is not copied."""
     return parts[0][None] if len(parts) == 1 else np.stack([to_numpy(part) for part in parts])
-
-
-def of_patients(batch: Any, rows: Sequence[int]) -> Any:
-    """Some patients of a Fused or of FindingOutputs, as a batch of their own; all of them: as it is."""
-    if is_dataclass(batch) and not isinstance(batch, type):
-        parts = {field.name: of_patients(getattr(batch, field.name), rows) for field in fields(batch)}
-        return replace(batch, **parts)
-    if isinstance(batch, tuple):
-        return tuple(of_patients(part, rows) for part in batch)
-    if batch is None or batch.ndim == 0 or list(rows) == list(range(len(batch))):
-        return batch
-    return batch[list(rows)]
 
 
 def find(

@@ -20,7 +20,8 @@ from mla_med.documents.json import draft_from_json, draft_to_json
 from mla_med.drafting import draft_study, draft_together, place_study, write_placed
 from mla_med.errors import LedgerError, StudyError
 from mla_med.ledger.nouns import JobState
-from mla_med.looking import of_patients, see, see_together
+from mla_med.looking import see, see_together
+from mla_med.model.seen import of_patients
 from mla_med.night.batches import Batches
 from mla_med.night.loop import TRIES, by_threads, open_site
 from mla_med.night.run import night_with

@@ -27,12 +27,12 @@ from evaluation.seen import Case, crosses, holding, look
 from evaluation.statistics import draw_resamples
 from mla_med.corpus import read_examples
 from mla_med.errors import ConfigError
-from mla_med.looking import of_patients
 from mla_med.model.calibrate import Calibration
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import tiny
 from mla_med.model.conformal import calibration_error
 from mla_med.model.mla import MLAModel
+from mla_med.model.seen import of_patients
 from mla_med.types import Finding, Presence, Side
 
 CODES = ("lung_nodule", "pleural_effusion")

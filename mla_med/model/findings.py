@@ -141,9 +141,14 @@ def evidence_place(evidence_BFS: Tensor, fused: Fused) -> tuple[Tensor, Tensor]:
     total_BF1 = weights_BFS.sum(-1, keepdim=True)
     weights_BFS = weights_BFS / total_BF1.clamp(min=1e-6)
     from_centre_BS3 = fused.positions_BS3 - fused.centre_B3[:, None]
-    mean_BF3 = weights_BFS @ from_centre_BS3
-    variance_BF3 = weights_BFS @ from_centre_BS3**2 - mean_BF3**2
+    mean_BF3 = _mean_by(weights_BFS, from_centre_BS3)
+    variance_BF3 = _mean_by(weights_BFS, from_centre_BS3**2) - mean_BF3**2
     return mean_BF3 + fused.centre_B3[:, None], (variance_BF3.clamp(min=0) + 1e-3).sqrt()
+
+
+def _mean_by(weights_BFS: Tensor, x_BS3: Tensor) -> Tensor:
+    """No product of matrices, which autocast would round to whole millimetres."""
+    return torch.stack([(weights_BFS * x_BS3[:, None, :, axis]).sum(-1) for axis in range(3)], -1)
 
 
 # Losses

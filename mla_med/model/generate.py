@@ -28,6 +28,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from mla_med.model.findings import FindingOutputs
 from mla_med.model.fusion import Fused
 from mla_med.model.mla import MLAModel
+from mla_med.model.precision import in_its_precision, patients_of, sees_each_alone
+from mla_med.model.seen import of_patients
 from mla_med.model.slots import SlotMachine as SlotMachine
 from mla_med.model.slots import Slots, State, Written, check_room
 from mla_med.model.slots import report_slots as report_slots
@@ -60,6 +62,23 @@ def write_texts(
     With beams, the likeliest text that the search or the greedy choice found: a beam search alone may
     lose the greedy text on its way and end with a worse one. `score` fills `log_probabilities`."""
     assert len(fused.tokens_BSD) == len(slots)
+    with in_its_precision(model):
+        if not sees_each_alone(model):
+            return _write(model, fused, findings, slots, num_beams, score)
+        written = []
+        for b, (one, own) in enumerate(zip(patients_of(fused), slots, strict=True)):
+            written += _write(model, one, of_patients(findings, [b]), [own], num_beams, score)
+        return written
+
+
+def _write(
+    model: MLAModel,
+    fused: Fused,
+    findings: FindingOutputs,
+    slots: Sequence[Slots],
+    num_beams: int,
+    score: bool,
+) -> list[Written]:
     machines = [SlotMachine(texts, model.tokenizer, model.config.eos_token_id) for texts in slots]
     check_room(machines, getattr(model.config.decoder, "max_position_embeddings", None))
     memory_BSE, mask_BS = model.memory(fused, findings)

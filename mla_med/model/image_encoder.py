@@ -45,13 +45,18 @@ class Frame:
         return self.half_length(self._size_13()).squeeze(1)
 
     def to_mm(self, index_N3: Tensor) -> Tensor:
-        return index_N3 @ self.affine_B44[:, :3, :3].transpose(1, 2) + self.affine_B44[:, None, :3, 3]
+        return _along(self.affine_B44[:, :3, :3], index_N3) + self.affine_B44[:, None, :3, 3]
 
     def half_length(self, voxels_N3: Tensor) -> Tensor:
-        return voxels_N3 @ self.affine_B44[:, :3, :3].abs().transpose(1, 2) / 2
+        return _along(self.affine_B44[:, :3, :3].abs(), voxels_N3) / 2
 
     def _size_13(self) -> Tensor:
         return torch.tensor([self.size], dtype=self.affine_B44.dtype, device=self.affine_B44.device)
+
+
+def _along(axes_B33: Tensor, voxels_N3: Tensor) -> Tensor:
+    """(B, N, 3). No product of matrices, which autocast would round to whole millimetres."""
+    return (voxels_N3[..., None, :] * axes_B33[:, None]).sum(-1)
 
 
 @dataclass(frozen=True, slots=True)

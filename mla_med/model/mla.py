@@ -35,6 +35,15 @@ from mla_med.model.fusion import Fused, HierarchicalFeatureFusion, drop_modaliti
 from mla_med.model.image_encoder import Frame, encoder_of, frame_of, to_volume
 from mla_med.model.lesion_map import LesionMap
 from mla_med.model.narrow import narrow
+from mla_med.model.precision import (
+    in_its_precision,
+    patients_of,
+    sees_each_alone,
+    side_by_side,
+    texts_of,
+    widen_vectors,
+    widened,
+)
 from mla_med.model.slots import Slots, Written
 from mla_med.model.text_encoder import TextEncoder, byte_tokenizer, hf_tokenizer, to_ids
 
@@ -119,7 +128,14 @@ class MLAModel(PreTrainedModel, GenerationMixin):
         loaded = super().from_pretrained(folder, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.tokenizer = read_tokenizer(Path(folder))
+        widen_vectors(model)
         return loaded
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> MLAModel:
+        """What `to`, `bfloat16` and `cuda` go through."""
+        super()._apply(fn, *args, **kwargs)
+        widen_vectors(self)
+        return self
 
     def _init_weights(self, module: nn.Module) -> None:
         # Every layer knows its own start; transformers guards weights that were already loaded.
@@ -160,9 +176,24 @@ class MLAModel(PreTrainedModel, GenerationMixin):
             present_BM = torch.stack([present_BC.any(1), mask_BL.any(1)], 1)
             present_BM = drop_modalities(present_BM, tuple(self.config.modality_dropout))
             present_BC, mask_BL = present_BC & present_BM[:, :1], mask_BL & present_BM[:, 1:]
+        frame = frame_of(image_BCIJK, affine_B44)
+        with in_its_precision(self):
+            if not sees_each_alone(self):
+                return self.fuse(image_BCIJK, present_BC, frame, ids_BL, mask_BL)
+            alone = []
+            for b, (ids_1L, mask_1L) in enumerate(texts_of(ids_BL, mask_BL)):
+                one = slice(b, b + 1)
+                frame_1 = Frame(frame.size, frame.affine_B44[one])
+                alone.append(self.fuse(image_BCIJK[one], present_BC[one], frame_1, ids_1L, mask_1L))
+            return side_by_side(alone)
+
+    def fuse(
+        self, image_BCIJK: Tensor, present_BC: Tensor, frame: Frame, ids_BL: Tensor, mask_BL: Tensor
+    ) -> Fused:
+        """Of tensors where the model is."""
         return self.fusion(
             self.image_encoder(image_BCIJK, present_BC),
-            frame_of(image_BCIJK, affine_B44),
+            frame,
             self.text_encoder(ids_BL, mask_BL),
             mask_BL,
             present_BC.any(1),
@@ -177,7 +208,12 @@ class MLAModel(PreTrainedModel, GenerationMixin):
         return ids_BL.to(self.device), mask_BL.to(self.device)
 
     def find(self, fused: Fused) -> FindingOutputs:
-        return self.heads(fused)
+        """In single precision, whatever the model computes in."""
+        with in_its_precision(self):
+            if not sees_each_alone(self):
+                return self.heads(fused)
+            alone = [widened(self.heads(one), fused.tokens_BSD.shape[1]) for one in patients_of(fused)]
+            return side_by_side(alone)
 
     def looking(self) -> AbstractContextManager[Any]:
         """What is seen inside is not learned from."""
@@ -189,20 +225,23 @@ class MLAModel(PreTrainedModel, GenerationMixin):
         """The lesion map of parts of `whole` images. ConfigError where the fusion has none."""
         if not isinstance(self.fusion, HierarchicalFeatureFusion):
             raise ConfigError(f"The fusion {self.config.fusion_type} has no lesion map.")
-        finest, _, middle, _ = self.fusion.pyramid(self.image_encoder(image_BCIJK, present_BC.bool()))
-        frame = frame_of(image_BCIJK, affine_B44)
-        return self.fusion.map_lesions(finest, middle, frame, present_BC.bool().any(1), whole)
+        with in_its_precision(self):
+            finest, _, middle, _ = self.fusion.pyramid(self.image_encoder(image_BCIJK, present_BC.bool()))
+            frame = frame_of(image_BCIJK, affine_B44)
+            return self.fusion.map_lesions(finest, middle, frame, present_BC.bool().any(1), whole)
 
     def image_embedding_BD(self, fused: Fused) -> Tensor:
         """The pooled image, of length 1, for contrast with `text_embedding_BD`."""
         pooled_BD = masked_mean(fused.tokens_BSD, fused.mask_BS & ~fused.is_text_BS)
-        return nn.functional.normalize(self.project_image(pooled_BD), dim=-1)
+        with in_its_precision(self):
+            return nn.functional.normalize(self.project_image(pooled_BD), dim=-1)
 
     def text_embedding_BD(self, text: str | list[str] | Tensor, text_mask_BL: Tensor | None = None) -> Tensor:
         """The pooled text alone, before any image was seen, of length 1."""
         ids_BL, mask_BL = self.text_ids(text, text_mask_BL, 1)
-        pooled_BD = masked_mean(self.text_encoder(ids_BL, mask_BL), mask_BL)
-        return nn.functional.normalize(self.project_text(pooled_BD), dim=-1)
+        with in_its_precision(self):
+            pooled_BD = masked_mean(self.text_encoder(ids_BL, mask_BL), mask_BL)
+            return nn.functional.normalize(self.project_text(pooled_BD), dim=-1)
 
     # From findings to words
 
@@ -217,7 +256,8 @@ class MLAModel(PreTrainedModel, GenerationMixin):
         findings = self.find(fused) if findings is None else findings
         tokens = torch.cat([fused.tokens_BSD, findings.embeddings_BFD], 1)
         mask = torch.cat([fused.mask_BS, torch.ones_like(findings.presence_logits_BF, dtype=torch.bool)], 1)
-        return self.decoder.memory_BSE(tokens), mask
+        with in_its_precision(self):
+            return self.decoder.memory_BSE(tokens), mask
 
     def forward(
         self,
@@ -248,17 +288,18 @@ class MLAModel(PreTrainedModel, GenerationMixin):
             memory_BSE, memory_mask_BS = self.memory(output.fused, output.findings)
             output.losses = self.losses_of(output.fused, output.findings, targets, pos_weight_F)
         if input_ids is not None:
-            written = self.decoder(
-                input_ids,
-                memory_BSE,
-                memory_mask_BS,
-                attention_mask=attention_mask,
-                labels=labels,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-                use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
-            )
+            with in_its_precision(self):
+                written = self.decoder(
+                    input_ids,
+                    memory_BSE,
+                    memory_mask_BS,
+                    attention_mask=attention_mask,
+                    labels=labels,
+                    past_key_values=past_key_values,
+                    position_ids=position_ids,
+                    use_cache=use_cache,
+                    logits_to_keep=logits_to_keep,
+                )
             output.logits, output.past_key_values = written.logits, written.past_key_values
             if labels is not None:
                 output.losses = {**(output.losses or {}), "lm": written.loss}

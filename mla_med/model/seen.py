@@ -9,7 +9,8 @@ once. Knows neither torch nor any other runtime.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,9 +81,25 @@ class FindingOutputs:
     """Evidence-weighted standard deviation, mm."""
 
 
+def of_patients(batch: Any, rows: Sequence[int]) -> Any:
+    """Some patients of a Fused or of FindingOutputs, as a batch of their own; all of them: as it is."""
+    if is_dataclass(batch) and not isinstance(batch, type):
+        parts = {field.name: of_patients(getattr(batch, field.name), rows) for field in fields(batch)}
+        return replace(batch, **parts)
+    if isinstance(batch, tuple):
+        return tuple(of_patients(part, rows) for part in batch)
+    if batch is None or batch.ndim == 0 or list(rows) == list(range(len(batch))):
+        return batch
+    return batch[list(rows)]
+
+
 def to_numpy(x: Any) -> np.ndarray:
-    """An array as it is; a tensor, wherever it lies, as an array."""
-    return x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()
+    """An array as it is; a tensor, wherever it lies, as an array: one in bfloat16, which NumPy does not have,
+    in single precision."""
+    if isinstance(x, np.ndarray):
+        return x
+    x = x.detach().cpu()
+    return (x.float() if x.is_floating_point() and x.element_size() < 4 else x).numpy()
 
 
 def like(x: np.ndarray, other: Any) -> Any:

@@ -15,7 +15,7 @@ from dapt.batches import Batch
 from dapt.objectives.objective import Objective, unrecorded
 from mla_med.model.config import ModalConfig
 from mla_med.model.fusion import enlarge
-from mla_med.model.image_encoder import STRIDES
+from mla_med.model.image_encoder import LEVELS
 from mla_med.model.mla import MLAModel
 
 SETTLE = 4
@@ -28,8 +28,10 @@ class MaskedVolume(Objective):
         super().__init__()
         self.settle = settle
         self.mask_C = nn.Parameter(torch.zeros(config.channels))
-        self.lateral = nn.ModuleList(nn.Conv3d(c, width, 1) for c in tuple(config.widths)[1:])
-        self.out = nn.Sequential(nn.GELU(), nn.Conv3d(width, config.channels * STRIDES[0] ** 3, 1))
+        self.lateral = nn.ModuleList(nn.Conv3d(c, width, 1) for c in tuple(config.widths)[-LEVELS:])
+        self.stride = 2 ** (len(config.widths) - LEVELS + 1)
+        """Voxels along the edge of a cell of the finest level."""
+        self.out = nn.Sequential(nn.GELU(), nn.Conv3d(width, config.channels * self.stride**3, 1))
 
     def counts(self, batch: Batch) -> dict[str, float]:
         return {"volume": 0.0 if batch.image_ICIJK is None else float(_asked(batch).sum())}
@@ -50,13 +52,13 @@ class MaskedVolume(Objective):
         return {"volume": errors.sum() / asked.sum().clamp(min=1)}
 
     def guess(self, model: MLAModel, seen_BCIJK: Tensor, present_BC: Tensor) -> Tensor:
-        """Three levels, added at stride 4, each cell of which says all its voxels."""
+        """Three levels, added at the finest, each cell of which says all its voxels."""
         levels = model.image_encoder(seen_BCIJK, present_BC)
         fine, middle, coarse = (
             lateral(level.features_BDIJK) for lateral, level in zip(self.lateral, levels, strict=True)
         )
         cells = self.out(fine + enlarge(middle + enlarge(coarse, middle), fine))
-        voxels = cells.unflatten(1, (-1, *(STRIDES[0],) * 3)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        voxels = cells.unflatten(1, (-1, *(self.stride,) * 3)).permute(0, 1, 5, 2, 6, 3, 7, 4)
         whole = voxels.flatten(6, 7).flatten(4, 5).flatten(2, 3)
         i, j, k = seen_BCIJK.shape[2:]
         return whole[:, :, :i, :j, :k]

@@ -55,7 +55,8 @@ class ModalConfig(PreTrainedConfig):
     backbone: str = ""
     """A key of BACKBONES: that network of MONAI as the image encoder; empty: our own, of the next two."""
     widths: tuple[int, ...] | list[int] = (16, 32, 64, 96)
-    """Channels of the encoder stages at strides 2, 4, 8, 16; multiples of 8."""
+    """Channels of the encoder stages at strides 2, 4, 8, 16; multiples of 8. Voxels of half the size want a
+    stage more: the last three, whose cells are then as many millimetres, are the levels."""
     units: tuple[int, ...] | list[int] = (1, 3, 3, 2)
     """3 x 3 x 3 convolutions in each stage; 0: the stage is a patch embedding."""
     width: int = 128

@@ -30,12 +30,12 @@ from mla_med.model.attention import (
     weighted_attention,
 )
 from mla_med.model.config import ModalConfig
-from mla_med.model.image_encoder import STRIDES, Frame, Level, cell_positions, pad_to_multiple
+from mla_med.model.image_encoder import LEVELS, Frame, Level, cell_positions, pad_to_multiple
 from mla_med.model.lesion_map import LesionMap, LesionMapper
 from mla_med.model.seen import Fused as Fused
 
-POOLED_STRIDE = 32
-"""Stride at which the stride-4 level enters the fused tokens, beside what it gives to stride 8."""
+POOLED = 8
+"""The finest level enters the fused tokens pooled so many cells to one, beside what it gives to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,15 +326,18 @@ class HierarchicalFeatureFusion(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.pyramid = Pyramid(tuple(config.widths[1:]), config.width)
-        self.to_tokens = nn.ModuleList(LevelTokens(config.width) for _ in STRIDES)
+        self.pyramid = Pyramid(tuple(config.widths[-LEVELS:]), config.width)
+        self.to_tokens = nn.ModuleList(LevelTokens(config.width) for _ in range(LEVELS))
         self.scorer = DynamicWeightGenerator(config.width)
         self.later_scorers = nn.ModuleList(DynamicWeightGenerator(config.width) for _ in config.keep_stages)
-        self.lesion_map = LesionMapper(config.widths[1], config.width, PLACE_WIDTH, len(config.finding_keys))
+        finest = config.widths[-LEVELS]
+        self.lesion_map = LesionMapper(finest, config.width, PLACE_WIDTH, len(config.finding_keys))
         self.fixed_counts: dict[float, int] | None = None
         """How many tokens each share keeps of an image of one size: set where a graph is exported."""
         self.blocks = blocks
-        self.bridges = nn.ModuleList(CrossModalAttentionBridge(config.width, config.heads) for _ in STRIDES)
+        self.bridges = nn.ModuleList(
+            CrossModalAttentionBridge(config.width, config.heads) for _ in range(LEVELS)
+        )
         self.attention = attention
 
     def forward(
@@ -446,8 +449,9 @@ class Pyramid(nn.Module):
         f4 = f4 + enlarge(self.down_to_4(f8), f4)
         f8 = f8 + self.up_to_8(max_pool(f4, 2))
         f16 = f16 + self.up_to_16(mean_pool(f8, 2))
-        fine = Level(self.pooled_4(max_pool(f4, POOLED_STRIDE // STRIDES[0])), POOLED_STRIDE)
-        return [Level(f4, STRIDES[0]), fine, Level(f8, STRIDES[1]), Level(f16, STRIDES[2])]
+        finest, middle, coarse = (level.stride for level in levels)
+        fine = Level(self.pooled_4(max_pool(f4, POOLED)), POOLED * finest)
+        return [Level(f4, finest), fine, Level(f8, middle), Level(f16, coarse)]
 
 
 def enlarge(x_BDIJK: Tensor, like_BDIJK: Tensor) -> Tensor:
@@ -516,7 +520,7 @@ def fusion_of(config: ModalConfig) -> nn.Module:
     def attention() -> DynamicModalAttention:
         return DynamicModalAttention((config.width,) * 2, config.width)
 
-    channels, budget = tuple(config.widths[1:]), config.coarse_budget
+    channels, budget = tuple(config.widths[-LEVELS:]), config.coarse_budget
     match config.fusion_type:
         case "concat":
             return ConcatFusion(channels, config.width, budget)

@@ -1,4 +1,5 @@
-"""Image -> three levels of features (strides 4, 8, 16), and where in mm each cell of a level lies.
+"""Image -> three levels of features (strides 4, 8, 16; twice that with a stage more), and where in mm each
+cell of a level lies.
 
 Knows voxel grids and their affine. Knows nothing of text, findings or how voxels became numbers.
 """
@@ -26,6 +27,9 @@ from mla_med.model.config import BACKBONES, ModalConfig
 from mla_med.model.convolution import channels_last, convolve, is_plain_inference
 
 STRIDES = (4, 8, 16)
+"""Of the levels of a MONAI network."""
+LEVELS = 3
+"""The last stages."""
 SLOPE = 0.1
 """Of the leaky units below zero."""
 
@@ -99,9 +103,9 @@ def cell_axis(cells: int, voxels: int, stride: int, device: torch.device) -> tup
 
 
 class ImageEncoder(nn.Module):
-    """Four residual stages at strides 2, 4, 8, 16, a channel gate after each. Statistics are those
-    of the training set (HU are absolute: a patient's own statistics would wash them out), so at
-    inference a patient never changes another's features."""
+    """Residual stages, each at half the grid of the one before (strides 2, 4, 8, 16 of four), a channel gate
+    after each. Statistics are those of the training set (HU are absolute: a patient's own statistics would
+    wash them out), so at inference a patient never changes another's features."""
 
     def __init__(self, channels: int, widths: tuple[int, ...], units: tuple[int, ...]):
         super().__init__()
@@ -116,12 +120,12 @@ class ImageEncoder(nn.Module):
         x = blank_absent(image_BCIJK, present_BC)
         # Zero is also a grey value: without this the first stage cannot tell absent from dark.
         bias_BD = self.presence(present_BC.to(x.dtype))
-        features = []
-        for stage in self.stages:
+        levels = []
+        for n, stage in enumerate(self.stages, 1):
             x = stage(x, bias_BD)
             bias_BD = None
-            features.append(x)
-        return [Level(x, stride) for x, stride in zip(features[1:], STRIDES, strict=True)]
+            levels.append(Level(x, 2**n))
+        return levels[-LEVELS:]
 
 
 class MonaiResNet(nn.Module):

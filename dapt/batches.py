@@ -32,8 +32,8 @@ from mla_med.types import Modality
 
 AHEAD = 2
 """So many batches are read while the model works."""
-CELL = 8
-"""Edge in voxels of what is hidden at a time: a token of stride 8."""
+HIDDEN_CELLS = 2
+"""Edge of what is hidden at a time, in cells of the finest level: a token of the middle one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +193,7 @@ def make_batch(
         affines.append(affine)
         if wanted.hidden:
             inside.append(torch.from_numpy(body))
-            hidden.append(torch.from_numpy(hide(body, wanted.hidden, rngs[n])))
+            hidden.append(torch.from_numpy(hide(body, wanted.hidden, rngs[n], HIDDEN_CELLS * config.cell)))
     reports = tuple(examples[n].reports[spoken[n]] for n in with_text)
     ids, labels = report_ids(list(reports), tokenizer) if reports else (None, None)
     longest = config.decoder.max_position_embeddings  # type: ignore[union-attr]
@@ -242,19 +242,19 @@ def _only(example: Example, keys: set[str]) -> Example:
     )
 
 
-def hide(inside_IJK: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Which voxels are hidden: whole cells, drawn among those that hold any of the body."""
-    grid = [-(-size // CELL) for size in inside_IJK.shape]
-    padded = np.zeros([cells * CELL for cells in grid], bool)
+def hide(inside_IJK: np.ndarray, share: float, rng: np.random.Generator, edge: int) -> np.ndarray:
+    """Which voxels are hidden: whole cubes, drawn among those that hold any of the body."""
+    grid = [-(-size // edge) for size in inside_IJK.shape]
+    padded = np.zeros([cells * edge for cells in grid], bool)
     padded[tuple(slice(size) for size in inside_IJK.shape)] = inside_IJK
     i, j, k = grid
-    cells = padded.reshape(i, CELL, j, CELL, k, CELL).any((1, 3, 5))
+    cells = padded.reshape(i, edge, j, edge, k, edge).any((1, 3, 5))
     filled = np.flatnonzero(cells)
     drawn = np.zeros(cells.size, bool)
     drawn[rng.permutation(filled)[: round(share * len(filled))]] = True
     drawn = drawn.reshape(grid)
     for axis in range(3):
-        drawn = drawn.repeat(CELL, axis)
+        drawn = drawn.repeat(edge, axis)
     return drawn[tuple(slice(size) for size in inside_IJK.shape)]
 
 

@@ -40,8 +40,8 @@ JUDGED = 64
 """So many held-out studies judge every point of the curve, before recovery."""
 FIRST_LESSON = 2
 """After the batches that weigh channels (0) and those that settle the norms (1)."""
-PATCH, PATCHES = 40, 12
-"""Voxels of an edge, and how many in a step."""
+PATCH, PATCHES = 10, 12
+"""Cells of the finest level along an edge, and how many in a step."""
 SETTLED = 12
 """So many batches of training studies tell the norms what is left."""
 KEPT = "macro F1"
@@ -80,7 +80,7 @@ class Lessons:
     def __init__(self, corpus: Path, train: tuple[Example, ...], model: MLAModel, wish: Wish):
         self.train, self.model, self.wish = train, model, wish
         self.settings = read_settings(corpus)
-        edge = min(PATCH, *self.settings.shape)
+        edge = min(PATCH * model.config.cell, *self.settings.shape)
         self.sampler = PatchSampler(train, self.settings, model.config.finding_keys, edge)
 
     def inputs(self, batch: tuple[Example, ...]) -> dict[str, Any]:
@@ -95,12 +95,12 @@ class Lessons:
     def moved(self, number: int) -> dict[str, Any]:
         """Images moved and changed as in training."""
         rng = self._rng(FIRST_LESSON + number)
-        return collate(self._chosen(rng), self.model, self.settings, Augment(), rng)
+        return collate(self._chosen(rng), self.model, self.settings, Augment(self.model.config.cell), rng)
 
     def patches(self, number: int) -> dict[str, Any]:
         """Around small lesions."""
         rng = self._rng(FIRST_LESSON + number, PATCH)
-        return collate_patches(self.sampler, self.settings, Augment(), rng, PATCHES)
+        return collate_patches(self.sampler, self.settings, Augment(self.model.config.cell), rng, PATCHES)
 
     def _chosen(self, rng: np.random.Generator) -> tuple[Example, ...]:
         size = min(self.wish.batch, len(self.train))

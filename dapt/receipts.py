@@ -44,7 +44,7 @@ def predict(
     columns: dict[str, list[np.ndarray]] = {name: [] for name in Predictions.__slots__}
     for start in range(0, len(examples), batch):
         part = examples[start : start + batch]
-        inputs = collate(part, model, settings, Augment() if vary else None, vary, language)
+        inputs = collate(part, model, settings, Augment(model.config.cell) if vary else None, vary, language)
         image, present, affine = (
             inputs[name].to(model.device) for name in ("image_BCIJK", "present_BC", "affine_B44")
         )

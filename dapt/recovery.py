@@ -29,8 +29,10 @@ from mla_med.model.image_encoder import Level
 from mla_med.model.lesion_map import LesionMap
 from mla_med.model.mla import MLAModel
 
-EDGE = 64
-"""Voxels of a cube, a multiple of the coarsest stride."""
+EDGE = 16
+"""Cells of the finest level along the edge of a cube, a multiple of COARSEST."""
+COARSEST = 4
+"""Of them along the edge of a cell of the coarsest level."""
 CUBES = 4
 """Of each image that is read, one step after the other."""
 Lesson = Callable[[int], Batch]
@@ -178,20 +180,21 @@ def _read_state(path: Path, taught: Mapping[str, nn.Parameter], optimizer: torch
 
 def hint_loss(student: MLAModel, teacher: MLAModel, batch: Batch, rng: np.random.Generator) -> Tensor:
     """Of the pyramids' levels, over a cube of every image at a place of its own."""
-    image_BCIJK = _cubes(batch["image_BCIJK"], rng)
+    image_BCIJK = _cubes(batch["image_BCIJK"], rng, teacher.config.cell)
     present_BC = batch["present_BC"]
     with torch.no_grad():
         wanted = _pyramid_of(teacher, image_BCIJK, present_BC)
     return _level_loss(_pyramid_of(student, image_BCIJK, present_BC), wanted)
 
 
-def _cubes(image_BCIJK: Tensor, rng: np.random.Generator) -> Tensor:
-    edges = [min(EDGE, size) for size in image_BCIJK.shape[2:]]
+def _cubes(image_BCIJK: Tensor, rng: np.random.Generator, cell: int) -> Tensor:
+    edges = [min(EDGE * cell, size) for size in image_BCIJK.shape[2:]]
+    step = COARSEST * cell
     cubes = []
     for image_CIJK in image_BCIJK:
         # on the coarsest grid, so that cells are those of the image
         first = [
-            16 * int(rng.integers(0, (size - edge) // 16 + 1))
+            step * int(rng.integers(0, (size - edge) // step + 1))
             for size, edge in zip(image_CIJK.shape[1:], edges, strict=True)
         ]
         i, j, k = (slice(at, at + edge) for at, edge in zip(first, edges, strict=True))

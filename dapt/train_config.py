@@ -32,8 +32,8 @@ class TrainConfig:
     """Share of the steps that teach the report too; findings are taught in all of them."""
     patches: int = 12
     """So many pieces of images with small lesions teach the lesion map beside each batch; 0: none do."""
-    patch: int = 40
-    """Voxels of their edge."""
+    patch: int = 10
+    """Cells of the finest level along their edge."""
     weight_decay: float = 0.02
     warmup: float = 0.06
     """Share of the steps in which the learning rate rises."""
@@ -41,8 +41,8 @@ class TrainConfig:
     """Largest gradient norm."""
     ema: float = 0.995
     """Decay of the running mean of the weights, which is what is saved."""
-    shift: int = 4
-    """Images are moved by up to so many voxels along each axis."""
+    shift: int = 1
+    """Images are moved by up to so many cells of the finest level along each axis."""
     noise_hu: float = 8.0
     """Most noise that is added to a CT."""
     gain: float = 0.1
@@ -51,7 +51,7 @@ class TrainConfig:
     """Chance that a sequence of an MR is left out; one always stays."""
     precision: str = "bf16"
     """Of convolutions and matrix products while training: bf16 (half the time where the processor has it; on
-    a CPU not of images or patches under LEAST_EDGE) or fp32. Weights and their mean are float32."""
+    a CPU not of images or patches under LEAST_CELLS) or fp32. Weights and their mean are float32."""
     fusion_type: str = "full"
     """Of a new model: one of config.FUSION_TYPES."""
     freeze_image_encoder: bool = False
@@ -72,9 +72,9 @@ class TrainConfig:
             raise ConfigError(f"No fusion '{self.fusion_type}'; there are: {', '.join(FUSION_TYPES)}.")
         _check_device(self.device)
 
-    @property
-    def augment(self) -> Augment:
-        return Augment(self.shift, self.noise_hu, self.gain, self.hidden)
+    def augment(self, cell: int) -> Augment:
+        """Of images of whose voxels `cell` are the edge of a cell."""
+        return Augment(self.shift * cell, self.noise_hu, self.gain, self.hidden)
 
 
 def _check_device(device: str) -> None:

@@ -40,9 +40,9 @@ from mla_med.model.mla import MLAModel
 Log = Callable[[dict[str, Any]], None]
 UNSEEN_BATCHES = 32
 """Of patches, that S2 is scored on after each round."""
-LEAST_EDGE = 40
-"""A CPU convolves in bfloat16 what has so many voxels along each axis. Of 32, the coarsest stage has two
-cells along an axis, for which the gradients of oneDNN's convolutions are not always numbers."""
+LEAST_CELLS = 10
+"""A CPU convolves in bfloat16 what has so many cells of the finest level along each axis. Of 8, the coarsest
+has two, for which the gradients of oneDNN's convolutions are not always numbers."""
 HARD_PACE = 0.3
 """How fast what counts as hard follows the last round."""
 MAPPED = ("hffn", "full")
@@ -58,6 +58,7 @@ class Trainer:
         """`begun_with`: a digest of examples and first weights, with which alone a state is gone on with."""
         self.model, self.config, self.out, self.log = model.to(config.device), config, out, log
         self.begun_with = begun_with
+        self.edge, self.augment = config.patch * model.config.cell, config.augment(model.config.cell)
         model.image_encoder.requires_grad_(not config.freeze_image_encoder)
         self.optimizer = torch.optim.AdamW(
             groups_of(model, "image_encoder.", IMAGE_LR, config.weight_decay), lr=config.lr
@@ -100,7 +101,7 @@ class Trainer:
 
             def read(n: int, number: int = number, sampler: PatchSampler = sampler) -> dict[str, Any]:
                 rng = np.random.default_rng([self.config.seed, 2000 + number, n])
-                return collate_patches(sampler, settings, self.config.augment, rng, self.config.round_patches)
+                return collate_patches(sampler, settings, self.augment, rng, self.config.round_patches)
 
             for n, pieces in enumerate(_ahead(read, each)):
                 with self._autocast():
@@ -131,7 +132,7 @@ class Trainer:
         seen: dict[str, list[tuple[float, float]]] = {}
         for n in range(UNSEEN_BATCHES):
             pieces = collate_patches(
-                sampler, settings, self.config.augment, np.random.default_rng([n]), self.config.round_patches
+                sampler, settings, self.augment, np.random.default_rng([n]), self.config.round_patches
             )
             strongest_BF = map_of(self.model, pieces).seen_BFN().amax(-1)
             for b, code in enumerate(pieces["codes"]):
@@ -184,7 +185,7 @@ class Trainer:
             return None
         hard = None if evenly else self.hard
         keys, images = self.model.config.finding_keys, self._images(settings)
-        sampler = PatchSampler(examples, settings, keys, self.config.patch, hard, images)
+        sampler = PatchSampler(examples, settings, keys, self.edge, hard, images)
         return sampler if sampler.lesions else None
 
     def _images(self, settings: Preprocessing) -> Images:
@@ -201,19 +202,18 @@ class Trainer:
         def read(n: int) -> dict[str, Any]:
             rng = np.random.default_rng([self.config.seed, epoch, n])
             inputs = collate(
-                batches[n], self.model, settings, self.config.augment, rng, stored=self._images(settings)
+                batches[n], self.model, settings, self.augment, rng, stored=self._images(settings)
             )
             if sampler is not None:
-                inputs["patches"] = collate_patches(
-                    sampler, settings, self.config.augment, rng, self.config.patches
-                )
+                inputs["patches"] = collate_patches(sampler, settings, self.augment, rng, self.config.patches)
             return inputs
 
         return _ahead(read, len(batches))
 
     def _autocast(self) -> torch.autocast:
         device = torch.device(self.config.device).type
-        small = min(*self.model.config.image_dim, self.config.patch) < LEAST_EDGE
+        sizes = (*self.model.config.image_dim, self.edge)
+        small = min(sizes) < LEAST_CELLS * self.model.config.cell
         halved = self.config.precision == "bf16" and not (small and device == "cpu")
         return torch.autocast(device, torch.bfloat16, enabled=halved)
 

@@ -11,7 +11,7 @@ import torch
 from small_world import batch_of, batches_of, examples_in, small_model, write_corpus
 
 from dapt.augment import moved
-from dapt.batches import CELL, Wanted, hide, known_targets
+from dapt.batches import Wanted, hide, known_targets
 from dapt.extend import extend, extended
 from dapt.objectives.align import Align, embed_reports
 from dapt.objectives.fuse import Fuse, hardest
@@ -36,8 +36,8 @@ def model(examples):
 def test_whole_cells_of_the_body_are_hidden_and_none_of_air():
     inside = np.zeros((24, 24, 24), bool)
     inside[:16, :16, 8:] = True
-    hidden = hide(inside, 0.5, np.random.default_rng(0))
-    cells = hidden.reshape(3, CELL, 3, CELL, 3, CELL).mean((1, 3, 5))
+    hidden = hide(inside, 0.5, np.random.default_rng(0), 8)
+    cells = hidden.reshape(3, 8, 3, 8, 3, 8).mean((1, 3, 5))
     assert set(cells.ravel()) == {0.0, 1.0}
     assert cells.sum() == 4  # half of 2 x 2 x 2
     assert cells[2].sum() == 0

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from dapt.batches import Batch
 from dapt.objectives.objective import Objective, unrecorded
-from mla_med.model.config import ModalConfig
+from mla_med.model.config import LEVELS, ModalConfig
 from mla_med.model.fusion import enlarge
-from mla_med.model.image_encoder import LEVELS
 from mla_med.model.mla import MLAModel
 
 SETTLE = 4
@@ -29,9 +28,8 @@ class MaskedVolume(Objective):
         self.settle = settle
         self.mask_C = nn.Parameter(torch.zeros(config.channels))
         self.lateral = nn.ModuleList(nn.Conv3d(c, width, 1) for c in tuple(config.widths)[-LEVELS:])
-        self.stride = 2 ** (len(config.widths) - LEVELS + 1)
-        """Voxels along the edge of a cell of the finest level."""
-        self.out = nn.Sequential(nn.GELU(), nn.Conv3d(width, config.channels * self.stride**3, 1))
+        self.cell = config.cell
+        self.out = nn.Sequential(nn.GELU(), nn.Conv3d(width, config.channels * self.cell**3, 1))
 
     def counts(self, batch: Batch) -> dict[str, float]:
         return {"volume": 0.0 if batch.image_ICIJK is None else float(_asked(batch).sum())}
@@ -58,7 +56,7 @@ class MaskedVolume(Objective):
             lateral(level.features_BDIJK) for lateral, level in zip(self.lateral, levels, strict=True)
         )
         cells = self.out(fine + enlarge(middle + enlarge(coarse, middle), fine))
-        voxels = cells.unflatten(1, (-1, *(self.stride,) * 3)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        voxels = cells.unflatten(1, (-1, *(self.cell,) * 3)).permute(0, 1, 5, 2, 6, 3, 7, 4)
         whole = voxels.flatten(6, 7).flatten(4, 5).flatten(2, 3)
         i, j, k = seen_BCIJK.shape[2:]
         return whole[:, :, :i, :j, :k]

@@ -19,6 +19,8 @@ from mla_med.types import Side
 
 FUSION_TYPES = ("bridge", "dma", "hffn", "concat", "full")
 SIDES = tuple(side.value for side in Side)
+LEVELS = 3
+"""Of the image encoder that enter the fusion: its last stages."""
 BACKBONES: dict[str, tuple[int, int, int]] = {
     **dict.fromkeys(("resnet10", "resnet18", "resnet34"), (64, 128, 256)),
     **dict.fromkeys(("resnet50", "resnet101"), (256, 512, 1024)),
@@ -145,6 +147,11 @@ class ModalConfig(PreTrainedConfig):
             "bos_token_id": self.bos_token_id,
             "eos_token_id": self.eos_token_id,
         }
+
+    @property
+    def cell(self) -> int:
+        """Voxels along the edge of a cell of the finest level: 4 of four stages, 8 of five."""
+        return 2 ** (len(self.widths) - LEVELS + 1)
 
     @property
     def finding_keys(self) -> tuple[str, ...]:

@@ -29,8 +29,8 @@ from mla_med.model.attention import (
     token_weights,
     weighted_attention,
 )
-from mla_med.model.config import ModalConfig
-from mla_med.model.image_encoder import LEVELS, Frame, Level, cell_positions, pad_to_multiple
+from mla_med.model.config import LEVELS, ModalConfig
+from mla_med.model.image_encoder import Frame, Level, cell_positions, pad_to_multiple
 from mla_med.model.lesion_map import LesionMap, LesionMapper
 from mla_med.model.seen import Fused as Fused
 

@@ -23,13 +23,11 @@ from torch import Tensor, nn
 
 from mla_med.errors import CheckpointError, ConfigError
 from mla_med.model.attention import ChannelGate
-from mla_med.model.config import BACKBONES, ModalConfig
+from mla_med.model.config import BACKBONES, LEVELS, ModalConfig
 from mla_med.model.convolution import channels_last, convolve, is_plain_inference
 
 STRIDES = (4, 8, 16)
 """Of the levels of a MONAI network."""
-LEVELS = 3
-"""The last stages."""
 SLOPE = 0.1
 """Of the leaky units below zero."""
 
@@ -110,7 +108,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, channels: int, widths: tuple[int, ...], units: tuple[int, ...]):
         super().__init__()
         self.channels = channels
-        self.presence = nn.Linear(channels, widths[0])
+        self.presence = nn.Linear(channels, widths[-LEVELS - 1])
         self.stages = nn.ModuleList(
             EncoderStage(before, after, unit)
             for before, after, unit in zip((channels, *widths), widths, units, strict=False)
@@ -118,12 +116,11 @@ class ImageEncoder(nn.Module):
 
     def forward(self, image_BCIJK: Tensor, present_BC: Tensor) -> list[Level]:
         x = blank_absent(image_BCIJK, present_BC)
-        # Zero is also a grey value: without this the first stage cannot tell absent from dark.
+        # Zero is also a grey value: without this no level could tell absent from dark.
         bias_BD = self.presence(present_BC.to(x.dtype))
         levels = []
         for n, stage in enumerate(self.stages, 1):
-            x = stage(x, bias_BD)
-            bias_BD = None
+            x = stage(x, bias_BD if n == len(self.stages) - LEVELS else None)
             levels.append(Level(x, 2**n))
         return levels[-LEVELS:]
 

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dapt.corpus import PREPROCESSING, prepare_corpus
+from dapt.finer import is_half
 from dapt.finish import train_checkpoint
+from dapt.train import check_fits
 from dapt.train_config import TrainConfig
 from mla_med.errors import ConfigError, MlaMedError, OutputError
+from mla_med.imaging.grid import Preprocessing
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import FUSION_TYPES
 from mla_med.phantom.cohort import CohortConfig, make_cohort
@@ -29,7 +32,11 @@ def main() -> int:
     try:
         fusion = _fusion_of(options)
         cohort = CohortConfig(
-            n=options.n, seed=options.seed, examination=options.examination, workers=options.workers
+            n=options.n,
+            seed=options.seed,
+            examination=options.examination,
+            spacing_mm=options.spacing,
+            workers=options.workers,
         )
         training = TrainConfig(
             text_epochs=0 if options.start else TrainConfig().text_epochs,
@@ -69,9 +76,14 @@ def _fusion_of(options: argparse.Namespace) -> str:
     """Of the model that will be trained. What is wrong with a checkpoint shall not be found after hours."""
     if options.start is None:
         return options.fusion or TrainConfig().fusion_type
-    there = load_checkpoint(options.start).model.config.fusion_type
+    model = load_checkpoint(options.start).model
+    there = model.config.fusion_type
     if options.fusion not in (None, there):
         raise ConfigError(f"The model of {options.start} has the fusion {there}, not {options.fusion}.")
+    settings = PREPROCESSING[options.examination]
+    settings = settings.at(options.spacing) if options.spacing else settings
+    if not is_half(settings, Preprocessing.from_dict(model.config.preprocessing)):
+        check_fits(model, options.start, settings, options.examination)
     return there
 
 
@@ -91,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=training.batch, help="images in a step")
     parser.add_argument("--patches", type=int, default=training.patches, help="of lesions beside them")
     parser.add_argument("--seed", type=int, default=1, help="of the phantoms")
+    parser.add_argument("--spacing", type=float, default=0.0, help="mm of the voxels; 0: the usual ones")
     parser.add_argument("--training-seed", type=int, default=training.seed, help="of weights and batches")
     parser.add_argument("--workers", type=int, default=cohort.workers)
     parser.add_argument("--lr", type=float, default=training.lr, help="largest learning rate")

@@ -51,12 +51,15 @@ def prepare_corpus(
     workers: int = 2,
     progress: Callable[[int, int], None] = lambda done, n: None,
 ) -> Path:
-    """Places what is missing of a cohort's arrays on the model's grid, and returns the corpus' folder."""
+    """Places what is missing of a cohort's arrays on the model's grid (that of the examination, in voxels as
+    large as those of the arrays), and returns the corpus' folder."""
     described, lines = _read_cohort(cohort)
     examination = described["examination"]
     if examination not in PREPROCESSING:
         raise ConfigError(f"No model reads {examination}; there are: {', '.join(PREPROCESSING)}.")
     settings = preprocessing or PREPROCESSING[examination]
+    if preprocessing is None and (spacing_mm := described.get("spacing_mm")):
+        settings = settings.at(spacing_mm)
     (out / "images").mkdir(parents=True, exist_ok=True)
     _check_same(out, settings)
     jobs = [(cohort, out, line, settings) for line in lines]

@@ -30,7 +30,7 @@ STAGE = "image_encoder.stages."
 
 def is_half(finer: Preprocessing, settings: Preprocessing) -> bool:
     """Whether `finer` has the same region as `settings` in voxels of half the size."""
-    return finer == _halved(settings)
+    return finer == settings.at(settings.spacing_mm / 2)
 
 
 @torch.no_grad()
@@ -91,20 +91,10 @@ def _first_weights(channels: int, seed: int) -> Tensor:
 def _finer_config(model: MLAModel, width: int):
     config = deepcopy(model.config)
     config.widths, config.units = (width, *config.widths), (0, *config.units)
-    finer = _halved(Preprocessing.from_dict(config.preprocessing))
+    settings = Preprocessing.from_dict(config.preprocessing)
+    finer = settings.at(settings.spacing_mm / 2)
     config.preprocessing, config.image_dim = finer.to_dict(), finer.shape
     return config
-
-
-def _halved(settings: Preprocessing) -> Preprocessing:
-    i, j, k = settings.shape
-    return Preprocessing(
-        settings.modality,
-        (2 * i, 2 * j, 2 * k),
-        settings.spacing_mm / 2,
-        settings.windows_hu,
-        settings.sequences,
-    )
 
 
 def _moved_back(name: str) -> str:

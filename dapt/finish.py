@@ -303,7 +303,7 @@ def scan_twice(
     examined = examine(seed, examination, site_of("a"), codes=codes)
     images, presents, affines = [], [], []
     for stage in (103, 113):
-        array, affine, scan = to_array(examined, stage)
+        array, affine, scan = to_array(examined, stage, settings.spacing_mm)
         values, affine, present = place(array, affine, scan, settings)
         image = torch.from_numpy(values)
         images.append(window_channels(image, settings.windows_hu) if settings.windows_hu else image)

@@ -11,18 +11,23 @@ from pathlib import Path
 
 import torch
 
+from dapt.finer import halve_voxels, is_half
 from dapt.state import digest_of
 from dapt.tokenizer import train_tokenizer
 from dapt.train_config import TrainConfig
 from dapt.trainer import Log, Trainer
-from mla_med.corpus import Example, read_about, read_examples, read_settings
+from mla_med.corpus import Example, load_channels, read_about, read_examples, read_settings
 from mla_med.errors import CheckpointError
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.checkpoint import load_checkpoint
-from mla_med.model.config import ModalConfig, default, findings_of
+from mla_med.model.config import LEVELS, ModalConfig, default, findings_of
 from mla_med.model.mla import MLAModel
 from mla_med.report.schema import schema_of
 
+SHOWN = 4
+"""Images that tell a new stage what its voxels look like."""
+LEAST_CELL_MM = 8.0
+"""A new model has as many stages as make its finest cells this large."""
 VOCABULARY = 2048
 """Words of reports and requests in both languages."""
 POSITIONS = 1024
@@ -53,13 +58,14 @@ def pretrain(
     train, held_out = read_examples(corpus, "train")[:limit], read_examples(corpus, "validation")
     settings, examination = read_settings(corpus), read_about(corpus)["examination"]
     if start is not None:
-        model = _started(start, settings, examination)
+        model = _started(start, settings, examination, train)
     else:
         model_config = model_config or default(
             findings=findings_of(schema_of(examination)),
             fusion_type=config.fusion_type,
             channels=settings.channels,
             image_dim=settings.shape,
+            **_stages_of(settings),
             vocab_size=VOCABULARY,
             decoder={"n_positions": POSITIONS, "attn_pdrop": 0.0},
         )
@@ -68,7 +74,7 @@ def pretrain(
         texts = [text for e in train for each in (e.reports, e.contexts) for text in each.values()]
         model.tokenizer = train_tokenizer(texts, model_config.vocab_size)
         if image_encoder is not None:
-            given = _started(image_encoder, settings, examination)
+            given = _started(image_encoder, settings, examination, train)
             model.image_encoder.load_state_dict(given.image_encoder.state_dict())
     begun_with = digest_of(model, (f"{e.id} {e.image and e.image.name}" for e in train))
     trainer = Trainer(model, config, out, log or (lambda row: None), begun_with)
@@ -79,9 +85,21 @@ def pretrain(
     return model.cpu().eval()
 
 
-def _started(folder: Path, settings: Preprocessing, examination: str) -> MLAModel:
-    """The model of a checkpoint, where it reads the same images and looks for the same findings."""
+def _stages_of(settings: Preprocessing) -> dict[str, tuple[int, ...]]:
+    """Of the image encoder: one without convolutions in front for each halving of the usual voxels."""
+    widths, units = tuple(default().widths), tuple(default().units)
+    while 2 ** (len(widths) - LEVELS + 1) * settings.spacing_mm < LEAST_CELL_MM:
+        widths, units = (widths[0], *widths), (0, *units)
+    return {"widths": widths, "units": units}
+
+
+def _started(folder: Path, settings: Preprocessing, examination: str, train: tuple[Example, ...]) -> MLAModel:
+    """The model of a checkpoint, where it looks for the same findings and reads the same images, or those in
+    voxels of twice the size: then with a stage more (finer.py)."""
     model = load_checkpoint(folder).model
+    if is_half(settings, Preprocessing.from_dict(model.config.preprocessing)):
+        images = [load_channels(example, settings)[0] for example in train[:SHOWN]]
+        model = halve_voxels(model, torch.stack(images))
     check_fits(model, folder, settings, examination)
     return model
 

@@ -74,7 +74,7 @@ def _patient(seed: int, examination: str, settings: str) -> Patient:
     """Kept: forms are compared on the same patients."""
     wanted = Preprocessing.from_dict(json.loads(settings))
     examined = examine(seed, examination, site_of(SITE))
-    array, affine, scan = to_array(examined)
+    array, affine, scan = to_array(examined, spacing_mm=wanted.spacing_mm)
     values, affine, present = place(array, affine, scan, wanted)
     if wanted.windows_hu:
         windows = [((values - low) / (high - low)).clip(0, 1) for low, high in wanted.windows_hu]

@@ -186,7 +186,8 @@ def prepared_volume(volume: Volume, checkpoint: Checkpoint) -> Prepared | None:
 def prepared_phantom(seed: int, examination: str, site: str, checkpoint: Checkpoint) -> Prepared | None:
     """A phantom on the grid of its own model, or, for that of the other examination, as one volume."""
     settings = Preprocessing.from_dict(checkpoint.model.config.preprocessing)
-    array, affine, scan = to_array(examine(seed, examination, site_of(site)))
+    examined = examine(seed, examination, site_of(site))
+    array, affine, scan = to_array(examined, spacing_mm=settings.spacing_mm)
     if checkpoint.scope.examination != examination:
         one = array if array.ndim == 3 else array[1]  # T2 is always taken
         return prepared_array(one, affine, checkpoint)

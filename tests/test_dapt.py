@@ -256,6 +256,8 @@ def test_a_model_without_a_map_is_taught_no_patches(corpus, tmp_path):
         (["--device", "gpu"], "CONFIG_INVALID", "there are cpu and cuda"),
         (["--device", "cuda"], "NO_GPU", "--device cpu"),
         (["--start", "nowhere"], "CHECKPOINT_MISSING", "nowhere"),
+        (["--spacing", "0.1"], "CONFIG_INVALID", "0.5 to 12 mm"),
+        (["--start", str(PACKAGED), "--spacing", "2.5"], "CHECKPOINT_DIFFERS", "reads other images"),
     ],
 )
 def test_a_wrong_wish_is_one_line_before_anything_is_made(wanted, code, words, tmp_path, monkeypatch, capsys):
@@ -331,6 +333,27 @@ def test_every_fusion_is_trained_on_the_same_budget_and_stands_in_one_table(corp
     capsys.readouterr()
     assert ablate([*wanted[:-1], "6", *some]) == 1
     assert "TRAINING_DIFFERS" in capsys.readouterr().err
+
+
+def test_a_training_goes_on_in_voxels_of_half_the_size(tmp_path):
+    """From the arrays of a cohort to a checkpoint that reads twice as many voxels along each axis."""
+    voxels = replace(COHORT, spacing_mm=SMALL.spacing_mm / 2)
+    drawn = make_cohort(voxels, tmp_path / "cohort")
+    fine = prepare_corpus(drawn, tmp_path / "fine", SMALL.at(6.0), workers=1)
+    coarse = prepare_corpus(drawn, tmp_path / "coarse", SMALL, workers=1)
+    first = pretrain(coarse, tmp_path / "work", replace(TRAIN, epochs=1), _model_config())
+    folder = finish(first, coarse, tmp_path / "work", tmp_path / "one", "python -m dapt", retest=2)
+    started = pretrain(
+        fine, tmp_path / "none", replace(TRAIN, text_epochs=0, rounds=0, epochs=0), start=folder
+    )
+    assert torch.equal(started.heads.where.weight, load_checkpoint(folder).model.heads.where.weight)
+    learnt = pretrain(fine, tmp_path / "more", replace(TRAIN, text_epochs=0, epochs=1), start=folder)
+    last = finish(learnt, fine, tmp_path / "more", tmp_path / "two", "python -m dapt", retest=2)
+    again = load_checkpoint(last).model
+    assert Preprocessing.from_dict(again.config.preprocessing) == SMALL.at(6.0)
+    assert len(again.config.widths) == 5
+    new = "image_encoder.stages.0.halve.conv.weight"
+    assert not torch.allclose(learnt.state_dict()[new], started.state_dict()[new], atol=1e-5)
 
 
 def test_a_training_does_not_go_on_with_a_model_of_other_images(cohort, corpus, tmp_path):

@@ -204,6 +204,7 @@ def test_splits_are_eight_one_one_and_do_not_depend_on_the_size_of_the_cohort():
         ({"style": "rhymed"}, "No style 'rhymed'"),
         ({"n": 0}, "1 to 900000 patients"),
         ({"workers": 0}, "0 workers"),
+        ({"spacing_mm": 0.1}, "0.5 to 12 mm"),
     ],
 )
 def test_a_cohort_that_cannot_be_made_is_refused_before_it_begins(change, words):
@@ -214,10 +215,30 @@ def test_a_cohort_that_cannot_be_made_is_refused_before_it_begins(change, words)
 def test_a_folder_with_another_cohort_is_left_alone(tmp_path):
     cohort._check_same(CohortConfig(n=20), tmp_path)
     cohort._check_same(CohortConfig(n=30, workers=1), tmp_path)  # more of the same
-    for other in (CohortConfig(n=30, seed=8), CohortConfig(n=30, site="b"), CohortConfig(n=10)):
+    changes = ({"seed": 8}, {"site": "b"}, {"n": 10}, {"spacing_mm": 6.0})
+    for other in (CohortConfig(**{"n": 30} | change) for change in changes):
         with pytest.raises(ConfigError, match="other settings"):
             cohort._check_same(other, tmp_path)
     assert json.loads((tmp_path / "cohort.json").read_text())["n"] == 30
+
+
+@pytest.mark.parametrize("examination", ["chest_ct", "brain_mr"])
+def test_the_same_body_lies_at_the_same_place_in_voxels_of_any_size(examination):
+    one = examine(3, examination, site_of("a"))
+    arrays = [scanning.to_array(one, spacing_mm=mm) for mm in (12.0, 6.0)]
+    for (_, affine, _), mm in zip(arrays, (12.0, 6.0), strict=True):
+        assert np.allclose(np.diag(affine)[:3], mm)
+    (coarse, affine, scan), (fine, finer, other) = arrays
+    assert scan == other or examination == "chest_ct"
+    # T2, or the HU: where it is bright or dark, it is so in both
+    coarse, fine = (a[1] if a.ndim == 4 else a for a in (coarse, fine))
+    inside = np.argwhere(np.ones(coarse.shape, bool))
+    mm = inside @ affine[:3, :3].T + affine[:3, 3]
+    index = np.rint((mm - finer[:3, 3]) / np.diag(finer)[:3]).astype(int)
+    there = (index >= 0).all(1) & (index < fine.shape).all(1)
+    assert there.mean() > 0.9
+    pairs = coarse[tuple(inside[there].T)], fine[tuple(index[there].T)]
+    assert np.corrcoef(*pairs)[0, 1] > 0.9
 
 
 def test_a_study_never_replaces_what_is_there(tmp_path):

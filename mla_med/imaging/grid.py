@@ -7,7 +7,7 @@ Plain arrays: knows neither torch nor MONAI, so that drafting through ONNX needs
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,11 @@ class Preprocessing:
     @property
     def channels(self) -> int:
         return len(self.windows_hu) if self.modality == Modality.CT else max(1, len(self.sequences))
+
+    def at(self, spacing_mm: float) -> Preprocessing:
+        """The same region in voxels of another size."""
+        i, j, k = (round(n * self.spacing_mm / spacing_mm) for n in self.shape)
+        return replace(self, shape=(i, j, k), spacing_mm=float(spacing_mm))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -29,7 +29,8 @@ from mla_med.phantom.scanner.makers import CT, MR
 from mla_med.phantom.scanner.series import MrImage, Written, mr_units, write_ct, write_mr, write_report
 from mla_med.phantom.shapes import Grid
 
-CHEST_GRID, CHEST_MM = (136, 112), 3.0
+CHEST_MM, CHEST_EXTENT_MM = 3.0, (408.0, 336.0)
+"""Of training arrays: voxels, where no others are wished, and size to the right and to the front."""
 BELOW_MM, ABOVE_MM = (25.0, 50.0), (12.0, 30.0)
 """How far a chest is scanned below the lungs and above them."""
 DESCRIPTIONS = {
@@ -63,20 +64,23 @@ class CtImage:
         return ct.scan_affine(self.grid, self.scan)
 
 
-def to_array(examined: Examined, stage: int = 103) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def to_array(
+    examined: Examined, stage: int = 103, spacing_mm: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """-> int16 on the training grid, its affine (4, 4) to patient RAS mm, and how it was scanned. Another
-    `stage` is another scan of the same body.
+    `stage` is another scan of the same body. `spacing_mm`: of the voxels; 0: the usual ones.
 
     HU (I, J, K) of a chest CT; (S, I, J, K) of a brain MR, a channel for each of mr.SEQUENCES, in units of
     the scanner (0 to 4095). What was not taken is a channel of zeros, and no scan."""
     rng = np.random.default_rng([examined.patient.seed, stage])
     if examined.examination == "chest_ct":
         scan = replace(ct.random_scan(rng, examined.site.ct), tilt_deg=0.0)
-        flat = replace(scan, spacing_mm=(CHEST_MM,) * 3, matrix=CHEST_GRID[0])
+        mm = spacing_mm or CHEST_MM
+        flat = replace(scan, spacing_mm=(mm,) * 3, matrix=round(CHEST_EXTENT_MM[0] / mm))
         image = scanned(examined, _training_grid(examined, flat, rng), flat, rng)
         facts = replace(image.scan, spacing_mm=scan.spacing_mm, matrix=scan.matrix)
         return image.hu, image.grid.affine, _facts(facts)
-    grid = head.training_grid()
+    grid = head.training_grid(spacing_mm) if spacing_mm else head.training_grid()
     tissues = head.draw_head(examined.anatomy, examined.lesions, grid, examined.decoys)
     scans = mr_scans(examined, _taken(examined, mr.SEQUENCES), rng)
     channels = np.zeros((len(mr.SEQUENCES), *grid.shape), np.int16)
@@ -246,9 +250,10 @@ def _training_grid(examined: Examined, scan: ct.Scan, rng: np.random.Generator) 
     """As scanned, without most of the air in front and behind."""
     square = ct.scan_grid(scan, *_reach_mm(examined, rng))
     x, y, z = square.origin_mm
-    less = square.shape[1] - CHEST_GRID[1]
-    shape = (square.shape[0], CHEST_GRID[1], square.shape[2])
-    return Grid(shape, square.spacing_mm, (x, y + less / 2 * CHEST_MM, z))
+    mm = square.spacing_mm[1]
+    wanted = round(CHEST_EXTENT_MM[1] / mm)
+    less = square.shape[1] - wanted
+    return Grid((square.shape[0], wanted, square.shape[2]), square.spacing_mm, (x, y + less / 2 * mm, z))
 
 
 def scanned(examined: Examined, grid: Grid, scan: ct.Scan, rng: np.random.Generator) -> CtImage:

@@ -318,9 +318,10 @@ def _rotation(pitch: float, yaw: float, roll: float) -> np.ndarray:
     return ry @ rz @ rx
 
 
-def training_grid() -> Grid:
-    """The grid of training arrays: 96 x 112 x 96 voxels of 2 mm."""
-    return Grid.centred((96, 112, 96), (2.0, 2.0, 2.0))
+def training_grid(spacing_mm: float = 2.0) -> Grid:
+    """The grid of training arrays: 96 x 112 x 96 voxels of 2 mm, or as many millimetres in others."""
+    i, j, k = (round(extent / spacing_mm) for extent in (192.0, 224.0, 192.0))
+    return Grid.centred((i, j, k), (spacing_mm,) * 3)
 
 
 # Lesions are planted by the fields that are then drawn with: the last few heads' are kept.

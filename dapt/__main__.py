@@ -35,6 +35,7 @@ def main() -> int:
             n=options.n,
             seed=options.seed,
             examination=options.examination,
+            form="truth",
             spacing_mm=options.spacing,
             workers=options.workers,
         )

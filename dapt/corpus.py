@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +51,8 @@ def prepare_corpus(
     workers: int = 2,
     progress: Callable[[int, int], None] = lambda done, n: None,
 ) -> Path:
-    """Places what is missing of a cohort's arrays on the model's grid (that of the examination, in voxels as
-    large as those of the arrays), and returns the corpus' folder."""
+    """Places what is missing of a cohort's arrays on the model's grid, and returns the corpus' folder. The grid
+    is that of the examination, in voxels as large as the cohort's; arrays that are not there are drawn."""
     described, lines = _read_cohort(cohort)
     examination = described["examination"]
     if examination not in PREPROCESSING:
@@ -62,7 +62,7 @@ def prepare_corpus(
         settings = settings.at(spacing_mm)
     (out / "images").mkdir(parents=True, exist_ok=True)
     _check_same(out, settings)
-    jobs = [(cohort, out, line, settings) for line in lines]
+    jobs = [(cohort, out, line, settings, described) for line in lines]
     rows: dict[str, list[str]] = {split: [] for split in SPLITS}
     # a fresh interpreter for each worker: torch's threads do not survive a fork
     context = multiprocessing.get_context("spawn")
@@ -94,8 +94,8 @@ def _read_cohort(cohort: Path) -> tuple[dict[str, Any], list[str]]:
             code="COHORT_MISSING",
         )
     described = json.loads(paths[0].read_text(encoding="utf-8"))
-    if described["form"] != "arrays":
-        raise ConfigError(f"{cohort} holds DICOM; a corpus is made of arrays: --form arrays.")
+    if described["form"] == "dicom":
+        raise ConfigError(f"{cohort} holds DICOM; a corpus is made of arrays or truth: --form arrays.")
     return described, paths[1].read_text(encoding="utf-8").splitlines()
 
 
@@ -107,15 +107,19 @@ def _check_same(out: Path, settings: Preprocessing) -> None:
         )
 
 
-def _make_example(job: tuple[Path, Path, str, Preprocessing]) -> tuple[str, str]:
+def _make_example(job: tuple[Path, Path, str, Preprocessing, dict[str, Any]]) -> tuple[str, str]:
     """Places one image on the model's grid (unless its files are there); -> split, and its JSON line."""
-    cohort, out, line, settings = job
+    cohort, out, line, settings, described = job
     record = json.loads(line)
     image, row = out / "images" / f"{record['id']}.npy", out / "images" / f"{record['id']}.json"
     if image.is_file() and row.is_file():
         return record["split"], row.read_text(encoding="utf-8")
-    array = np.load(cohort / "patients" / record["array"])
-    placed, affine, present = place(array, np.array(record["affine"]), record["scan"], settings)
+    if "array" in record:
+        array = np.load(cohort / "patients" / record["array"])
+        affine, scan = np.array(record["affine"]), record["scan"]
+    else:
+        array, affine, scan = _drawn(described, record["id"], settings.spacing_mm)
+    placed, affine, present = place(array, affine, scan, settings)
     example = {
         "id": record["id"],
         "affine": affine.round(4).tolist(),
@@ -127,6 +131,21 @@ def _make_example(job: tuple[Path, Path, str, Preprocessing]) -> tuple[str, str]
     text = json.dumps(example, ensure_ascii=False) + "\n"
     write_text(row, text)
     return record["split"], text
+
+
+def _drawn(
+    described: dict[str, Any], example: str, spacing_mm: float
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """What a cohort in the form of arrays would hold of a patient."""
+    from mla_med.phantom.cohort import CohortConfig
+    from mla_med.phantom.examine import examine
+    from mla_med.phantom.scanning import to_array
+
+    known = {field.name: described[field.name] for field in fields(CohortConfig) if field.name in described}
+    config = CohortConfig(**known)
+    seed = int(example.removeprefix("phantom-"))
+    examined = examine(seed, config.examination, config.own_site, config.prior_share)
+    return to_array(examined, spacing_mm=spacing_mm)
 
 
 def describe(record: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def cohort(
     examination: Examination = "chest_ct",
     site: SiteKey = "a",
     form: Annotated[
-        str, typer.Option(help="arrays (on the training grid) or dicom (full series).")
+        str, typer.Option(help="arrays (on the training grid), dicom (full series) or truth (no images).")
     ] = "arrays",
     prior_share: Annotated[
         float, typer.Option(min=0, max=1, help="Of how many patients there is an earlier study.")

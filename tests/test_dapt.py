@@ -107,6 +107,19 @@ def test_an_image_that_is_there_is_not_made_again(cohort, corpus):
     assert after[0] != stamps[0]
 
 
+def test_a_corpus_draws_what_a_cohort_of_arrays_would_hold(tmp_path):
+    cohorts = [
+        make_cohort(replace(COHORT, n=2, spacing_mm=12.0, form=form), tmp_path / form)
+        for form in ("arrays", "truth")
+    ]
+    one, other = (prepare_corpus(c, tmp_path / f"of {c.name}", SMALL, workers=1) for c in cohorts)
+    pairs = zip(read_examples(one, "all"), read_examples(other, "all"), strict=True)
+    for a, b in pairs:
+        assert a.id == b.id
+        assert np.allclose(a.affine, b.affine, atol=1e-3)
+        assert np.array_equal(np.load(a.image), np.load(b.image))
+
+
 def test_a_missing_corpus_says_so(tmp_path):
     with pytest.raises(StudyError, match=r"corpus\.json is missing"):
         read_examples(tmp_path, "train")
@@ -337,8 +350,9 @@ def test_every_fusion_is_trained_on_the_same_budget_and_stands_in_one_table(corp
 
 def test_a_training_goes_on_in_voxels_of_half_the_size(tmp_path):
     """From the arrays of a cohort to a checkpoint that reads twice as many voxels along each axis."""
-    voxels = replace(COHORT, spacing_mm=SMALL.spacing_mm / 2)
+    voxels = replace(COHORT, spacing_mm=SMALL.spacing_mm / 2, form="truth")
     drawn = make_cohort(voxels, tmp_path / "cohort")
+    assert not list(drawn.rglob("*.npy"))
     fine = prepare_corpus(drawn, tmp_path / "fine", SMALL.at(6.0), workers=1)
     coarse = prepare_corpus(drawn, tmp_path / "coarse", SMALL, workers=1)
     first = pretrain(coarse, tmp_path / "work", replace(TRAIN, epochs=1), _model_config())

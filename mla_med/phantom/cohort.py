@@ -3,7 +3,8 @@
     cohort/
       cohort.json      what it holds: examination, site, number, seed, form, size of each split
       manifest.jsonl   one line a patient: split, request, findings with their boxes, decoys, report, prior
-      patients/phantom-0007000001.json and .npy (arrays), or a folder of DICOM series of that name
+      patients/phantom-0007000001.json and .npy (arrays), or a folder of DICOM series of that name, or no more
+                       (truth)
 
 Everything follows from the seed, to the byte, whatever the number of workers. A patient whose .json is
 there is not made again, so a killed run goes on where it stopped, and a larger one goes on from a smaller
@@ -42,7 +43,7 @@ from mla_med.types import Box, Finding, Presence, Report
 SPLITS = ("train", "validation", "test")
 OF_TEN = (8, 1, 1)
 """How many of each ten patients belong to each split."""
-FORMS = ("arrays", "dicom")
+FORMS = ("arrays", "dicom", "truth")
 PHANTOM_VERSION = 1
 """Goes up with every change of what is made from a seed: a folder holds one version."""
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -57,7 +58,8 @@ class CohortConfig:
     examination: str = "chest_ct"
     site: str = "a"
     form: str = "arrays"
-    """arrays: int16 on the training grid. dicom: full series as a scanner sends them."""
+    """arrays: int16 on the training grid. dicom: full series as a scanner sends them. truth: no images; a
+    corpus draws its own."""
     prior_share: float = 0.25
     """Of how many patients an earlier study is made too."""
     style: str = ""
@@ -66,7 +68,7 @@ class CohortConfig:
     matrix: int = 512
     """Rows and columns of a CT in DICOM."""
     spacing_mm: float = 0.0
-    """Voxels of arrays; 0: the usual ones, 3 mm of a chest and 2 mm of a head."""
+    """Voxels of arrays, and of what a corpus draws; 0: the usual ones, 3 mm of a chest and 2 mm of a head."""
     workers: int = 2
 
     def __post_init__(self):
@@ -216,14 +218,19 @@ def make_patient(job: tuple[CohortConfig, int, Path]) -> str:
     config, seed, patients = job
     examined_id = f"phantom-{seed:010d}"
     record = patients / f"{examined_id}.json"
-    images_of = patients / (f"{examined_id}.npy" if config.form == "arrays" else examined_id)
+    images_of = {
+        "arrays": patients / f"{examined_id}.npy",
+        "dicom": patients / examined_id,
+        "truth": record,
+    }[config.form]
     if record.is_file() and images_of.exists():
         return record.read_text(encoding="utf-8")
     examined = examine(seed, config.examination, config.own_site, config.prior_share)
     assert examined.id == examined_id
+    images: dict[str, Any] = {}
     if config.form == "arrays":
-        images = _write_array(examined, patients / f"{examined_id}.npy", config.spacing_mm)
-    else:
+        images = _write_array(examined, images_of, config.spacing_mm)
+    elif config.form == "dicom":
         shutil.rmtree(
             patients / examined_id, ignore_errors=True
         )  # of a run that was killed before its record

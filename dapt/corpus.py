@@ -51,8 +51,8 @@ def prepare_corpus(
     workers: int = 2,
     progress: Callable[[int, int], None] = lambda done, n: None,
 ) -> Path:
-    """Places what is missing of a cohort's arrays on the model's grid, and returns the corpus' folder. The grid
-    is that of the examination, in voxels as large as the cohort's; arrays that are not there are drawn."""
+    """Places what is missing of a cohort's arrays on the model's grid (that of the examination, in voxels as
+    large as the cohort's), and returns the corpus' folder. Arrays that are not there are drawn."""
     described, lines = _read_cohort(cohort)
     examination = described["examination"]
     if examination not in PREPROCESSING:

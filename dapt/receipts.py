@@ -42,6 +42,7 @@ def predict(
     other scanners and technicians would."""
     settings = Preprocessing.from_dict(model.config.preprocessing)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in Predictions.__slots__}
+    batch = settings.at_once(batch)
     for start in range(0, len(examples), batch):
         part = examples[start : start + batch]
         inputs = collate(part, model, settings, Augment(model.config.cell) if vary else None, vary, language)

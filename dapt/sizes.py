@@ -86,6 +86,7 @@ def _read(model: MLAModel, examples: tuple[Example, ...], batch: int) -> tuple[n
         lambda head, given: read.append(given[0].double().cpu().numpy())
     )
     try:
+        batch = settings.at_once(batch)
         for start in range(0, len(examples), batch):
             part = examples[start : start + batch]
             inputs = collate(part, model, settings)

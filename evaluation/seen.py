@@ -70,6 +70,7 @@ def see_batches(
     """The patients of each batch one by one, and the batch as it was encoded, for the decoder."""
     model, examination = checkpoint.model, checkpoint.scope.examination
     settings = Preprocessing.from_dict(model.config.preprocessing)
+    batch = settings.at_once(batch)
     for start in range(0, len(examples), batch):
         some = examples[start : start + batch]
         loaded = [load_channels(example, settings) for example in some]

@@ -8,6 +8,7 @@ Plain arrays: knows neither torch nor MONAI, so that drafting through ONNX needs
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from mla_med.types import Modality
 
 AIR_HU = -1024.0
 BODY_HU = -500.0
+CHEST_GRID = (128, 96, 112)
+"""Voxels of 3 mm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class Preprocessing:
     """What a model's input is: the default is chest CT at 3 mm."""
 
     modality: str = Modality.CT
-    shape: tuple[int, int, int] = (128, 96, 112)
+    shape: tuple[int, int, int] = CHEST_GRID
     """Voxels to the right, to the front, up (RAS)."""
     spacing_mm: float = 3.0
     windows_hu: tuple[tuple[float, float], ...] = ((-1350.0, 150.0), (-160.0, 240.0), (-500.0, 1300.0))
@@ -40,6 +43,10 @@ class Preprocessing:
         """The same region in voxels of another size."""
         i, j, k = (round(n * self.spacing_mm / spacing_mm) for n in self.shape)
         return replace(self, shape=(i, j, k), spacing_mm=float(spacing_mm))
+
+    def at_once(self, most: int) -> int:
+        """So many images in a batch, at most `most`, that memory holds no more than `most` chests of 3 mm."""
+        return max(1, min(most, most * prod(CHEST_GRID) // prod(self.shape)))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -23,6 +23,8 @@ from mla_med.model.mla import MLAModel
 
 ENOUGH, ENOUGH_UNSEEN = 20, 8
 """Lesions that a finding has to have, among the learnt and the unseen."""
+LEAST_SPREAD = 1e-3
+"""A number that varies by less is noise of rounding, and would get a weight that makes it loud."""
 STRENGTHS = tuple(10.0 ** (n / 2) for n in range(2, 9))
 
 
@@ -67,7 +69,7 @@ def refit_sizes(
 
 def fit_ridge(known_LH: np.ndarray, lacking_L: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
     """-> weights (H,) and bias. The ridge is on columns of mean 0 and spread 1."""
-    middle_H, scale_H = known_LH.mean(0), known_LH.std(0) + 1e-6
+    middle_H, scale_H = known_LH.mean(0), np.maximum(known_LH.std(0), LEAST_SPREAD)
     even_LH, mean = (known_LH - middle_H) / scale_H, float(lacking_L.mean())
     gram_HH = even_LH.T @ even_LH + strength * np.eye(even_LH.shape[1])
     weight_H = np.linalg.solve(gram_HH, even_LH.T @ (lacking_L - mean)) / scale_H

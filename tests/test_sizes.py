@@ -33,6 +33,16 @@ def test_a_head_is_the_ridge_regression_of_what_sizes_lack():
     assert known_LH.mean(0) @ weight_H + bias == pytest.approx(lacking_L.mean())
 
 
+def test_what_hardly_varies_gets_no_voice():
+    """Else a rounding, which is another in the next process, would change every size."""
+    rng = np.random.default_rng(0)
+    known_LH = np.hstack([rng.normal(3.0, 2.0, (40, 3)), 5.0 + rng.normal(0, 1e-6, (40, 1))])
+    lacking_L = known_LH[:, :3] @ [0.1, -0.2, 0.3] + rng.normal(0, 0.05, 40)
+    weight_H, _ = fit_ridge(known_LH, lacking_L, 10.0)
+    assert abs(weight_H[3]) < 1
+    assert np.abs(weight_H[:3]).min() > 0.05
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Sizes of 1 to 71 mm in both splits, 24 of them learnt and 12 unseen."""

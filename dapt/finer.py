@@ -28,6 +28,11 @@ DETAILS = 10
 STAGE = "image_encoder.stages."
 
 
+def width_of(channels: int) -> int:
+    """Channels of a stage in front: each channel and its negative, and details."""
+    return 2 * channels + DETAILS
+
+
 def is_half(finer: Preprocessing, settings: Preprocessing) -> bool:
     """Whether `finer` has the same region as `settings` in voxels of half the size."""
     return finer == settings.at(settings.spacing_mm / 2)
@@ -44,7 +49,7 @@ def halve_voxels(model: MLAModel, image_BCIJK: Tensor, seed: int = 0) -> MLAMode
         kind = "MONAI's" if config.backbone else "pruned"
         raise ConfigError(f"The image encoder is {kind}. Start with one of our own, before it is pruned.")
     channels = config.channels
-    width = 2 * channels + DETAILS
+    width = width_of(channels)
     weight_DCIJK = _first_weights(channels, seed)
     seen_DN = F.conv3d(image_BCIJK, weight_DCIJK, stride=2).transpose(0, 1).flatten(1)
     mean_D, variance_D = seen_DN.mean(1), seen_DN.var(1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from dapt.finer import halve_voxels, is_half
+from dapt.finer import halve_voxels, is_half, width_of
 from dapt.state import digest_of
 from dapt.tokenizer import train_tokenizer
 from dapt.train_config import TrainConfig
@@ -58,7 +58,8 @@ def pretrain(
     train, held_out = read_examples(corpus, "train")[:limit], read_examples(corpus, "validation")
     settings, examination = read_settings(corpus), read_about(corpus)["examination"]
     if start is not None:
-        model = _started(start, settings, examination, train)
+        begun = load_checkpoint(start).model
+        model = _fitting(begun, start, settings, examination, train)
     else:
         model_config = model_config or default(
             findings=findings_of(schema_of(examination)),
@@ -74,9 +75,11 @@ def pretrain(
         texts = [text for e in train for each in (e.reports, e.contexts) for text in each.values()]
         model.tokenizer = train_tokenizer(texts, model_config.vocab_size)
         if image_encoder is not None:
-            given = _started(image_encoder, settings, examination, train)
-            model.image_encoder.load_state_dict(given.image_encoder.state_dict())
-    begun_with = digest_of(model, (f"{e.id} {e.image and e.image.name}" for e in train))
+            seeing = load_checkpoint(image_encoder).model
+            seeing = _fitting(seeing, image_encoder, settings, examination, train)
+            model.image_encoder.load_state_dict(seeing.image_encoder.state_dict())
+        begun = model
+    begun_with = digest_of(begun, (f"{e.id} {e.image and e.image.name}" for e in train))
     trainer = Trainer(model, config, out, log or (lambda row: None), begun_with)
     trainer.adapt_text(train)
     trainer.find_lesions(train, held_out, settings)
@@ -89,14 +92,15 @@ def _stages_of(settings: Preprocessing) -> dict[str, tuple[int, ...]]:
     """Of the image encoder: one without convolutions in front for each halving of the usual voxels."""
     widths, units = tuple(default().widths), tuple(default().units)
     while 2 ** (len(widths) - LEVELS + 1) * settings.spacing_mm < LEAST_CELL_MM:
-        widths, units = (widths[0], *widths), (0, *units)
+        widths, units = (width_of(settings.channels), *widths), (0, *units)
     return {"widths": widths, "units": units}
 
 
-def _started(folder: Path, settings: Preprocessing, examination: str, train: tuple[Example, ...]) -> MLAModel:
-    """The model of a checkpoint, where it looks for the same findings and reads the same images, or those in
+def _fitting(
+    model: MLAModel, folder: Path, settings: Preprocessing, examination: str, train: tuple[Example, ...]
+) -> MLAModel:
+    """The model of a folder, where it looks for the same findings and reads the same images, or those in
     voxels of twice the size: then with a stage more (finer.py)."""
-    model = load_checkpoint(folder).model
     if is_half(settings, Preprocessing.from_dict(model.config.preprocessing)):
         images = [load_channels(example, settings)[0] for example in train[:SHOWN]]
         model = halve_voxels(model, torch.stack(images))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dapt.corpus import PREPROCESSING, prepare_corpus
+from dapt.corpus import PREPROCESSING, prepare_corpus, settings_of
 from dapt.finer import is_half
 from dapt.finish import train_checkpoint
 from dapt.train import check_fits
@@ -81,8 +81,7 @@ def _fusion_of(options: argparse.Namespace) -> str:
     there = model.config.fusion_type
     if options.fusion not in (None, there):
         raise ConfigError(f"The model of {options.start} has the fusion {there}, not {options.fusion}.")
-    settings = PREPROCESSING[options.examination]
-    settings = settings.at(options.spacing) if options.spacing else settings
+    settings = settings_of(options.examination, options.spacing)
     if not is_half(settings, Preprocessing.from_dict(model.config.preprocessing)):
         check_fits(model, options.start, settings, options.examination)
     return there

@@ -57,9 +57,7 @@ def prepare_corpus(
     examination = described["examination"]
     if examination not in PREPROCESSING:
         raise ConfigError(f"No model reads {examination}; there are: {', '.join(PREPROCESSING)}.")
-    settings = preprocessing or PREPROCESSING[examination]
-    if preprocessing is None and (spacing_mm := described.get("spacing_mm")):
-        settings = settings.at(spacing_mm)
+    settings = preprocessing or settings_of(examination, described.get("spacing_mm", 0.0))
     (out / "images").mkdir(parents=True, exist_ok=True)
     _check_same(out, settings)
     jobs = [(cohort, out, line, settings, described) for line in lines]
@@ -81,6 +79,12 @@ def prepare_corpus(
     }
     write_text(out / "corpus.json", json.dumps(about, indent=1) + "\n")
     return out
+
+
+def settings_of(examination: str, spacing_mm: float = 0.0) -> Preprocessing:
+    """Of its model; 0: in the usual voxels."""
+    usual = PREPROCESSING[examination]
+    return usual.at(spacing_mm) if spacing_mm else usual
 
 
 # A patient of the cohort -> an example

@@ -139,3 +139,15 @@ def settings_file(server, tmp_path):
     from night_site import write_settings
 
     return write_settings(tmp_path, server.dicomweb_url)
+
+
+@pytest.fixture
+def seed_and_one_thread():
+    """One thread: on shared cores, threads of so small a model wait for each other most of the time."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)

@@ -20,13 +20,7 @@ AFFINE = torch.diag(torch.tensor([1.5, 1.5, 1.5, 1.0]))[None]
 AFFINE[:, :3, 3] = torch.tensor([-40.0, 12.0, 7.5])
 
 
-@pytest.fixture(autouse=True)
-def seed_and_one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seed_and_one_thread")
 
 
 def a_trained_model() -> MLAModel:

@@ -33,14 +33,7 @@ from mla_med.report.schema import CHEST_CT
 BALL = [{"key": "ball", "sides": ["right", "left"], "sites": ["upper_lobe"], "has_size": True}]
 
 
-@pytest.fixture(autouse=True)
-def seed_and_one_thread():
-    """One thread: on shared cores, threads of so small a model wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seed_and_one_thread")
 
 
 def a_model(**changes):

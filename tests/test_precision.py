@@ -25,13 +25,7 @@ AFFINES = torch.diag(torch.tensor([-3.0, -3.0, 3.0, 1.0])).repeat(3, 1, 1)
 AFFINES[:, :3, 3] = torch.tensor([187.5, 142.3, -901.7])
 
 
-@pytest.fixture(autouse=True)
-def seed_and_one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seed_and_one_thread")
 
 
 def a_model(**changes) -> MLAModel:

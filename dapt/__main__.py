@@ -18,6 +18,7 @@ from dapt.train import check_fits
 from dapt.train_config import TrainConfig
 from mla_med.errors import ConfigError, MlaMedError, OutputError
 from mla_med.imaging.grid import Preprocessing
+from mla_med.memory import keep_freed
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import FUSION_TYPES
 from mla_med.phantom.cohort import CohortConfig, make_cohort
@@ -25,6 +26,7 @@ from mla_med.phantom.cohort import CohortConfig, make_cohort
 
 def main() -> int:
     options = _parser().parse_args()
+    keep_freed()
     began = time.perf_counter()
     work = options.work or Path("runs") / options.examination
     out = options.out or work / "checkpoint"

@@ -31,6 +31,7 @@ from dapt.train_config import TrainConfig
 from mla_med.corpus import Example, read_examples
 from mla_med.errors import ConfigError, MlaMedError
 from mla_med.files import write_json, write_text
+from mla_med.memory import keep_freed
 from mla_med.model.calibrate import best_threshold
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import FUSION_TYPES
@@ -173,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--test", type=Path, help="another corpus that all are scored on")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args(arguments)
+    keep_freed()
     console = Console(stderr=True)
     bench = Bench(given.corpus, given.test, given.image_encoder, given.limit)
     scores: dict[str, list[dict[str, float]]] = {}

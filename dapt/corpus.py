@@ -31,6 +31,7 @@ from mla_med.corpus import LANGUAGES, SPLITS, STYLE, finding_from, place, read_a
 from mla_med.errors import ConfigError, MlaMedError, OutputError, StudyError
 from mla_med.files import write_text
 from mla_med.imaging.transforms import BRAIN_MR, CHEST_CT, Preprocessing
+from mla_med.memory import keep_freed
 from mla_med.report.context import context_text
 from mla_med.report.interpret import interpret
 from mla_med.report.render import body_text, render_report
@@ -213,6 +214,7 @@ def _save_npy(path: Path, array: np.ndarray) -> None:
 
 def _one_thread() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
+    keep_freed()
     import torch
 
     torch.set_num_threads(1)

@@ -32,6 +32,7 @@ from mla_med.corpus import Example, load_image, place, read_about, read_examples
 from mla_med.errors import ConfigError, MlaMedError
 from mla_med.imaging.transforms import Preprocessing, window_channels
 from mla_med.looking import peaks
+from mla_med.memory import keep_freed
 from mla_med.model.calibrate import Calibration, calibrate, histogram_of
 from mla_med.model.checkpoint import as_stored, load_checkpoint, save_checkpoint
 from mla_med.model.conformal import COVERAGE
@@ -381,6 +382,7 @@ def main() -> int:
     parser.add_argument("--coverage", type=float, default=COVERAGE)
     parser.add_argument("--sizes", action="store_true", help="fit the size heads to the training split, too")
     given = parser.parse_args()
+    keep_freed()
     try:
         said = recalibrate(given.checkpoint, given.corpus, given.retest, given.coverage, given.sizes)
     except MlaMedError as error:

@@ -55,7 +55,9 @@ def adapt(
     from dapt.adapt import adapt as run
     from dapt.adapt import quick_plan
     from dapt.site import read_site
+    from mla_med.memory import keep_freed
 
+    keep_freed()
     began = time.perf_counter()
     chosen = _seeds(seeds)
     if quick:

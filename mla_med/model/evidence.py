@@ -193,10 +193,11 @@ def random_regions(cited: Voxels, body_IJK: np.ndarray, count: int) -> list[Voxe
     """Up to `count` boxes of the size of the cited one, with their centres in the body, clear of it."""
     size = [s.stop - s.start for s in cited]
     room = np.array([n - width for n, width in zip(body_IJK.shape, size, strict=True)])
-    centres = np.argwhere(body_IJK)
+    inside = np.flatnonzero(body_IJK)
     rng = np.random.default_rng([s.start for s in cited] + size)
+    tried = rng.choice(inside, min(50 * count, len(inside)), replace=False)
     found: list[Voxels] = []
-    for centre in rng.permutation(centres)[: 50 * count]:
+    for centre in np.stack(np.unravel_index(tried, body_IJK.shape), -1):
         if len(found) == count:
             break
         start = np.clip(centre - np.array(size) // 2, 0, room)

@@ -4,7 +4,8 @@
 
 calibrates a checkpoint that is there anew: thresholds, conformal sets, repeatability and what is familiar,
 from the validation and test splits of a corpus that its training did not see. Both, because the promise of
-conformal sets gets sharper with every example; scores are measured on another cohort. Its weights are
+conformal sets gets sharper with every example; scores are measured on another cohort. --unseen names more
+corpora of whom training saw nobody: the rarer a finding, the more its threshold is worth. The weights are
 untouched, but for the size heads with --sizes, which are fitted to the training split (dapt/sizes.py).
 """
 
@@ -16,7 +17,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -143,20 +144,27 @@ def finish(
 
 
 def recalibrate(
-    folder: Path, corpus: Path, retest: int = RETEST, coverage: float = COVERAGE, sizes: bool = False
+    folder: Path,
+    corpus: Path,
+    retest: int = RETEST,
+    coverage: float = COVERAGE,
+    sizes: bool = False,
+    unseen: Sequence[Path] = (),
 ) -> str:
-    """Calibrates a checkpoint anew, with `sizes` after its size heads; -> what its README says of it."""
+    """Calibrates a checkpoint anew, with `sizes` after its size heads; -> what its README says of it.
+    `unseen`: corpora of whom training saw nobody; all of their patients are calibrated on, too."""
     if not 0 < coverage < 1:
         raise ConfigError(f"A coverage lies between 0 and 1, not {coverage:g}.")
     there = load_checkpoint(folder)
     model = there.model
-    check_fits(model, folder, read_settings(corpus), read_about(corpus)["examination"])
+    for each in (corpus, *unseen):
+        check_fits(model, folder, read_settings(each), read_about(each)["examination"])
     card = (folder / "README.md").read_text(encoding="utf-8")
     fitted = _section(card, "Sizes")
     if sizes:
         model, refitted = with_sizes(model, corpus)
         fitted = sizes_card(refitted)
-    calibration, scores, examples = calibrate_on(model, corpus, retest, coverage)
+    calibration, scores, examples = calibrate_on(model, corpus, retest, coverage, unseen)
     said = held_out_card(scores, examples) + fitted + calibration_card(calibration, examples)
     for name in ("Held-out phantoms", "Sizes", "Calibration"):
         card = card.replace(_section(card, name), "")
@@ -189,12 +197,29 @@ def _held_out(corpus: Path) -> tuple[Example, ...]:
     return tuple(example for split in HELD_OUT for example in read_examples(corpus, split))
 
 
+def _strangers(corpus: Path, unseen: Sequence[Path]) -> tuple[Example, ...]:
+    """Everybody in `unseen`; nobody of them may be in the corpus, or stand there twice."""
+    strangers = tuple(example for each in unseen for example in read_examples(each, "all"))
+    seen = [example.id for example in (*read_examples(corpus, "all"), *strangers)]
+    if twice := len(seen) - len(set(seen)):
+        raise ConfigError(
+            f"{twice} patients of what shall be unseen are in the corpus, or there twice. Training may have "
+            "seen them, and a calibration on those promises too much. Draw others: another --seed."
+        )
+    return strangers
+
+
 def calibrate_on(
-    model: MLAModel, corpus: Path, retest: int = RETEST, coverage: float = COVERAGE
+    model: MLAModel,
+    corpus: Path,
+    retest: int = RETEST,
+    coverage: float = COVERAGE,
+    unseen: Sequence[Path] = (),
 ) -> tuple[Calibration, dict[str, float], int]:
-    """-> the calibration on what was held out, the scores on it, and its number of examples."""
+    """-> the calibration on what was held out and on the whole of `unseen`, the scores on both, and their
+    number of examples."""
     settings, examination = read_settings(corpus), read_about(corpus)["examination"]
-    held_out = _held_out(corpus)
+    held_out = (*_held_out(corpus), *_strangers(corpus, unseen))
     said, keys = predict(model, held_out), model.config.finding_keys
     varied = predict(model, held_out, vary=np.random.default_rng(RETEST_COHORT))
     known = predict(model, read_examples(corpus, "train")[:FAMILIAR])
@@ -380,11 +405,20 @@ def main() -> int:
     parser.add_argument("--corpus", type=Path, required=True, help="whose held-out splits to calibrate on")
     parser.add_argument("--retest", type=int, default=RETEST, help="phantoms to scan twice")
     parser.add_argument("--coverage", type=float, default=COVERAGE)
+    parser.add_argument(
+        "--unseen",
+        type=Path,
+        nargs="+",
+        default=(),
+        help="corpora of whom training saw nobody, to calibrate on as well: more patients, better thresholds",
+    )
     parser.add_argument("--sizes", action="store_true", help="fit the size heads to the training split, too")
     given = parser.parse_args()
     keep_freed()
     try:
-        said = recalibrate(given.checkpoint, given.corpus, given.retest, given.coverage, given.sizes)
+        said = recalibrate(
+            given.checkpoint, given.corpus, given.retest, given.coverage, given.sizes, given.unseen
+        )
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1

@@ -11,8 +11,9 @@ import torch
 from small_world import examples_in, small_model, write_corpus
 
 from dapt import sizes
-from dapt.finish import recalibrate
+from dapt.finish import calibrate_on, recalibrate
 from dapt.sizes import fit_ridge, refit_sizes
+from mla_med.corpus import SPLITS, read_examples
 from mla_med.errors import CheckpointError, ConfigError
 from mla_med.model.calibrate import Calibration
 from mla_med.model.checkpoint import as_stored, load_checkpoint, save_checkpoint
@@ -90,8 +91,6 @@ def test_a_few_lesions_change_no_head(world, monkeypatch, name, enough):
 def test_a_checkpoint_gets_sizes_and_calibration_and_keeps_what_else_lies_there(world, tmp_path, monkeypatch):
     corpus, untaught = world
     monkeypatch.setattr("dapt.finish.size_differences_mm", lambda model, examination, phantoms: {})
-    from dapt.finish import calibrate_on
-
     model = as_stored(untaught)
     calibration, _, _ = calibrate_on(model, corpus)
     folder = save_checkpoint(
@@ -119,6 +118,29 @@ def test_a_checkpoint_gets_sizes_and_calibration_and_keeps_what_else_lies_there(
     assert (there.name, there.version) == ("boxes", "0")
     assert _off(there.model, examples_in(corpus)) < _off(model, examples_in(corpus))
     json.loads((folder / "calibration.json").read_text())
+
+
+def test_strangers_sharpen_a_calibration(world, tmp_path, monkeypatch):
+    corpus, untaught = world
+    monkeypatch.setattr("dapt.finish.size_differences_mm", lambda model, examination, phantoms: {})
+    calibration, _, few = calibrate_on(untaught, corpus)
+    folder = save_checkpoint(
+        tmp_path / "one", untaught, calibration, SCOPES["chest_ct"], "boxes", "0", "# b\n"
+    )
+    with pytest.raises(ConfigError, match="are in the corpus, or there twice"):
+        recalibrate(folder, corpus, unseen=[corpus])
+    strangers = tmp_path / "strangers"
+    shutil.copytree(corpus, strangers)
+    for split in SPLITS:
+        rows = [json.loads(row) for row in (strangers / f"{split}.jsonl").read_text().splitlines()]
+        lines = (json.dumps(row | {"id": f"another {row['id']}"}) + "\n" for row in rows)
+        (strangers / f"{split}.jsonl").write_text("".join(lines))
+    with pytest.raises(ConfigError, match="or there twice"):
+        recalibrate(folder, corpus, unseen=[strangers, strangers])
+    more = len(read_examples(strangers, "all"))
+    assert f"Set on the {few + more} held-out phantoms" in recalibrate(folder, corpus, unseen=[strangers])
+    answer, before = (c.answers["lung_nodule"] for c in (load_checkpoint(folder).calibration, calibration))
+    assert answer.num_present + answer.num_absent == few + more > before.num_present + before.num_absent
 
 
 @pytest.mark.parametrize("change", [{"examination": "brain_mr"}, {"spacing_mm": 3.0}])

@@ -16,6 +16,7 @@ from dapt.finer import is_half
 from dapt.finish import train_checkpoint
 from dapt.train import check_fits
 from dapt.train_config import TrainConfig
+from mla_med.corpus import read_settings
 from mla_med.errors import ConfigError, MlaMedError, OutputError
 from mla_med.imaging.grid import Preprocessing
 from mla_med.memory import keep_freed
@@ -52,6 +53,8 @@ def main() -> int:
             seed=options.training_seed,
             device=options.device,
         )
+        for each in options.unseen:  # what is wrong with one shall not be found after hours
+            _check_read(each, options)
         patients = make_cohort(cohort, work / "cohort", _progress("patient"))
         corpus = prepare_corpus(
             patients, work / "corpus", workers=options.workers, progress=_progress("image")
@@ -64,6 +67,7 @@ def main() -> int:
             log=lambda row: print(json.dumps(row), flush=True),
             command=shlex.join(["python", "-m", "dapt", *sys.argv[1:]]),
             start=options.start,
+            unseen=options.unseen,
         )
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
@@ -87,6 +91,11 @@ def _fusion_of(options: argparse.Namespace) -> str:
     if not is_half(settings, Preprocessing.from_dict(model.config.preprocessing)):
         check_fits(model, options.start, settings, options.examination)
     return there
+
+
+def _check_read(corpus: Path, options: argparse.Namespace) -> None:
+    if read_settings(corpus) != settings_of(options.examination, options.spacing):
+        raise ConfigError(f"{corpus} holds other images than this training: another examination or spacing.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,6 +122,13 @@ def _parser() -> argparse.ArgumentParser:
         "--fusion", choices=FUSION_TYPES, help=f"of a new model; {training.fusion_type}, with --start its own"
     )
     parser.add_argument("--start", type=Path, help="a checkpoint to go on with, instead of a new model")
+    parser.add_argument(
+        "--unseen",
+        type=Path,
+        nargs="+",
+        default=(),
+        help="other corpora to calibrate on as well",
+    )
     parser.add_argument("--device", default=training.device, help="cpu or cuda")
     return parser
 

@@ -44,7 +44,7 @@ from mla_med.report.schema import schema_of
 from mla_med.types import Modality
 
 NAMES = {"chest_ct": "mla_med chest CT (phantom)", "brain_mr": "mla_med brain MR (phantom)"}
-VERSION = "0.4.0"
+VERSION = "0.5.0"
 TERMS = {"chest_ct": "chest CT", "brain_mr": "brain MR"}
 
 HELD_OUT = ("validation", "test")
@@ -124,19 +124,27 @@ def train_checkpoint(
     log: Log | None = None,
     command: str = "",
     start: Path | None = None,
+    unseen: Sequence[Path] = (),
 ) -> Path:
-    """Corpus -> trained, calibrated checkpoint directory. Resumable through `work`."""
+    """Corpus -> trained, calibrated checkpoint directory. Resumable through `work`. `unseen`: other corpora
+    to calibrate on as well."""
     model = pretrain(corpus, work, config, log=log, validate=score_findings, start=start)
-    return finish(model, corpus, work, out, command)
+    return finish(model, corpus, work, out, command, unseen=unseen)
 
 
 def finish(
-    model: MLAModel, corpus: Path, training: Path, out: Path, command: str, retest: int = RETEST
+    model: MLAModel,
+    corpus: Path,
+    training: Path,
+    out: Path,
+    command: str,
+    retest: int = RETEST,
+    unseen: Sequence[Path] = (),
 ) -> Path:
-    """Fits the size heads, calibrates on what was held out, and writes the checkpoint."""
+    """Fits the size heads, calibrates on what was held out and on `unseen`, and writes the checkpoint."""
     examination = read_about(corpus)["examination"]
     model, sizes = with_sizes(model, corpus)
-    calibration, scores, examples = calibrate_on(model, corpus, retest)
+    calibration, scores, examples = calibrate_on(model, corpus, retest, unseen=unseen)
     card = _card(model, corpus, training, command)
     card += held_out_card(scores, examples) + sizes_card(sizes) + calibration_card(calibration, examples)
     scope = SCOPES[examination]

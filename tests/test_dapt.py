@@ -271,6 +271,7 @@ def test_a_model_without_a_map_is_taught_no_patches(corpus, tmp_path):
         (["--start", "nowhere"], "CHECKPOINT_MISSING", "nowhere"),
         (["--spacing", "0.1"], "CONFIG_INVALID", "0.5 to 12 mm"),
         (["--start", str(PACKAGED), "--spacing", "2.5"], "CHECKPOINT_DIFFERS", "reads other images"),
+        (["--unseen", "nowhere"], "CORPUS_MISSING", "No corpus at nowhere"),
     ],
 )
 def test_a_wrong_wish_is_one_line_before_anything_is_made(wanted, code, words, tmp_path, monkeypatch, capsys):

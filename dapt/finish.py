@@ -86,7 +86,8 @@ _HELD_OUT = """
 {scores}
 
 No weight of the network was learnt from these {phantoms} phantoms, but thresholds and the limits of the gate
-were set on them (`calibration.json`), and how hard findings are and how far size heads go was chosen on them.
+were set on them (`calibration.json`), and how hard findings are and how far size heads go was chosen on those
+of the training's own corpus.
 Scores on phantoms that neither training nor calibration saw are in MODEL_CARD.md of the project.
 """
 

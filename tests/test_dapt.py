@@ -285,6 +285,14 @@ def test_a_wrong_wish_is_one_line_before_anything_is_made(wanted, code, words, t
     assert not (tmp_path / "work").exists()
 
 
+def test_images_that_the_model_will_not_read_calibrate_nothing(corpus, tmp_path, monkeypatch, capsys):
+    work = tmp_path / "work"
+    monkeypatch.setattr("sys.argv", ["dapt", "--work", str(work), "--unseen", str(corpus)])
+    assert train_on_phantoms() == 1
+    assert "holds other images than this training" in capsys.readouterr().err
+    assert not work.exists()
+
+
 def test_a_trained_checkpoint_loads_and_explains_itself(corpus, tmp_path):
     model = pretrain(corpus, tmp_path / "work", TRAIN, _model_config())
     folder = finish(model, corpus, tmp_path / "work", tmp_path / "checkpoint", "python -m dapt", retest=2)

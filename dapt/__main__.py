@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         default=(),
-        help="other corpora to calibrate on as well",
+        help="corpora of whom no training saw anybody, to calibrate on as well",
     )
     parser.add_argument("--device", default=training.device, help="cpu or cuda")
     return parser

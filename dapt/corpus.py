@@ -65,7 +65,7 @@ def prepare_corpus(
     rows: dict[str, list[str]] = {split: [] for split in SPLITS}
     # a fresh interpreter for each worker: torch's threads do not survive a fork
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
         for n, (split, row) in enumerate(pool.map(_make_example, jobs, chunksize=8), 1):
             rows[split].append(row)
             progress(n, len(jobs))
@@ -212,7 +212,7 @@ def _save_npy(path: Path, array: np.ndarray) -> None:
     part.replace(path)
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     keep_freed()
     import torch

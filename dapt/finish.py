@@ -12,8 +12,6 @@ untouched, but for the size heads with --sizes, which are fitted to the training
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import shutil
 import sys
 from collections import Counter
@@ -23,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dapt.card import NAMES, VERSION, calibration_card, held_out_card, section_of, sizes_card, training_card
 from dapt.collate import collate
 from dapt.receipts import predict, score_findings, score_predictions
 from dapt.sizes import Refitted, refit_sizes
@@ -43,10 +42,6 @@ from mla_med.report.context import context_text
 from mla_med.report.schema import schema_of
 from mla_med.types import Modality
 
-NAMES = {"chest_ct": "mla_med chest CT (phantom)", "brain_mr": "mla_med brain MR (phantom)"}
-VERSION = "0.5.0"
-TERMS = {"chest_ct": "chest CT", "brain_mr": "brain MR"}
-
 HELD_OUT = ("validation", "test")
 FAMILIAR = 600
 """So many training examples say what is familiar to the gate."""
@@ -58,63 +53,6 @@ CELL_MM = 12.0
 """A cell of the map of a chest."""
 RETEST_COHORT = 3999
 """Cohorts have seeds of 0 to 4000; nobody trains on this one."""
-
-_CARD = """# {name} {version}
-
-Drafts {term} reports in {languages}. **Trained on phantoms only**: people who do not exist, made by
-`mla_med.phantom`. It has never seen a patient and is not a medical device; on a real {term} its
-gate is expected to refuse, and a draft that passes is of no clinical use.
-
-| | |
-|---|---|
-| parameters | {parameters:.2f} M, stored in half precision |
-| input | {shape} voxels of {spacing} mm, {channels}; age, sex and indication as text |
-| findings | {findings} |
-| trained on | {train} phantoms of site {site}, from cohort {seed} of {n} (phantom version {phantom}) |
-| command | `{command}` |
-| wall time of the training | {minutes:.0f} minutes on {device} |
-
-## Training log
-One row an epoch; losses are unweighted means over the epoch, scores are of the averaged weights on
-{validation} validation phantoms at a threshold of 0.5.
-
-{log}
-"""
-
-_HELD_OUT = """
-## Held-out phantoms
-{scores}
-
-No weight of the network was learnt from these {phantoms} phantoms, but thresholds and the limits of the gate
-were set on them (`calibration.json`), and how hard findings are and how far size heads go was chosen on those
-of the training's own corpus.
-Scores on phantoms that neither training nor calibration saw are in MODEL_CARD.md of the project.
-"""
-
-
-_CALIBRATION = """
-## Calibration
-Set on the {phantoms} held-out phantoms. The likelier answer, with
-"present" from `likelier` on, is given unless the other conforms too; then the draft says that it cannot say.
-Of those who have a finding, and of those who do not, {coverage:.0f} % are not told the opposite
-(class-conditional split-conformal sets), among phantoms like these. `repeat mm`: two scans of one lesion
-differ by less in 19 of 20.
-
-| finding | with | without | present conforms from | likelier from | absent conforms to | repeat mm |
-|---|---|---|---|---|---|---|
-{rows}
-"""
-
-_SIZES = """
-## Sizes
-The heads that say how large a finding is were fitted last, in closed form, to the training phantoms, as
-strongly as was best for the held-out ones. By how much the logarithm of a size is off in the mean, of the
-held-out:
-
-| finding | learnt | held out | before | after |
-|---|---|---|---|---|
-{rows}
-"""
 
 
 def train_checkpoint(
@@ -129,6 +67,7 @@ def train_checkpoint(
 ) -> Path:
     """Corpus -> trained, calibrated checkpoint directory. Resumable through `work`. `unseen`: other corpora
     to calibrate on as well."""
+    _strangers(corpus, unseen)  # who is no stranger shall not be found after hours
     model = pretrain(corpus, work, config, log=log, validate=score_findings, start=start)
     return finish(model, corpus, work, out, command, unseen=unseen)
 
@@ -146,7 +85,7 @@ def finish(
     examination = read_about(corpus)["examination"]
     model, sizes = with_sizes(model, corpus)
     calibration, scores, examples = calibrate_on(model, corpus, retest, unseen=unseen)
-    card = _card(model, corpus, training, command)
+    card = training_card(model, corpus, training, command)
     card += held_out_card(scores, examples) + sizes_card(sizes) + calibration_card(calibration, examples)
     scope = SCOPES[examination]
     return save_checkpoint(out, model, calibration, scope, NAMES[examination], VERSION, card)
@@ -169,14 +108,14 @@ def recalibrate(
     for each in (corpus, *unseen):
         check_fits(model, folder, read_settings(each), read_about(each)["examination"])
     card = (folder / "README.md").read_text(encoding="utf-8")
-    fitted = _section(card, "Sizes")
+    fitted = section_of(card, "Sizes")
     if sizes:
         model, refitted = with_sizes(model, corpus)
         fitted = sizes_card(refitted)
     calibration, scores, examples = calibrate_on(model, corpus, retest, coverage, unseen)
     said = held_out_card(scores, examples) + fitted + calibration_card(calibration, examples)
     for name in ("Held-out phantoms", "Sizes", "Calibration"):
-        card = card.replace(_section(card, name), "")
+        card = card.replace(section_of(card, name), "")
     card = card.rstrip("\n") + "\n" + said
     part = save_checkpoint(
         folder.with_name(f".{folder.name}.anew"),
@@ -187,12 +126,6 @@ def recalibrate(
         (part / name).replace(folder / name)
     shutil.rmtree(part)
     return said
-
-
-def _section(card: str, name: str) -> str:
-    """From its heading to the next; empty where there is none."""
-    found = re.search(rf"\n## {name}\n.*?(?=\n## |\Z)", card, re.DOTALL)
-    return found.group() if found else ""
 
 
 def with_sizes(model: MLAModel, corpus: Path) -> tuple[MLAModel, Mapping[str, Refitted]]:
@@ -345,67 +278,6 @@ def scan_twice(
         presents.append(torch.tensor(present))
         affines.append(torch.from_numpy(affine).to(torch.float32))
     return torch.stack(images), torch.stack(presents), torch.stack(affines), context_text(examined.context)
-
-
-def held_out_card(scores: Mapping[str, float], phantoms: int) -> str:
-    rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in scores.items())
-    return _HELD_OUT.format(scores="| score | value |\n|---|---|\n" + rows, phantoms=phantoms)
-
-
-def sizes_card(refitted: Mapping[str, Refitted]) -> str:
-    """A section of the README; empty where no head was fitted."""
-    rows = [
-        f"| {code} | {one.learnt} | {one.unseen} | {one.before:.3f} | {one.after:.3f} |"
-        for code, one in refitted.items()
-    ]
-    return _SIZES.format(rows="\n".join(rows)) if rows else ""
-
-
-def calibration_card(calibration: Calibration, phantoms: int) -> str:
-    """What may be said of each finding, as a section of the README."""
-    rows = []
-    for code, a in calibration.answers.items():
-        repeat = f"{calibration.size_repeat_mm[code]:.1f}" if code in calibration.size_repeat_mm else ""
-        limits = f"{a.present_from:.4f} | {a.cut:.2f} | {a.absent_to:.4f}"
-        rows.append(f"| {code} | {a.num_present} | {a.num_absent} | {limits} | {repeat} |")
-    return _CALIBRATION.format(
-        phantoms=phantoms, coverage=100 * (calibration.coverage or 0), rows="\n".join(rows)
-    )
-
-
-def _card(model: MLAModel, corpus: Path, training: Path, command: str) -> str:
-    about = read_about(corpus)
-    settings = read_settings(corpus)
-    rows = [json.loads(line) for line in (training / "log.jsonl").read_text().splitlines()]
-    trained = sum(row["seconds"] for row in rows)
-    windows = f"{len(settings.windows_hu)} CT windows"
-    return _CARD.format(
-        name=NAMES[about["examination"]],
-        version=VERSION,
-        term=TERMS[about["examination"]],
-        languages="English and Chinese",
-        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
-        shape=" x ".join(map(str, settings.shape)),
-        spacing=settings.spacing_mm,
-        channels=windows if settings.windows_hu else f"sequences {', '.join(settings.sequences)}",
-        findings=", ".join(model.config.finding_keys),
-        train=about["train"],
-        **about["cohort"],
-        command=command,
-        minutes=trained / 60,
-        device=" and ".join(sorted({row.get("device", "CPU") for row in rows})),
-        validation=about["validation"],
-        log=_table([r for r in rows if "presence" in r], ("epoch", "seconds", "presence", "evidence", "lm"))
-        + "\n\n"
-        + _table([r for r in rows if "perplexity" in r], ("epoch", "seconds", "perplexity")),
-    )
-
-
-def _table(rows: list[dict], columns: tuple[str, ...]) -> str:
-    extra = tuple(k for k in (rows[0] if rows else {}) if k.startswith("validation macro"))
-    columns = (*columns, *extra)
-    head = "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
-    return head + "".join("\n| " + " | ".join(str(r.get(c, "")) for c in columns) + " |" for r in rows)
 
 
 def main() -> int:

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from dapt.augment import Augment
+from dapt.card import calibration_card
 from dapt.collate import collate, collate_patches
-from dapt.finish import calibrate_on, calibration_card
+from dapt.finish import calibrate_on
 from dapt.patches import PatchSampler
 from dapt.receipts import score_findings
 from dapt.recovery import Course, imitate, recover, settle

@@ -1,8 +1,8 @@
 """What a process does with memory that it has freed.
 
 glibc gives every freed block of more than 32 MiB back to the system, and the system hands the next one out in
-pages of 4 KiB that it fills with zeros first. An image of 1.5 mm is 44 MB a channel, so a training spends
-half its time on that. Knows no image.
+pages of 4 KiB that it fills with zeros first. An image of 1.5 mm is 44 MB a channel, and a training spent
+nearly half of its time on that. Knows no image.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from dapt.ablation import main as ablate
 from dapt.augment import Augment, moved, varied
 from dapt.collate import report_ids, targets_of
 from dapt.corpus import prepare_corpus
-from dapt.finish import finish
+from dapt.finish import finish, train_checkpoint
 from dapt.images import Images
 from dapt.patches import PatchSampler
 from dapt.schedule import TrainingError
@@ -25,7 +25,7 @@ from dapt.train import pretrain
 from dapt.train_config import TrainConfig
 from dapt.trainer import Trainer
 from mla_med.corpus import from_bytes, read_about, read_examples, to_bytes
-from mla_med.errors import CheckpointError, StudyError
+from mla_med.errors import CheckpointError, ConfigError, StudyError
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import SIDES, tiny
@@ -291,6 +291,12 @@ def test_images_that_the_model_will_not_read_calibrate_nothing(corpus, tmp_path,
     assert train_on_phantoms() == 1
     assert "holds other images than this training" in capsys.readouterr().err
     assert not work.exists()
+
+
+def test_who_is_trained_on_is_no_stranger_and_that_is_said_before_the_training(corpus, tmp_path):
+    with pytest.raises(ConfigError, match="are in the corpus"):
+        train_checkpoint(corpus, tmp_path / "work", tmp_path / "out", TRAIN, unseen=[corpus])
+    assert not list(tmp_path.glob("[wo]*"))
 
 
 def test_a_trained_checkpoint_loads_and_explains_itself(corpus, tmp_path):

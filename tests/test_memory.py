@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 
@@ -40,9 +39,9 @@ def pages_of(way: str) -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
 def test_freed_blocks_are_used_again():
-    forty = 40 * 40_000_000 // resource.getpagesize()
-    assert pages_of("as it is") >= forty
-    assert pages_of("keep") < forty / 100
+    # of 4 KiB or 2 MiB, as the system has it
+    assert pages_of("as it is") > 40 * 10
+    assert pages_of("keep") < 40
 
 
 def test_elsewhere_nothing_changes(monkeypatch):

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dapt.corpus import PREPROCESSING, prepare_corpus, settings_of
-from dapt.finer import is_half
+from dapt.finer import is_half, width_of
 from dapt.finish import train_checkpoint
-from dapt.train import check_fits
+from dapt.train import check_fits, stages_of
 from dapt.train_config import TrainConfig
+from dapt.widen import check_widths
 from mla_med.corpus import read_settings
 from mla_med.errors import ConfigError, MlaMedError, OutputError
 from mla_med.imaging.grid import Preprocessing
@@ -50,10 +51,11 @@ def main() -> int:
             patches=options.patches,
             lr=options.lr,
             fusion_type=fusion,
+            widths=tuple(options.widths),
             seed=options.training_seed,
             device=options.device,
         )
-        for each in options.unseen:  # what is wrong with one shall not be found after hours
+        for each in (*options.unseen, *options.rich):  # what is wrong with one shall not be found after hours
             _check_read(each, options)
         patients = make_cohort(cohort, work / "cohort", _progress("patient"))
         corpus = prepare_corpus(
@@ -68,6 +70,7 @@ def main() -> int:
             command=shlex.join(["python", "-m", "dapt", *sys.argv[1:]]),
             start=options.start,
             unseen=options.unseen,
+            rich=options.rich,
         )
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
@@ -82,14 +85,20 @@ def main() -> int:
 def _fusion_of(options: argparse.Namespace) -> str:
     """Of the model that will be trained. What is wrong with a checkpoint shall not be found after hours."""
     if options.start is None:
+        if options.widths:
+            stages_of(settings_of(options.examination, options.spacing), tuple(options.widths))
         return options.fusion or TrainConfig().fusion_type
     model = load_checkpoint(options.start).model
     there = model.config.fusion_type
     if options.fusion not in (None, there):
         raise ConfigError(f"The model of {options.start} has the fusion {there}, not {options.fusion}.")
-    settings = settings_of(options.examination, options.spacing)
-    if not is_half(settings, Preprocessing.from_dict(model.config.preprocessing)):
+    settings, widths = settings_of(options.examination, options.spacing), tuple(model.config.widths)
+    if is_half(settings, Preprocessing.from_dict(model.config.preprocessing)):
+        widths = (width_of(settings.channels), *widths)
+    else:
         check_fits(model, options.start, settings, options.examination)
+    if options.widths:
+        check_widths(options.widths, widths)
     return there
 
 
@@ -121,6 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fusion", choices=FUSION_TYPES, help=f"of a new model; {training.fusion_type}, with --start its own"
     )
+    parser.add_argument(
+        "--widths",
+        type=int,
+        nargs="+",
+        default=training.widths,
+        help="channels of the stages of the image encoder, finest first; with --start it is widened to them",
+    )
     parser.add_argument("--start", type=Path, help="a checkpoint to go on with, instead of a new model")
     parser.add_argument(
         "--unseen",
@@ -128,6 +144,13 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=(),
         help="corpora of whom no training saw anybody, to calibrate on as well",
+    )
+    parser.add_argument(
+        "--rich",
+        type=Path,
+        nargs="+",
+        default=(),
+        help="corpora to take patches from as well, of patients who have much: mla-med phantom cohort --odds",
     )
     parser.add_argument("--device", default=training.device, help="cpu or cuda")
     return parser

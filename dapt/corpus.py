@@ -75,7 +75,9 @@ def prepare_corpus(
         "examination": examination,
         "languages": LANGUAGES,
         **{split: len(rows[split]) for split in SPLITS},
-        "cohort": {key: described[key] for key in ("phantom", "n", "seed", "site")},
+        "cohort": {
+            key: described[key] for key in ("phantom", "n", "seed", "site", "odds") if key in described
+        },
         "preprocessing": settings.to_dict(),
     }
     write_text(out / "corpus.json", json.dumps(about, indent=1) + "\n")

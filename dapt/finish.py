@@ -64,11 +64,14 @@ def train_checkpoint(
     command: str = "",
     start: Path | None = None,
     unseen: Sequence[Path] = (),
+    rich: Sequence[Path] = (),
 ) -> Path:
     """Corpus -> trained, calibrated checkpoint directory. Resumable through `work`. `unseen`: other corpora
-    to calibrate on as well."""
-    _strangers(corpus, unseen)  # who is no stranger shall not be found after hours
-    model = pretrain(corpus, work, config, log=log, validate=score_findings, start=start)
+    to calibrate on as well. `rich`: others to take patches from as well."""
+    # what is wrong with them shall not be found after hours
+    _strangers((corpus, *rich), unseen)
+    _check_usual(corpus, unseen)
+    model = pretrain(corpus, work, config, log=log, validate=score_findings, start=start, rich=rich)
     return finish(model, corpus, work, out, command, unseen=unseen)
 
 
@@ -139,16 +142,28 @@ def _held_out(corpus: Path) -> tuple[Example, ...]:
     return tuple(example for split in HELD_OUT for example in read_examples(corpus, split))
 
 
-def _strangers(corpus: Path, unseen: Sequence[Path]) -> tuple[Example, ...]:
-    """Everybody in `unseen`; nobody of them may be in the corpus, or stand there twice."""
+def _strangers(corpora: Sequence[Path], unseen: Sequence[Path]) -> tuple[Example, ...]:
+    """Everybody in `unseen`; nobody of them may be in a corpus of training, and nobody stand there twice."""
     strangers = tuple(example for each in unseen for example in read_examples(each, "all"))
-    seen = [example.id for example in (*read_examples(corpus, "all"), *strangers)]
+    seen = [example.id for each in corpora for example in read_examples(each, "all")]
+    seen += [example.id for example in strangers]
     if twice := len(seen) - len(set(seen)):
         raise ConfigError(
             f"{twice} patients of what shall be unseen are in the corpus, or there twice. Training may have "
             "seen them, and a calibration on those promises too much. Draw others: another --seed."
         )
     return strangers
+
+
+def _check_usual(corpus: Path, unseen: Sequence[Path]) -> None:
+    """Probabilities are calibrated on patients who have as much as those who will come."""
+    for each in (corpus, *unseen):
+        odds = read_about(each).get("cohort", {}).get("odds", 1.0)
+        if odds != 1:
+            raise ConfigError(
+                f"The patients of {each} have findings at {odds:g} times the usual odds. Take patches from "
+                "them (--rich), and calibrate on others."
+            )
 
 
 def calibrate_on(
@@ -161,7 +176,8 @@ def calibrate_on(
     """-> the calibration on what was held out and on the whole of `unseen`, the scores on both, and their
     number of examples."""
     settings, examination = read_settings(corpus), read_about(corpus)["examination"]
-    held_out = (*_held_out(corpus), *_strangers(corpus, unseen))
+    _check_usual(corpus, unseen)
+    held_out = (*_held_out(corpus), *_strangers((corpus,), unseen))
     said, keys = predict(model, held_out), model.config.finding_keys
     varied = predict(model, held_out, vary=np.random.default_rng(RETEST_COHORT))
     known = predict(model, read_examples(corpus, "train")[:FAMILIAR])

@@ -6,7 +6,7 @@ same batches in the same order. (Stages before and beside these: `mla-med adapt`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,8 +16,9 @@ from dapt.state import digest_of
 from dapt.tokenizer import train_tokenizer
 from dapt.train_config import TrainConfig
 from dapt.trainer import Log, Trainer
+from dapt.widen import widen
 from mla_med.corpus import Example, load_channels, read_about, read_examples, read_settings
-from mla_med.errors import CheckpointError
+from mla_med.errors import CheckpointError, ConfigError
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import LEVELS, ModalConfig, default, findings_of
@@ -44,13 +45,15 @@ def pretrain(
     start: Path | None = None,
     limit: int | None = None,
     image_encoder: Path | None = None,
+    rich: Sequence[Path] = (),
 ) -> MLAModel:
     """Trains on `corpus` and returns the model with averaged weights, on the CPU, in eval mode.
 
     out: state to resume from and log.jsonl. `validate` scores the model on the validation
     split after each epoch; its numbers go to the log. `start`: a checkpoint whose weights and tokenizer
     are gone on with, instead of a new model. `image_encoder`: a checkpoint whose image encoder a
-    new model begins with. `limit`: so many examples of the train split, its first.
+    new model begins with. `limit`: so many examples of the train split, its first. `rich`: corpora whose
+    train splits S2 learns from as well.
     """
     config = config or TrainConfig()
     out.mkdir(parents=True, exist_ok=True)
@@ -60,13 +63,14 @@ def pretrain(
     if start is not None:
         begun = load_checkpoint(start).model
         model = _fitting(begun, start, settings, examination, train)
+        model = widen(model, config.widths) if config.widths else model
     else:
         model_config = model_config or default(
             findings=findings_of(schema_of(examination)),
             fusion_type=config.fusion_type,
             channels=settings.channels,
             image_dim=settings.shape,
-            **_stages_of(settings),
+            **stages_of(settings, config.widths),
             vocab_size=VOCABULARY,
             decoder={"n_positions": POSITIONS, "attn_pdrop": 0.0},
         )
@@ -79,21 +83,25 @@ def pretrain(
             seeing = _fitting(seeing, image_encoder, settings, examination, train)
             model.image_encoder.load_state_dict(seeing.image_encoder.state_dict())
         begun = model
-    begun_with = digest_of(begun, (f"{e.id} {e.image and e.image.name}" for e in train))
+    patients = (*train, *(example for each in rich for example in read_examples(each, "train")))
+    begun_with = digest_of(begun, (f"{e.id} {e.image and e.image.name}" for e in patients))
     trainer = Trainer(model, config, out, log or (lambda row: None), begun_with)
     trainer.adapt_text(train)
-    trainer.find_lesions(train, held_out, settings)
+    trainer.find_lesions(patients, held_out, settings)
     trainer.learn(train, held_out, settings, validate)
     model.load_state_dict(trainer.average)
     return model.cpu().eval()
 
 
-def _stages_of(settings: Preprocessing) -> dict[str, tuple[int, ...]]:
-    """Of the image encoder: one without convolutions in front for each halving of the usual voxels."""
+def stages_of(settings: Preprocessing, wanted: tuple[int, ...] = ()) -> dict[str, tuple[int, ...]]:
+    """Of the image encoder: one without convolutions in front for each halving of the usual voxels, and in
+    each as many channels as are wanted."""
     widths, units = tuple(default().widths), tuple(default().units)
     while 2 ** (len(widths) - LEVELS + 1) * settings.spacing_mm < LEAST_CELL_MM:
         widths, units = (width_of(settings.channels), *widths), (0, *units)
-    return {"widths": widths, "units": units}
+    if wanted and len(wanted) != len(widths):
+        raise ConfigError(f"Images in these voxels want {len(widths)} stages, not {len(wanted)} widths.")
+    return {"widths": wanted or widths, "units": units}
 
 
 def _fitting(

@@ -54,6 +54,9 @@ class TrainConfig:
     a CPU not of images or patches under LEAST_CELLS) or fp32. Weights and their mean are float32."""
     fusion_type: str = "full"
     """Of a new model: one of config.FUSION_TYPES."""
+    widths: tuple[int, ...] = ()
+    """Channels of the stages of the image encoder, finest first: a new model has so many, one that is gone on
+    with is widened to them (widen.py). (): as they are."""
     freeze_image_encoder: bool = False
     """It stays what it was at the start, its norms' statistics too."""
     seed: int = 0

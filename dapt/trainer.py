@@ -293,11 +293,12 @@ class Trainer:
         with safe_open(path, "pt") as file:
             meta = file.metadata()
         # what a state is older than had the value that is the default now
-        begun = asdict(TrainConfig()) | json.loads(meta["config"])
+        begun = json.loads(json.dumps(asdict(TrainConfig()))) | json.loads(meta["config"])
         # it may go on for longer, and on another device
         free = {"epochs": 0, "device": ""}
         same = meta.get("begun with", self.begun_with) == self.begun_with
-        if begun | free != asdict(self.config) | free or not same:
+        asked = json.loads(json.dumps(asdict(self.config)))  # tuples as what was read has them
+        if begun | free != asked | free or not same:
             what = "settings" if same else "patients or weights"
             raise CheckpointError(
                 f"{path} was begun with other {what}. Use another folder, or delete it to start again.",

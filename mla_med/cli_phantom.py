@@ -77,6 +77,9 @@ def cohort(
     language: Annotated[str, typer.Option(help="Of the reports, instead of the site's.")] = "",
     matrix: Annotated[int, typer.Option(min=64, max=512, help="Rows and columns of a CT in DICOM.")] = 512,
     spacing: Annotated[float, typer.Option(help="mm of the voxels of arrays; 0: the usual ones.")] = 0.0,
+    odds: Annotated[
+        float, typer.Option(help="Of every finding, times the usual ones: patients to learn from.")
+    ] = 1.0,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
 ) -> None:
     """Make many patients with images, truth and report: the same bytes from the same seed. Stopped, it goes
@@ -94,6 +97,7 @@ def cohort(
         language=language,
         matrix=matrix,
         spacing_mm=spacing,
+        odds=odds,
         workers=workers,
     )
     with progress_bar() as bar:

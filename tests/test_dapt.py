@@ -271,6 +271,8 @@ def test_a_model_without_a_map_is_taught_no_patches(corpus, tmp_path):
         (["--start", "nowhere"], "CHECKPOINT_MISSING", "nowhere"),
         (["--spacing", "0.1"], "CONFIG_INVALID", "0.5 to 12 mm"),
         (["--start", str(PACKAGED), "--spacing", "2.5"], "CHECKPOINT_DIFFERS", "reads other images"),
+        (["--start", str(PACKAGED), "--widths", "8", "8"], "CONFIG_INVALID", "none smaller"),
+        (["--spacing", "1.5", "--widths", "8", "8"], "CONFIG_INVALID", "want 5 stages"),
         (["--unseen", "nowhere"], "CORPUS_MISSING", "No corpus at nowhere"),
     ],
 )
@@ -297,6 +299,27 @@ def test_who_is_trained_on_is_no_stranger_and_that_is_said_before_the_training(c
     with pytest.raises(ConfigError, match="are in the corpus"):
         train_checkpoint(corpus, tmp_path / "work", tmp_path / "out", TRAIN, unseen=[corpus])
     assert not list(tmp_path.glob("[wo]*"))
+
+
+def test_patches_come_from_patients_who_have_much_too_and_nothing_is_calibrated_on_them(
+    corpus, tmp_path, monkeypatch
+):
+    config = replace(COHORT, seed=3991, odds=20.0, form="truth", spacing_mm=SMALL.spacing_mm)
+    rich = prepare_corpus(make_cohort(config, tmp_path / "many"), tmp_path / "rich", SMALL, workers=1)
+    assert read_about(rich)["cohort"]["odds"] == 20
+    usual, much = read_examples(corpus, "train"), read_examples(rich, "train")
+    assert sum(len(e.findings) for e in much) > 1.5 * sum(len(e.findings) for e in usual)
+    shown = []
+    monkeypatch.setattr(Trainer, "find_lesions", lambda self, train, *rest: shown.extend(e.id for e in train))
+    training = replace(TRAIN, text_epochs=1, epochs=0)
+    pretrain(corpus, tmp_path / "work", training, _model_config(), rich=[rich])
+    assert shown == [example.id for example in (*usual, *much)]
+    with pytest.raises(CheckpointError, match="other patients"):
+        pretrain(corpus, tmp_path / "work", training, _model_config())
+    for others, words in (({}, "20 times the usual odds"), ({"rich": [rich]}, "are in the corpus")):
+        with pytest.raises(ConfigError, match=words):
+            train_checkpoint(corpus, tmp_path / "other", tmp_path / "out", TRAIN, unseen=[rich], **others)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_trained_checkpoint_loads_and_explains_itself(corpus, tmp_path):
@@ -376,11 +399,17 @@ def test_a_training_goes_on_in_voxels_of_half_the_size(tmp_path):
         fine, tmp_path / "none", replace(TRAIN, text_epochs=0, rounds=0, epochs=0), start=folder
     )
     assert torch.equal(started.heads.where.weight, load_checkpoint(folder).model.heads.where.weight)
-    learnt = pretrain(fine, tmp_path / "more", replace(TRAIN, text_epochs=0, epochs=1), start=folder)
+    wider = (16, 8, 16, 16, 16)
+    config = replace(TRAIN, text_epochs=0, epochs=1, widths=wider)
+    learnt = pretrain(fine, tmp_path / "more", config, start=folder)
+    resumed = pretrain(fine, tmp_path / "more", config, start=folder)
+    assert torch.equal(resumed.heads.where.weight, learnt.heads.where.weight)
+    with pytest.raises(CheckpointError, match="other settings"):
+        pretrain(fine, tmp_path / "more", replace(config, widths=()), start=folder)
     last = finish(learnt, fine, tmp_path / "more", tmp_path / "two", "python -m dapt", retest=2)
     again = load_checkpoint(last).model
     assert Preprocessing.from_dict(again.config.preprocessing) == SMALL.at(6.0)
-    assert len(again.config.widths) == 5
+    assert tuple(again.config.widths) == wider
     new = "image_encoder.stages.0.halve.conv.weight"
     assert not torch.allclose(learnt.state_dict()[new], started.state_dict()[new], atol=1e-5)
 

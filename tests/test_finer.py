@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from dapt.finer import halve_voxels, is_half
 from dapt.objectives.volume import MaskedVolume
-from dapt.train import _stages_of
+from dapt.train import stages_of
 from mla_med.errors import ConfigError
 from mla_med.imaging.grid import BRAIN_MR, CHEST_CT, Preprocessing
 from mla_med.model.config import tiny
@@ -114,10 +114,10 @@ def test_a_new_model_of_such_voxels_has_the_same_stages():
             MLAModel(tiny(channels=settings.channels, preprocessing=settings.to_dict())),
             torch.rand(1, settings.channels, 16, 16, 16),
         )
-        begun = _stages_of(fine)
+        begun = stages_of(fine)
         assert (begun["widths"][0], begun["units"][0]) == (grown.config.widths[0], grown.config.units[0])
         assert len(begun["widths"]) == 5
-        assert len(_stages_of(settings)["widths"]) == 4
+        assert len(stages_of(settings)["widths"]) == 4
 
 
 def test_half_the_voxels_is_the_same_region():

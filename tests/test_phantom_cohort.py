@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -205,6 +206,7 @@ def test_splits_are_eight_one_one_and_do_not_depend_on_the_size_of_the_cohort():
         ({"n": 0}, "1 to 900000 patients"),
         ({"workers": 0}, "0 workers"),
         ({"spacing_mm": 0.1}, "0.5 to 12 mm"),
+        ({"odds": 0.0}, "0.01 to 100 times"),
     ],
 )
 def test_a_cohort_that_cannot_be_made_is_refused_before_it_begins(change, words):
@@ -212,10 +214,26 @@ def test_a_cohort_that_cannot_be_made_is_refused_before_it_begins(change, words)
         CohortConfig(**change)
 
 
+@pytest.mark.parametrize("site", ["a", "b"])
+def test_at_higher_odds_patients_have_more_and_what_is_rare_gains_most(site):
+    def planted(odds: float) -> Counter[str]:
+        place = CohortConfig(site=site, odds=odds).own_site
+        every = (examine(seed, "chest_ct", place, room=ROOM) for seed in range(200))
+        return Counter(lesion.finding.code for one in every for lesion in one.lesions)
+
+    usual, much = planted(1.0), planted(8.0)
+    assert usual == Counter(
+        lesion.finding.code for seed in range(200) for lesion in examined(seed, site=site).lesions
+    )
+    assert much.total() > 2 * usual.total()
+    rare = ("thyroid_nodule", "adrenal_lesion", "pulmonary_embolism")
+    assert sum(much[code] for code in rare) > 4 * sum(usual[code] for code in rare)
+
+
 def test_a_folder_with_another_cohort_is_left_alone(tmp_path):
     cohort._check_same(CohortConfig(n=20), tmp_path)
     cohort._check_same(CohortConfig(n=30, workers=1), tmp_path)  # more of the same
-    changes = ({"seed": 8}, {"site": "b"}, {"n": 10}, {"spacing_mm": 6.0})
+    changes = ({"seed": 8}, {"site": "b"}, {"n": 10}, {"spacing_mm": 6.0}, {"odds": 3.0})
     for other in (CohortConfig(**{"n": 30} | change) for change in changes):
         with pytest.raises(ConfigError, match="other settings"):
             cohort._check_same(other, tmp_path)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from nibabel.orientations import inv_ornt_aff, io_orientation
@@ -214,27 +213,25 @@ def _between(length: int, step: float, first: float, count: int) -> np.ndarray:
 
 
 def _by_axis(turned: np.ndarray, matrices: Sequence[np.ndarray], axes: Sequence[Axis]) -> np.ndarray:
-    """Every axis through its matrix, in the order of memory. The slowest axis is read slab by slab, and its
-    slabs are averaged before anything else: they are the most voxels."""
+    """Every axis through its matrix, in the order of memory. The slowest axis is read slab by slab; slabs are
+    added before anything else, along every axis: they are the most voxels."""
     order = sorted(range(3), key=lambda n: -turned.strides[n])
-    a, b, c = (matrices[n] for n in order)
     stored = turned.transpose(order)
     if any(stride < 0 for stride in stored.strides):
         stored = np.ascontiguousarray(stored)
-    slab = axes[order[0]].slab
-    # the part of the matrix that averages is done by reading; what is left of it interpolates
-    first = _first_of(axes[order[0]])
+    slow, *planes = (axes[n] for n in order)
+    # a slab is averaged by reading it; what is left of a matrix interpolates
+    a, b, c = (_on_sums(matrices[n], axes[n]) for n in order)
     c_T = np.ascontiguousarray(c.T)
-    lines = _lines(b)
-    cells = axes[order[0]].cells
-    between = _read_slabs(a, first, slab, cells)
-    slow = np.empty((cells, b.shape[0], c.shape[0]), np.float32)
-    for cell in range(cells):
-        begin = first + cell * slab
-        plane = stored[begin : begin + slab]
-        plane = plane[0] if slab == 1 else np.add.reduce(plane, axis=0)
-        slow[cell] = lines(plane) @ c_T
-    out = (between @ slow.reshape(cells, -1)).reshape(between.shape[0], b.shape[0], c.shape[0])
+    out = np.zeros((a.shape[0], b.shape[0], c.shape[0]), np.float32)
+    first = _first_of(slow)
+    for cell in range(slow.cells):
+        begin = first + cell * slow.slab
+        plane = stored[begin : begin + slow.slab]
+        plane = plane[0] if slow.slab == 1 else np.add.reduce(plane, axis=0)
+        plane = b @ _sums(_sums(plane, planes[0]).T, planes[1]).T @ c_T
+        for n in np.flatnonzero(a[:, cell]):
+            out[n] += a[n, cell] * plane
     return np.ascontiguousarray(out.transpose(np.argsort(order)))
 
 
@@ -243,20 +240,17 @@ def _first_of(axis: Axis) -> int:
     return axis.voxels - axis.cells * axis.slab if axis.flipped else 0
 
 
-def _read_slabs(matrix: np.ndarray, first: int, slab: int, cells: int) -> np.ndarray:
-    """The matrix of the slow axis, on sums of slabs instead of single voxels: within a slab its columns are
-    equal."""
-    return np.ascontiguousarray(matrix[:, first : first + cells * slab : slab])
+def _on_sums(matrix: np.ndarray, axis: Axis) -> np.ndarray:
+    """A matrix on the sums of slabs instead of single voxels: within a slab its columns are equal."""
+    first = _first_of(axis)
+    return np.ascontiguousarray(matrix[:, first : first + axis.cells * axis.slab : axis.slab])
 
 
-def _lines(matrix: np.ndarray) -> Any:
-    """-> a function of a plane (voxels, C): the matrix on its first axis. Few entries of each row are not 0:
-    lines that are only ever added with one weight are added first."""
-    used = np.flatnonzero(matrix.any(0))
-    steps = np.flatnonzero((np.diff(matrix[:, used], axis=1) != 0).any(0)) + 1
-    starts = np.concatenate([[0], steps])
-    if len(starts) > 0.7 * len(used) or not np.array_equal(used, np.arange(used[0], used[-1] + 1)):
-        return lambda plane: matrix @ plane
-    small = np.ascontiguousarray(matrix[:, used[starts]])
-    begin, end = int(used[0]), int(used[-1]) + 1
-    return lambda plane: small @ np.add.reduceat(plane[begin:end], starts, axis=0)
+def _sums(plane: np.ndarray, axis: Axis) -> np.ndarray:
+    """(cells, ...): the sums of the slabs along the first axis of a plane."""
+    first = _first_of(axis)
+    within = plane[first : first + axis.cells * axis.slab]
+    total = within[:: axis.slab]
+    for n in range(1, axis.slab):
+        total = np.add(total, within[n :: axis.slab], dtype=np.float32)
+    return total

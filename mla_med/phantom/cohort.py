@@ -69,6 +69,8 @@ class CohortConfig:
     """Rows and columns of a CT in DICOM."""
     spacing_mm: float = 0.0
     """Voxels of arrays, and of what a corpus draws; 0: the usual ones, 3 mm of a chest and 2 mm of a head."""
+    odds: float = 1.0
+    """Of every finding, times the usual ones: patients who have much, to learn from, not to calibrate on."""
     workers: int = 2
 
     def __post_init__(self):
@@ -82,6 +84,10 @@ class CohortConfig:
             raise ConfigError(f"No form '{self.form}'; there are: {', '.join(FORMS)}.")
         if self.spacing_mm and not 0.5 <= self.spacing_mm <= 12:
             raise ConfigError(f"Arrays have voxels of 0.5 to 12 mm, not of {self.spacing_mm:g}.")
+        if not 0.01 <= self.odds <= 100:
+            raise ConfigError(
+                f"The odds of findings can be 0.01 to 100 times the usual ones, not {self.odds:g}."
+            )
         if self.workers < 1:
             raise ConfigError(f"{self.workers} workers make nothing; give 1 or more.")
         site = self.own_site
@@ -94,7 +100,10 @@ class CohortConfig:
     @property
     def own_site(self) -> Site:
         site = site_of(self.site)
-        return replace(site, style=self.style or site.style, language=self.language or site.language)
+        odds = {code: site.odds.get(code, 1.0) * self.odds for code in PREVALENCE[self.examination]}
+        return replace(
+            site, style=self.style or site.style, language=self.language or site.language, odds=odds
+        )
 
 
 def make_cohort(
@@ -179,7 +188,7 @@ def _check_same(config: CohortConfig, out: Path) -> None:
     """A folder holds one cohort; going on with other settings would mix two. More patients are more of it."""
     path, described = out / "cohort.json", _described(config)
     if path.is_file():
-        there = {"spacing_mm": 0.0} | json.loads(path.read_text(encoding="utf-8"))
+        there = {"spacing_mm": 0.0, "odds": 1.0} | json.loads(path.read_text(encoding="utf-8"))
         apart = {"n": 0, "splits": 0}
         if there | apart != described | apart or there["n"] > config.n:
             raise ConfigError(

@@ -2,7 +2,7 @@
 
 In the words of their site, which `dapt.corpus` leaves out (its reports are of one style in two languages).
 What `adapt --quick` learns from is drawn coarsely (40 x 40 pixels a slice), in half the time of the training
-grid, and is not for numbers: nodules of a few millimetres are gone. `fine` is the grid of the packaged model.
+grid, and is not for numbers: nodules of a few millimetres are gone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from mla_med.corpus import SPLITS, finding_from, place
 from mla_med.files import write_text
-from mla_med.imaging.transforms import CHEST_CT, Preprocessing
+from mla_med.imaging.grid import Preprocessing
 from mla_med.phantom.cohort import PHANTOM_VERSION, record_of
 from mla_med.phantom.examine import examine
 from mla_med.phantom.patient import context_of, make_patient
@@ -38,13 +38,13 @@ MATRIX = 40
 EVERY_THIRD = "train", "train", "validation"
 
 
-def make_site(out: Path, site: str, n: int, workers: int = 2, fine: bool = False) -> Path:
-    """A corpus of `n` chest CT of a site, a third of them for validation; made once. Images that are there
-    are not made again."""
+def make_site(out: Path, site: str, n: int, workers: int = 2, settings: Preprocessing = COARSE) -> Path:
+    """A corpus of `n` chest CT of a site on the grid of `settings`, a third of them for validation; made
+    once. Images that are there are not made again."""
     if (out / "corpus.json").is_file():
         return out
     (out / "images").mkdir(parents=True, exist_ok=True)
-    jobs = [(FIRST_SEED[site] + k, site, out, EVERY_THIRD[k % 3], fine) for k in range(n)]
+    jobs = [(FIRST_SEED[site] + k, site, out, EVERY_THIRD[k % 3], settings) for k in range(n)]
     rows: dict[str, list[str]] = {split: [] for split in SPLITS}
     # a fresh interpreter for each worker: torch's threads do not survive a fork
     context = multiprocessing.get_context("spawn")
@@ -58,24 +58,23 @@ def make_site(out: Path, site: str, n: int, workers: int = 2, fine: bool = False
         "languages": [site_of(site).language],
         **{split: len(rows[split]) for split in SPLITS},
         "cohort": {"phantom": PHANTOM_VERSION, "n": n, "seed": FIRST_SEED[site], "site": site},
-        "preprocessing": (CHEST_CT if fine else COARSE).to_dict(),
+        "preprocessing": settings.to_dict(),
     }
     write_text(out / "corpus.json", json.dumps(about, indent=1) + "\n")
     return out
 
 
-def _make_example(job: tuple[int, str, Path, str, bool]) -> tuple[str, str]:
-    seed, key, out, split, fine = job
+def _make_example(job: tuple[int, str, Path, str, Preprocessing]) -> tuple[str, str]:
+    seed, key, out, split, settings = job
     stem = out / "images" / f"phantom-{seed:010d}"
     image, row = stem.with_suffix(".npy"), stem.with_suffix(".json")
     if not (image.is_file() and row.is_file()):
         examined = examine(seed, "chest_ct", site_of(key))
-        if fine:
-            array, grid, scan = to_array(examined)
-            placed, affine, present = place(array, grid, scan, CHEST_CT)
-        else:
+        if settings == COARSE:
             scanned = scan_ct(examined, matrix=MATRIX)
-            placed, affine, present = place(scanned.hu, scanned.affine, {}, COARSE)
+            placed, affine, present = place(scanned.hu, scanned.affine, {}, settings)
+        else:
+            placed, affine, present = place(*to_array(examined, spacing_mm=settings.spacing_mm), settings)
         with image.open("wb") as file:
             np.save(file, placed.astype(np.int16))
         known = {"id": examined.id, "affine": affine.round(4).tolist(), "present": present}

@@ -100,12 +100,14 @@ def fine_site(job: Job) -> Path:
     if job.quick:
         return sketch(job.world / "sketch-b", "b")
     from dapt.two_sites import make_site
+    from mla_med.model.checkpoint import load_checkpoint
 
     count = job.sizes["phantoms_b"]
-    out = job.world / f"fine-b-{count}"
+    settings = Preprocessing.from_dict(load_checkpoint(None).model.config.preprocessing)
+    out = job.world / f"{settings.spacing_mm:g}mm-b-{count}"
     if not (out / "corpus.json").is_file():
         job.say(f"{count} phantoms of site b on the grid of the packaged model")
-    return make_site(out, "b", count, workers=1, fine=True)
+    return make_site(out, "b", count, workers=1, settings=settings)
 
 
 @torch.no_grad()

@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         default=(),
-        help="corpora to take patches from as well, of patients who have much: mla-med phantom cohort --odds",
+        help="corpora to learn from as well, of patients who have much: mla-med phantom cohort --odds",
     )
     parser.add_argument("--device", default=training.device, help="cpu or cuda")
     return parser

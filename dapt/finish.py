@@ -67,7 +67,7 @@ def train_checkpoint(
     rich: Sequence[Path] = (),
 ) -> Path:
     """Corpus -> trained, calibrated checkpoint directory. Resumable through `work`. `unseen`: other corpora
-    to calibrate on as well. `rich`: others to take patches from as well."""
+    to calibrate on as well. `rich`: others to learn from as well."""
     # what is wrong with them shall not be found after hours
     _strangers((corpus, *rich), unseen)
     _check_usual(corpus, unseen)
@@ -161,8 +161,8 @@ def _check_usual(corpus: Path, unseen: Sequence[Path]) -> None:
         odds = read_about(each).get("cohort", {}).get("odds", 1.0)
         if odds != 1:
             raise ConfigError(
-                f"The patients of {each} have findings at {odds:g} times the usual odds. Take patches from "
-                "them (--rich), and calibrate on others."
+                f"The patients of {each} have findings at {odds:g} times the usual odds. Learn from them "
+                "(--rich), and calibrate on others."
             )
 
 

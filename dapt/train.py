@@ -53,12 +53,13 @@ def pretrain(
     split after each epoch; its numbers go to the log. `start`: a checkpoint whose weights and tokenizer
     are gone on with, instead of a new model. `image_encoder`: a checkpoint whose image encoder a
     new model begins with. `limit`: so many examples of the train split, its first. `rich`: corpora whose
-    train splits S2 learns from as well.
+    train splits are learnt from as well.
     """
     config = config or TrainConfig()
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     train, held_out = read_examples(corpus, "train")[:limit], read_examples(corpus, "validation")
+    train += tuple(example for each in rich for example in read_examples(each, "train"))
     settings, examination = read_settings(corpus), read_about(corpus)["examination"]
     if start is not None:
         begun = load_checkpoint(start).model
@@ -83,11 +84,10 @@ def pretrain(
             seeing = _fitting(seeing, image_encoder, settings, examination, train)
             model.image_encoder.load_state_dict(seeing.image_encoder.state_dict())
         begun = model
-    patients = (*train, *(example for each in rich for example in read_examples(each, "train")))
-    begun_with = digest_of(begun, (f"{e.id} {e.image and e.image.name}" for e in patients))
+    begun_with = digest_of(begun, (f"{e.id} {e.image and e.image.name}" for e in train))
     trainer = Trainer(model, config, out, log or (lambda row: None), begun_with)
     trainer.adapt_text(train)
-    trainer.find_lesions(patients, held_out, settings)
+    trainer.find_lesions(train, held_out, settings)
     trainer.learn(train, held_out, settings, validate)
     model.load_state_dict(trainer.average)
     return model.cpu().eval()

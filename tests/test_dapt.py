@@ -301,7 +301,7 @@ def test_who_is_trained_on_is_no_stranger_and_that_is_said_before_the_training(c
     assert not list(tmp_path.glob("[wo]*"))
 
 
-def test_patches_come_from_patients_who_have_much_too_and_nothing_is_calibrated_on_them(
+def test_patients_who_have_much_are_learnt_from_and_nothing_is_calibrated_on_them(
     corpus, tmp_path, monkeypatch
 ):
     config = replace(COHORT, seed=3991, odds=20.0, form="truth", spacing_mm=SMALL.spacing_mm)
@@ -310,10 +310,11 @@ def test_patches_come_from_patients_who_have_much_too_and_nothing_is_calibrated_
     usual, much = read_examples(corpus, "train"), read_examples(rich, "train")
     assert sum(len(e.findings) for e in much) > 1.5 * sum(len(e.findings) for e in usual)
     shown = []
-    monkeypatch.setattr(Trainer, "find_lesions", lambda self, train, *rest: shown.extend(e.id for e in train))
+    for stage in ("find_lesions", "learn"):
+        monkeypatch.setattr(Trainer, stage, lambda self, train, *rest: shown.append([e.id for e in train]))
     training = replace(TRAIN, text_epochs=1, epochs=0)
     pretrain(corpus, tmp_path / "work", training, _model_config(), rich=[rich])
-    assert shown == [example.id for example in (*usual, *much)]
+    assert shown == [[example.id for example in (*usual, *much)]] * 2
     with pytest.raises(CheckpointError, match="other patients"):
         pretrain(corpus, tmp_path / "work", training, _model_config())
     for others, words in (({}, "20 times the usual odds"), ({"rich": [rich]}, "are in the corpus")):

@@ -53,8 +53,8 @@ TRAIN = TrainConfig(
 )
 
 
-def _model_config():
-    sizes = {"n_layer": 1, "n_embd": 32, "n_inner": 64, "n_head": 4, "n_positions": 512}
+def _model_config(positions=512):
+    sizes = {"n_layer": 1, "n_embd": 32, "n_inner": 64, "n_head": 4, "n_positions": positions}
     return tiny(vocab_size=1024, decoder=sizes)
 
 
@@ -313,7 +313,7 @@ def test_patients_who_have_much_are_learnt_from_and_nothing_is_calibrated_on_the
     for stage in ("find_lesions", "learn"):
         monkeypatch.setattr(Trainer, stage, lambda self, train, *rest: shown.append([e.id for e in train]))
     training = replace(TRAIN, text_epochs=1, epochs=0)
-    pretrain(corpus, tmp_path / "work", training, _model_config(), rich=[rich])
+    pretrain(corpus, tmp_path / "work", training, _model_config(positions=1024), rich=[rich])
     assert shown == [[example.id for example in (*usual, *much)]] * 2
     with pytest.raises(CheckpointError, match="other patients"):
         pretrain(corpus, tmp_path / "work", training, _model_config())

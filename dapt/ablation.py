@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -142,7 +142,7 @@ def _gap(ours: Sequence[float], others: Sequence[float]) -> str:
 
 def _same_as_before(out: Path, bench: Bench, config: TrainConfig) -> None:
     """ConfigError where the folder holds trainings of other settings."""
-    common = asdict(replace(config, fusion_type="full", seed=0)) | {
+    common = replace(config, fusion_type="full", seed=0).to_dict() | {
         "taught by": _digest_of(read_examples(bench.corpus, "train")[: bench.limit]),
         "scored on": _digest_of(bench.unseen()),
         "image encoder": bench.image_encoder and load_checkpoint(bench.image_encoder).weights_sha256,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -74,6 +75,10 @@ class TrainConfig:
         if self.fusion_type not in FUSION_TYPES:
             raise ConfigError(f"No fusion '{self.fusion_type}'; there are: {', '.join(FUSION_TYPES)}.")
         _check_device(self.device)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON gives it back."""
+        return asdict(self) | {"widths": list(self.widths)}
 
     def augment(self, cell: int) -> Augment:
         """Of images of whose voxels `cell` are the edge of a cell."""

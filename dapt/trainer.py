@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +275,7 @@ class Trainer:
         meta = {
             "done": json.dumps(self.done),
             "hard": json.dumps(self.hard),
-            "config": json.dumps(asdict(self.config), sort_keys=True),
+            "config": json.dumps(self.config.to_dict(), sort_keys=True),
             "begun with": self.begun_with,
         }
         part = self.out / "state.safetensors.part"
@@ -293,12 +292,11 @@ class Trainer:
         with safe_open(path, "pt") as file:
             meta = file.metadata()
         # what a state is older than had the value that is the default now
-        begun = json.loads(json.dumps(asdict(TrainConfig()))) | json.loads(meta["config"])
+        begun = TrainConfig().to_dict() | json.loads(meta["config"])
         # it may go on for longer, and on another device
         free = {"epochs": 0, "device": ""}
         same = meta.get("begun with", self.begun_with) == self.begun_with
-        asked = json.loads(json.dumps(asdict(self.config)))  # tuples as what was read has them
-        if begun | free != asked | free or not same:
+        if begun | free != self.config.to_dict() | free or not same:
             what = "settings" if same else "patients or weights"
             raise CheckpointError(
                 f"{path} was begun with other {what}. Use another folder, or delete it to start again.",

@@ -32,8 +32,10 @@ from dapt.page import to_html, verdict
 from dapt.report import auc, heads_of, probe, rank_of, retrieval
 from dapt.site import CorporaPlan, Measured, ModelPlan, SitePlan, Stage, read_site, to_plan
 from dapt.stages import archive_of, examples_of, read_shelf
+from dapt.two_sites import COARSE
 from mla_med.cli_adapt import EvaluationReferee, Teller
 from mla_med.errors import CheckpointError, ConfigError, StudyError
+from mla_med.imaging.grid import CHEST_CT
 from mla_med.model.checkpoint import load_checkpoint, read_model
 from mla_med.types import Presence
 
@@ -534,20 +536,19 @@ def test_a_page_without_a_control_says_that_it_proves_nothing(done):
     assert "not whether the adaptation was worth its" in to_html(whole | {"control": []})
 
 
-@pytest.mark.parametrize("fine", [False, True])
-def test_a_phantom_of_a_site_is_reported_in_its_words_and_made_once(tmp_path, fine):
-    from dapt.two_sites import COARSE, FIRST_SEED, _make_example
-    from mla_med.imaging.transforms import CHEST_CT
+@pytest.mark.parametrize("settings", [COARSE, CHEST_CT])
+def test_a_phantom_of_a_site_is_reported_in_its_words_and_made_once(tmp_path, settings):
+    from dapt.two_sites import FIRST_SEED, _make_example
 
     (tmp_path / "images").mkdir()
-    job = (FIRST_SEED["b"], "b", tmp_path, "train", fine)
+    job = (FIRST_SEED["b"], "b", tmp_path, "train", settings)
     split, line = _make_example(job)
     row = json.loads(line)
     assert split == "train"
     assert set(row["reports"]) == set(row["contexts"]) == {"zh"}
     assert "肺" in row["reports"]["zh"]
     image = tmp_path / "images" / f"{row['id']}.npy"
-    assert np.load(image).shape == (CHEST_CT if fine else COARSE).shape
+    assert np.load(image).shape == settings.shape
     assert len(row["findings"]) == len(row["boxes_mm"])
     before = image.stat().st_mtime_ns
     assert _make_example(job) == (split, line)

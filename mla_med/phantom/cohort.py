@@ -100,10 +100,11 @@ class CohortConfig:
     @property
     def own_site(self) -> Site:
         site = site_of(self.site)
-        odds = {code: site.odds.get(code, 1.0) * self.odds for code in PREVALENCE[self.examination]}
-        return replace(
-            site, style=self.style or site.style, language=self.language or site.language, odds=odds
-        )
+        site = replace(site, style=self.style or site.style, language=self.language or site.language)
+        if self.odds == 1:
+            return site
+        every = PREVALENCE[self.examination]
+        return replace(site, odds={code: site.odds.get(code, 1.0) * self.odds for code in every})
 
 
 def make_cohort(

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mla_med.errors import ConfigError
+from dapt.widen import check_own
 from mla_med.imaging.grid import Preprocessing
 from mla_med.model.image_encoder import SLOPE
 from mla_med.model.mla import MLAModel
@@ -45,9 +45,7 @@ def halve_voxels(model: MLAModel, image_BCIJK: Tensor, seed: int = 0) -> MLAMode
     image_BCIJK: some of these images, for the statistics of the new norm. ConfigError where the image encoder
     is MONAI's or was pruned."""
     config = model.config
-    if config.backbone or config.pruned:
-        kind = "MONAI's" if config.backbone else "pruned"
-        raise ConfigError(f"The image encoder is {kind}. Start with one of our own, before it is pruned.")
+    check_own(config)
     channels = config.channels
     width = width_of(channels)
     weight_DCIJK = _first_weights(channels, seed)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mla_med.errors import ConfigError
+from mla_med.model.config import ModalConfig
 from mla_med.model.mla import MLAModel
 
 
@@ -22,8 +23,7 @@ def widen(model: MLAModel, widths: Sequence[int], seed: int = 0) -> MLAModel:
     """-> a new model of so many channels in each stage, finest first, that finds what `model` finds.
 
     ConfigError where there are other stages or fewer channels, or the image encoder is MONAI's or pruned."""
-    if model.config.backbone or model.config.pruned:
-        raise ConfigError("Only an image encoder of our own can be widened, before it is pruned.")
+    check_own(model.config)
     check_widths(widths, model.config.widths)
     config = deepcopy(model.config)
     config.widths = tuple(widths)
@@ -34,6 +34,13 @@ def widen(model: MLAModel, widths: Sequence[int], seed: int = 0) -> MLAModel:
     state = wider.state_dict()
     wider.load_state_dict({name: _around(old, state[name]) for name, old in model.state_dict().items()})
     return wider
+
+
+def check_own(config: ModalConfig) -> None:
+    """ConfigError where the image encoder cannot grow: it is MONAI's, or was pruned."""
+    if config.backbone or config.pruned:
+        kind = "MONAI's" if config.backbone else "pruned"
+        raise ConfigError(f"The image encoder is {kind}. Start with one of our own, before it is pruned.")
 
 
 def check_widths(widths: Sequence[int], before: Sequence[int]) -> None:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from dapt.finer import halve_voxels, is_half
 from dapt.objectives.volume import MaskedVolume
 from dapt.train import stages_of
-from mla_med.errors import ConfigError
 from mla_med.imaging.grid import BRAIN_MR, CHEST_CT, Preprocessing
 from mla_med.model.config import tiny
 from mla_med.model.findings import FindingTargets
@@ -125,12 +124,3 @@ def test_half_the_voxels_is_the_same_region():
     assert is_half(fine, CHEST_CT)
     assert not is_half(CHEST_CT, CHEST_CT)
     assert not is_half(fine, BRAIN_MR)
-
-
-@pytest.mark.parametrize("change", [{"backbone": "resnet10"}, {"pruned": {"heads.where": [16, 6]}}])
-def test_an_encoder_of_another_kind_is_refused(change):
-    model = a_trained_model()
-    for name, value in change.items():
-        setattr(model.config, name, value)
-    with pytest.raises(ConfigError, match="image encoder"):
-        halve_voxels(model, fine_images())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dapt.finer import halve_voxels
 from dapt.widen import widen
 from mla_med.errors import ConfigError
 from mla_med.model.config import FUSION_TYPES, tiny
@@ -14,6 +15,7 @@ from mla_med.model.mla import MLAModel
 pytestmark = pytest.mark.usefixtures("seed_and_one_thread")
 
 WIDER = (8, 16, 24, 16)
+IMAGE = torch.zeros(1, 3, 16, 16, 16)
 
 
 def a_trained_model(**changes) -> MLAModel:
@@ -78,10 +80,13 @@ def test_other_stages_or_fewer_channels_are_refused(widths):
         widen(a_trained_model(), widths)
 
 
+@pytest.mark.parametrize(
+    "grow", [lambda model: widen(model, WIDER), lambda model: halve_voxels(model, IMAGE)]
+)
 @pytest.mark.parametrize("change", [{"backbone": "resnet10"}, {"pruned": {"heads.where": [16, 6]}}])
-def test_an_encoder_of_another_kind_is_refused(change):
+def test_an_encoder_of_another_kind_is_refused(change, grow):
     model = a_trained_model()
     for name, value in change.items():
         setattr(model.config, name, value)
     with pytest.raises(ConfigError, match="image encoder"):
-        widen(model, WIDER)
+        grow(model)

@@ -183,11 +183,10 @@ def calibrate_on(
     known = predict(model, read_examples(corpus, "train")[:FAMILIAR])
     density: dict[str, np.ndarray] = {}
     if settings.modality == Modality.CT:
-        images = [load_image(example, settings) for example in held_out]
-        density = {
-            "lung_share_N": np.array([lung_share(hu) for hu in images]),
-            "histogram_NH": np.stack([histogram_of(hu) for hu in images]),
-        }
+        # one image at a time: all of them fill the memory
+        images = (load_image(example, settings) for example in held_out)
+        shares, histograms = zip(*((lung_share(hu), histogram_of(hu)) for hu in images), strict=True)
+        density = {"lung_share_N": np.array(shares), "histogram_NH": np.stack(histograms)}
     calibration = calibrate(
         keys,
         said.probability_NF,

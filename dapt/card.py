@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dapt.sizes import Refitted
 from mla_med.corpus import read_about, read_settings
@@ -31,7 +32,7 @@ gate is expected to refuse, and a draft that passes is of no clinical use.
 | parameters | {parameters:.2f} M, stored in half precision |
 | input | {shape} voxels of {spacing} mm, {channels}; age, sex and indication as text |
 | findings | {findings} |
-| trained on | {train} phantoms of site {site}, from cohort {seed} of {n} (phantom version {phantom}) |
+| trained on | {train} |
 | command | `{command}` |
 | wall time of the training | {minutes:.0f} minutes on {device} |
 
@@ -78,8 +79,11 @@ held-out:
 """
 
 
-def training_card(model: MLAModel, corpus: Path, training: Path, command: str) -> str:
-    """The beginning: what the model is, and its training as `training`/log.jsonl tells it."""
+def training_card(
+    model: MLAModel, corpus: Path, training: Path, command: str, rich: Sequence[Path] = ()
+) -> str:
+    """The beginning: what the model is, and its training on `corpus` and `rich` as `training`/log.jsonl
+    tells it."""
     about = read_about(corpus)
     settings = read_settings(corpus)
     rows = [json.loads(line) for line in (training / "log.jsonl").read_text().splitlines()]
@@ -95,8 +99,7 @@ def training_card(model: MLAModel, corpus: Path, training: Path, command: str) -
         spacing=settings.spacing_mm,
         channels=windows if settings.windows_hu else f"sequences {', '.join(settings.sequences)}",
         findings=", ".join(model.config.finding_keys),
-        train=about["train"],
-        **about["cohort"],
+        train="; ".join(_patients(read_about(each)) for each in (corpus, *rich)),
         command=command,
         minutes=trained / 60,
         device=" and ".join(sorted({row.get("device", "CPU") for row in rows})),
@@ -106,6 +109,16 @@ def training_card(model: MLAModel, corpus: Path, training: Path, command: str) -
             for columns in (("presence", "evidence", "lm"), ("perplexity",))
             if (told := [row for row in rows if columns[0] in row])
         ),
+    )
+
+
+def _patients(about: Mapping[str, Any]) -> str:
+    cohort = about["cohort"]
+    odds = cohort.get("odds", 1.0)
+    often = "" if odds == 1 else f", findings at {odds:g} times their usual odds"
+    whose = "{n}, phantom version {phantom}".format(**cohort)
+    return (
+        f"{about['train']} phantoms of site {cohort['site']}, from cohort {cohort['seed']} ({whose}{often})"
     )
 
 

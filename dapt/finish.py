@@ -72,7 +72,7 @@ def train_checkpoint(
     _strangers((corpus, *rich), unseen)
     _check_usual(corpus, unseen)
     model = pretrain(corpus, work, config, log=log, validate=score_findings, start=start, rich=rich)
-    return finish(model, corpus, work, out, command, unseen=unseen)
+    return finish(model, corpus, work, out, command, unseen=unseen, rich=rich)
 
 
 def finish(
@@ -83,12 +83,14 @@ def finish(
     command: str,
     retest: int = RETEST,
     unseen: Sequence[Path] = (),
+    rich: Sequence[Path] = (),
 ) -> Path:
-    """Fits the size heads, calibrates on what was held out and on `unseen`, and writes the checkpoint."""
+    """Fits the size heads, calibrates on what was held out and on `unseen`, and writes the checkpoint, whose
+    README names `rich` as well."""
     examination = read_about(corpus)["examination"]
     model, sizes = with_sizes(model, corpus)
     calibration, scores, examples = calibrate_on(model, corpus, retest, unseen=unseen)
-    card = training_card(model, corpus, training, command)
+    card = training_card(model, corpus, training, command, rich)
     card += held_out_card(scores, examples) + sizes_card(sizes) + calibration_card(calibration, examples)
     scope = SCOPES[examination]
     return save_checkpoint(out, model, calibration, scope, NAMES[examination], VERSION, card)

@@ -15,6 +15,7 @@ import mla_med
 from dapt.__main__ import main as train_on_phantoms
 from dapt.ablation import main as ablate
 from dapt.augment import Augment, moved, varied
+from dapt.card import training_card
 from dapt.collate import report_ids, targets_of
 from dapt.corpus import prepare_corpus
 from dapt.finish import finish, train_checkpoint
@@ -321,6 +322,13 @@ def test_patients_who_have_much_are_learnt_from_and_nothing_is_calibrated_on_the
         with pytest.raises(ConfigError, match=words):
             train_checkpoint(corpus, tmp_path / "other", tmp_path / "out", TRAIN, unseen=[rich], **others)
     assert not (tmp_path / "other").exists()
+    told = training_card(MLAModel(_model_config()), corpus, tmp_path / "work", "python -m dapt", [rich])
+    (row,) = (line for line in told.splitlines() if line.startswith("| trained on"))
+    first, second = row.split("; ")
+    assert f"| {len(usual)} phantoms of site a, from cohort " in first
+    assert "odds" not in first
+    assert second.startswith(f"{len(much)} phantoms of site a, from cohort 3991 ")
+    assert second.endswith(", findings at 20 times their usual odds) |")
 
 
 def test_a_trained_checkpoint_loads_and_explains_itself(corpus, tmp_path):

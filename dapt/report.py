@@ -87,7 +87,7 @@ def embedded(model: MLAModel, shelf: Shelf, examples: Sequence[Example], batch: 
         logits_IF = model.find(asked).presence_logits_BF
         unknown_IF = torch.full_like(logits_IF, torch.nan)
         images.append(image_ID)
-        said.append(logits_IF.sigmoid())
+        said.append(logits_IF.double().sigmoid())
         truths.append(unknown_IF if some.targets is None else some.targets.presence_BF)
         in_images, in_reports = some.pairs
         if len(in_images):

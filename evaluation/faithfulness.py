@@ -73,7 +73,7 @@ def _cases(checkpoint: Checkpoint, row: SeenExample, regions: int) -> list[Case]
     logits = seen.outputs.presence_logits_BF[0]
     for code, finding in foremost(row.example.findings).items():
         f = model.config.finding_keys.index(code)
-        said, _ = checkpoint.calibration.answer(code, float(logits[f].sigmoid()))
+        said, _ = checkpoint.calibration.answer(code, float(logits[f].double().sigmoid()))
         size = float(seen.outputs.size_mm_BF[0, f]) if finding.size_mm else None
         box = evidence_box(seen.fused, seen.outputs, f, size_mm=size)
         if said is not Presence.PRESENT or box is None:

@@ -21,7 +21,9 @@ from dapt.corpus import prepare_corpus
 from dapt.finish import finish, train_checkpoint
 from dapt.images import Images
 from dapt.patches import PatchSampler
+from dapt.receipts import predict
 from dapt.schedule import TrainingError
+from dapt.tokenizer import train_tokenizer
 from dapt.train import pretrain
 from dapt.train_config import TrainConfig
 from dapt.trainer import Trainer
@@ -199,8 +201,6 @@ def test_an_image_and_its_affine_move_together():
 
 
 def test_padding_teaches_nothing():
-    from dapt.tokenizer import train_tokenizer
-
     tokenizer = train_tokenizer(["No emphysema.", "There is a 12 mm nodule."])
     ids, labels = report_ids(["No emphysema.", "There is a 12 mm nodule."], tokenizer)
     assert ((ids == tokenizer.pad_token_id) == (labels == -100)).all()
@@ -347,6 +347,18 @@ def test_a_trained_checkpoint_loads_and_explains_itself(corpus, tmp_path):
     stored = load_file(folder / "model.safetensors")
     assert {v.dtype for v in stored.values()} <= {torch.float16, torch.int64}
     json.loads((folder / "calibration.json").read_text())
+
+
+def test_the_surest_stay_apart_from_each_other_in_calibration(corpus):
+    model, few = MLAModel(_model_config()).eval(), read_examples(corpus, "train")[:2]
+    model.tokenizer = train_tokenizer(["No emphysema."], model.config.vocab_size)
+    model.config.preprocessing = SMALL.to_dict()
+    with torch.no_grad():
+        model.heads.presence.bias_FC += 25
+    surest = predict(model, few).probability_NF
+    # single precision has no number between this and 1
+    assert (surest > 1 - 1e-9).all()
+    assert (surest < 1).all()
 
 
 def test_a_training_goes_on_from_a_checkpoint(corpus, tmp_path):

@@ -350,14 +350,15 @@ def test_a_trained_checkpoint_loads_and_explains_itself(corpus, tmp_path):
 
 
 def test_the_surest_stay_apart_from_each_other_in_calibration(corpus):
+    torch.manual_seed(0)
     model, few = MLAModel(_model_config()).eval(), read_examples(corpus, "train")[:2]
     model.tokenizer = train_tokenizer(["No emphysema."], model.config.vocab_size)
     model.config.preprocessing = SMALL.to_dict()
     with torch.no_grad():
-        model.heads.presence.bias_FC += 25
+        model.heads.presence.bias_FC += 28
     surest = predict(model, few).probability_NF
-    # single precision has no number between this and 1
-    assert (surest > 1 - 1e-9).all()
+    # single precision has no number between these and 1
+    assert (surest > 1 - 1e-8).all()
     assert (surest < 1).all()
 
 

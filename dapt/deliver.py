@@ -179,9 +179,9 @@ def judge_studies(
         some = some.to(model.device)
         assert some.image_ICIJK is not None
         fused = model.encode(some.image_ICIJK, list(some.contexts), some.present_IC, some.affine_I44)
-        logits_IF = model.find(fused).presence_logits_BF
-        probabilities.append(logits_IF.double().sigmoid().cpu().numpy())
-        unknown_IF = torch.full_like(logits_IF, torch.nan)
+        probability_IF = model.find(fused).probability_BF()
+        probabilities.append(probability_IF)
+        unknown_IF = torch.full(probability_IF.shape, torch.nan)
         truth_IF = unknown_IF if some.targets is None else some.targets.presence_BF
         truths.append(truth_IF.double().cpu().numpy())
         features.append(model.image_embedding_BD(fused).double().cpu().numpy())

@@ -51,7 +51,7 @@ def predict(
         )
         fused = model.encode(image, inputs["text"], present, affine)
         outputs = model.find(fused)
-        columns["probability_NF"].append(outputs.presence_logits_BF.double().sigmoid().cpu().numpy())
+        columns["probability_NF"].append(outputs.probability_BF())
         columns["present_NF"].append(inputs["targets"].presence_BF.numpy().astype(bool))
         columns["side_NF"].append(outputs.side_logits_BF3.argmax(-1).cpu().numpy())
         columns["site_NF"].append(outputs.site_logits_BFT.argmax(-1).cpu().numpy())

@@ -84,10 +84,10 @@ def embedded(model: MLAModel, shelf: Shelf, examples: Sequence[Example], batch: 
         fused = model.encode(some.image_ICIJK, None, some.present_IC, some.affine_I44)
         image_ID = model.image_embedding_BD(fused)
         asked = model.encode(some.image_ICIJK, list(some.contexts), some.present_IC, some.affine_I44)
-        logits_IF = model.find(asked).presence_logits_BF
-        unknown_IF = torch.full_like(logits_IF, torch.nan)
+        outputs = model.find(asked)
+        unknown_IF = torch.full_like(outputs.presence_logits_BF, torch.nan)
         images.append(image_ID)
-        said.append(logits_IF.double().sigmoid())
+        said.append(torch.from_numpy(outputs.probability_BF()))
         truths.append(unknown_IF if some.targets is None else some.targets.presence_BF)
         in_images, in_reports = some.pairs
         if len(in_images):

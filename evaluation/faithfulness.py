@@ -70,10 +70,10 @@ def _cases(checkpoint: Checkpoint, row: SeenExample, regions: int) -> list[Case]
     settings = Preprocessing.from_dict(model.config.preprocessing)
     ct = settings.modality == Modality.CT
     body = inside_body(load_image(row.example, settings)) if ct else inside_head(seen.image_CIJK)
-    logits = seen.outputs.presence_logits_BF[0]
+    logits, probability_F = seen.outputs.presence_logits_BF[0], seen.outputs.probability_BF()[0]
     for code, finding in foremost(row.example.findings).items():
         f = model.config.finding_keys.index(code)
-        said, _ = checkpoint.calibration.answer(code, float(logits[f].double().sigmoid()))
+        said, _ = checkpoint.calibration.answer(code, float(probability_F[f]))
         size = float(seen.outputs.size_mm_BF[0, f]) if finding.size_mm else None
         box = evidence_box(seen.fused, seen.outputs, f, size_mm=size)
         if said is not Presence.PRESENT or box is None:

@@ -180,7 +180,7 @@ def _case(
 ) -> Case:
     example, seen, codes = row.example, row.seen, checkpoint.model.config.finding_keys
     stated = tuple(f for f in findings if f.presence is Presence.PRESENT)
-    probability = seen.outputs.presence_logits_BF[0].double().sigmoid().tolist()
+    probability = seen.outputs.probability_BF()[0].tolist()
     boxes, said, slices = example.boxes_mm, foremost(stated), seen.image_CIJK.shape[-1]
     both = [code for code in said if code in boxes]
     chances = dict(zip(codes, probability, strict=True))

@@ -148,7 +148,7 @@ def probabilities(
         for share in shares:
             with keeping(model, share):
                 fused = model.fusion(levels, frame, words, mask, present.any(1))
-            found[share].append(model.find(fused).presence_logits_BF[0].double().sigmoid().numpy())
+            found[share].append(model.find(fused).probability_BF()[0])
             selection = fused.selection
             tokens[share], of_tokens = int(selection.keep_BN.sum()), selection.keep_BN.shape[1]
         progress(done)

@@ -28,7 +28,6 @@ from mla_med.model.seen import (
     log_softmax,
     map_logits_N,
     of_patients,
-    sigmoid,
     to_numpy,
 )
 from mla_med.report.render import complete_findings
@@ -137,7 +136,7 @@ def find(
     evidence for those that are present or may be. `taken`: what was taken of what FindingType.seen_on names;
     None: everything. A code that no report has to speak of is left out where it is not present, but for a
     critical one of which nothing can be said."""
-    probability = sigmoid(to_numpy(seen.outputs.presence_logits_BF[0])).tolist()
+    probability = seen.outputs.probability_BF()[0].tolist()
     if not np.isfinite(probability).all():
         # a comparison with NaN is false: every finding would be stated as absent
         raise CheckpointError(

@@ -80,6 +80,10 @@ class FindingOutputs:
     spread_BF3: Tensor
     """Evidence-weighted standard deviation, mm."""
 
+    def probability_BF(self) -> np.ndarray:
+        """Of each finding being there. In double precision: in single precision the surest are all 1."""
+        return sigmoid(to_numpy(self.presence_logits_BF))
+
 
 def of_patients(batch: Any, rows: Sequence[int]) -> Any:
     """Some patients of a Fused or of FindingOutputs, as a batch of their own; all of them: as it is."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from nibabel.orientations import inv_ornt_aff, io_orientation
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from mla_med.imaging.grid import AIR_HU, Preprocessing, body_pieces
 from mla_med.types import Modality, Volume
@@ -221,18 +221,18 @@ def _by_axis(turned: np.ndarray, matrices: Sequence[np.ndarray], axes: Sequence[
         stored = np.ascontiguousarray(stored)
     slow, *planes = (axes[n] for n in order)
     # a slab is averaged by reading it; what is left of a matrix interpolates
-    a, b, c = (_on_sums(matrices[n], axes[n]) for n in order)
-    c_T = np.ascontiguousarray(c.T)
-    out = np.zeros((a.shape[0], b.shape[0], c.shape[0]), np.float32)
+    a, b, c = (sparse.csr_array(_on_sums(matrices[n], axes[n])) for n in order)
+    onto = a.tocsc()
+    out_ACB = np.zeros((a.shape[0], c.shape[0], b.shape[0]), np.float32)
     first = _first_of(slow)
     for cell in range(slow.cells):
         begin = first + cell * slow.slab
         plane = stored[begin : begin + slow.slab]
         plane = plane[0] if slow.slab == 1 else np.add.reduce(plane, axis=0)
-        plane = b @ _sums(_sums(plane, planes[0]).T, planes[1]).T @ c_T
-        for n in np.flatnonzero(a[:, cell]):
-            out[n] += a[n, cell] * plane
-    return np.ascontiguousarray(out.transpose(np.argsort(order)))
+        plane = c @ _sums((b @ _sums(plane, planes[0])).T, planes[1])
+        for at in range(onto.indptr[cell], onto.indptr[cell + 1]):
+            out_ACB[onto.indices[at]] += onto.data[at] * plane
+    return np.ascontiguousarray(out_ACB.transpose(np.argsort([order[0], order[2], order[1]])))
 
 
 def _first_of(axis: Axis) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,8 @@ from evaluation.claims.row import (
 from evaluation.claims.second_site import best_of, steps_to
 from evaluation.claims.text_adaptation import halves, ratio
 from evaluation.claims.training import balanced_accuracy, cuts_of, macro_f1, teach
-from evaluation.claims.world import averaged, common_codes, fine_corpus, sketch
-from mla_med.corpus import read_examples
+from evaluation.claims.world import averaged, common_codes, fine_corpus, pooled_corpus, sketch
+from mla_med.corpus import read_examples, read_settings
 
 HIGHER = Target("score", 5, "points")
 FACTS = {
@@ -264,6 +265,33 @@ def test_phantoms_that_are_not_there_are_asked_for(tmp_path):
         fine_corpus(job)
 
     assert "make one with python -m dapt" in _run(_row(measure), tmp_path).why_not
+
+
+def test_phantoms_of_another_grid_are_averaged_or_asked_for(tmp_path):
+    """A row of the packaged model wants its voxels; one that makes a model of its own takes larger ones."""
+    corpus = sketch(tmp_path / "world" / "corpus", "a")
+
+    def ask(job):
+        fine_corpus(replace(job, corpus=corpus))
+
+    why_not = _run(_row(ask), tmp_path).why_not
+    assert "in voxels of 12 mm" in why_not
+    assert "--corpus" in why_not
+
+    def pool(job):
+        job = replace(job, corpus=corpus, world=tmp_path / "world")
+        assert pooled_corpus(job) == corpus
+        pooled = pooled_corpus(job, 24.0)
+        assert read_settings(pooled).spacing_mm == 24
+        assert read_settings(pooled).shape == (12, 12, 12)
+        (fine, *_), (coarse, *_) = read_examples(corpus, "test"), read_examples(pooled, "test")
+        middle = np.load(coarse.image)[6, 6, 6]
+        assert middle == pytest.approx(np.load(fine.image)[12:14, 12:14, 12:14].mean(), abs=0.51)
+        place_mm = [6.0, 6.0, 6.0, 1.0]
+        assert coarse.affine @ place_mm == pytest.approx(fine.affine @ [12.5, 12.5, 12.5, 1.0])
+        return Measured({HIGHER.name: 6.0}, {})
+
+    assert not _run(_row(pool), tmp_path).why_not
 
 
 # The bench

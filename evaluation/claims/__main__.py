@@ -188,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="runs/claims, or runs/claims-quick")
     parser.add_argument("--data", type=Path, default=DATA, help="real texts and images; ../shared/data")
     parser.add_argument(
-        "--corpus", type=Path, default=CORPUS, help="phantoms on the model's grid; runs/chest_ct/corpus"
+        "--corpus", type=Path, default=CORPUS, help="phantoms of chest CT; runs/chest_ct/corpus"
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quiet", action="store_true", help="the table alone")

@@ -87,7 +87,7 @@ def _sizes(quick: bool) -> Mapping[str, Any]:
 ROW = Row(
     "dapt_packaged",
     "DAPT: BLEU-4 0.67, +29 %, of a model that can read",
-    "the packaged chest CT model at the second site of phantoms (3 mm), 64 labelled studies",
+    "the packaged chest CT model at the second site of phantoms, 64 labelled studies",
     "the same start and steps on the site, all of them on the labelled studies; and the model as it is",
     (BLEU, TEMPLATED, ABOVE),
     _sizes,

@@ -1,6 +1,6 @@
 """HFFN: small lesions, found by three levels that refine each other, or by the coarsest level alone.
 
-Cut from phantoms on the model's grid (3 mm): cubes of 96 mm around a lung nodule, and as many from the
+Cut from phantoms in voxels of 3 mm: cubes of 96 mm around a lung nodule, and as many from the
 lungs of patients who have none. `hffn` against `concat`, which sees the coarsest level: same encoder, head,
 batches and steps. Trained on nodules of every size, scored on those under 8 mm: F1 at the cut that says as
 many as there are among the training cubes.
@@ -21,17 +21,18 @@ from torch import Tensor
 
 from evaluation.claims.row import Job, Measured, NotMeasured, Row, Target, gain
 from evaluation.claims.training import channels_of, cuts_of, drawn, logits_of, macro_f1, small_model, teach
-from evaluation.claims.world import fine_corpus
+from evaluation.claims.world import pooled_corpus
 from mla_med.corpus import Example, read_about, read_examples, read_settings
 
 GAIN = Target("F1 of lesions under 8 mm, relative", 8.3, "%")
 SMALL_MM = 8.0
 CODE = "lung_nodule"
 LUNG_HU = (-950.0, -700.0)
+SPACING_MM = 3.0
 
 
 def measure(job: Job) -> Measured:
-    corpus, edge = fine_corpus(job), job.sizes["edge"]
+    corpus, edge = pooled_corpus(job, SPACING_MM), job.sizes["edge"]
     windows = read_settings(corpus).windows_hu
     known = read_examples(corpus, "train")[: job.sizes["phantoms"]]
     new = (*read_examples(corpus, "validation"), *read_examples(corpus, "test"))

@@ -75,7 +75,7 @@ class Job:
     data: Path
     """A folder of real texts and images; it may not be there."""
     corpus: Path
-    """Of phantoms on the packaged model's grid; it may not be there."""
+    """Of phantoms; it may not be there."""
     say: Say = lambda words: None
 
     @property

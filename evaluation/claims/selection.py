@@ -82,7 +82,7 @@ def useless_share(
             selection = model.encode(image, text, present, affine).selection
         assert selection is not None
         body_N = torch.nn.functional.max_pool3d(
-            torch.from_numpy(inside_body(hu)).float()[None, None], 8, ceil_mode=True
+            torch.from_numpy(inside_body(hu)).float()[None, None], 2 * model.config.cell, ceil_mode=True
         ).flatten()
         keep_N = selection.keep_BN[0]
         assert len(body_N) == len(keep_N)

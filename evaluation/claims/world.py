@@ -1,6 +1,7 @@
 """Where phantoms are -> the small worlds that rows learn and are tested in.
 
-    fine       a corpus of phantoms on the packaged model's grid, as `python -m dapt` makes one
+    phantoms   a corpus of chest CT, as `python -m dapt` makes one
+    fine       the same, in the voxels of the packaged model
     pooled     the same, averaged over blocks of voxels: small networks learn from it in a minute
     two sites  of dapt.two_sites, drawn coarsely
     fine site  the second of them, on the packaged model's grid
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 
 from evaluation.claims.row import Job, NotMeasured
-from mla_med.corpus import SPLITS, Example, load_channels, read_about
+from mla_med.corpus import SPLITS, Example, load_channels, read_about, read_settings
 from mla_med.files import write_text
 from mla_med.imaging.grid import Preprocessing
 
@@ -32,7 +33,7 @@ SKETCHED = {"a": (48, 24, 12), "b": (24, 12, 0)}
 """Examples of each split of a site of the quick run."""
 
 
-def fine_corpus(job: Job) -> Path:
+def phantom_corpus(job: Job) -> Path:
     if job.quick:
         return sketch(job.world / "sketch-a", "a")
     if not (job.corpus / "corpus.json").is_file():
@@ -46,11 +47,30 @@ def fine_corpus(job: Job) -> Path:
     return job.corpus
 
 
-def pooled_corpus(job: Job, by: int = 4) -> Path:
-    """Made once; voxels of 3 mm become voxels of 12 mm."""
+def fine_corpus(job: Job) -> Path:
+    """In the voxels of the packaged model."""
+    corpus = phantom_corpus(job)
     if job.quick:
-        return fine_corpus(job)
-    source, out = fine_corpus(job), job.world / f"pooled-{by}"
+        return corpus
+    from mla_med.model.checkpoint import load_checkpoint
+
+    reads = Preprocessing.from_dict(load_checkpoint(None).model.config.preprocessing)
+    there = read_settings(corpus)
+    if there != reads:
+        raise NotMeasured(
+            f"The phantoms are in voxels of {there.spacing_mm:g} mm, and the packaged model reads "
+            f"{reads.spacing_mm:g} mm. Name a corpus of those by --corpus."
+        )
+    return corpus
+
+
+def pooled_corpus(job: Job, spacing_mm: float = 12.0) -> Path:
+    """Voxels averaged to so many mm; made once. Those that are as large are taken as they are."""
+    source = phantom_corpus(job)
+    by = round(spacing_mm / read_settings(source).spacing_mm)
+    if job.quick or by <= 1:
+        return source
+    out = job.world / f"pooled-{spacing_mm:g}mm"
     if (out / "corpus.json").is_file():
         return out
     job.say(f"averaging {source.name} over {by} voxels an edge")

@@ -28,6 +28,7 @@ from mla_med.corpus import SPLITS, Example, load_image, read_examples
 from mla_med.errors import MlaMedError
 from mla_med.imaging.sequences import inside_head
 from mla_med.imaging.transforms import Preprocessing, inside_body
+from mla_med.memory import keep_freed
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
 from mla_med.model.evidence import REGIONS, evidence_box, measure_faithfulness
 from mla_med.types import Modality, Presence
@@ -136,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--n", type=int, default=100, help="phantoms at most")
     parser.add_argument("--regions", type=int, default=REGIONS, help="random regions for each finding")
     given = parser.parse_args(arguments)
+    keep_freed()
     torch.set_num_threads(1)
     began = time.perf_counter()
     try:

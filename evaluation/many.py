@@ -32,6 +32,7 @@ from mla_med.dicom.apart import ReaderProcess
 from mla_med.dicom.study import read_studies
 from mla_med.drafting import draft_studies
 from mla_med.errors import ConfigError, MlaMedError
+from mla_med.memory import keep_freed
 
 FLAT = 1.05
 """At most, the memory at the end by that at a quarter."""
@@ -138,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--different", type=int, default=10, help="phantoms, of 160 MB each at 300 slices")
     parser.add_argument("--out", type=Path, help="for many.json and many.md")
     given = parser.parse_args(arguments)
+    keep_freed()  # as mla-med draft does
     try:
         passes, facts = run(given)
     except MlaMedError as error:

@@ -51,6 +51,7 @@ from mla_med.imaging import fused
 from mla_med.imaging.grid import Preprocessing
 from mla_med.imaging.transforms import to_tensor
 from mla_med.looking import prepare
+from mla_med.memory import keep_freed
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
 from mla_med.model.exported import load_exported
 from mla_med.report.render import body_text, render_report
@@ -451,6 +452,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
+    keep_freed()
     torch.set_num_threads(given.threads)
     try:
         rows, facts = run(given)

@@ -27,11 +27,13 @@ from evaluation.statistics import RESAMPLES, SEED
 from mla_med.corpus import LANGUAGES, SPLITS, Example, read_about, read_examples
 from mla_med.errors import ConfigError, MlaMedError
 from mla_med.files import write_text
+from mla_med.memory import keep_freed
 from mla_med.model.checkpoint import load_checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
+    keep_freed()
     import torch
 
     torch.set_num_threads(1)

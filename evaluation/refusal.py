@@ -46,6 +46,7 @@ from mla_med.files import write_text
 from mla_med.imaging.sequences import place_images, to_channels
 from mla_med.imaging.transforms import Preprocessing, hu_of, to_tensor, window_channels
 from mla_med.looking import Prepared, image_feature, see
+from mla_med.memory import keep_freed
 from mla_med.model import CHECKPOINTS
 from mla_med.model.calibrate import Calibration, histogram_of
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
@@ -396,6 +397,7 @@ def draw(scored: Sequence[Scored], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
+    keep_freed()
     torch.set_num_threads(1)
     began = time.perf_counter()
     sizes = Sizes(given.dicom, given.arrays, given.familiar, given.other, given.matrix)

@@ -38,6 +38,7 @@ from evaluation.telling import tell
 from mla_med.corpus import SPLITS, Example, load_channels, read_about, read_examples
 from mla_med.errors import ConfigError, MlaMedError
 from mla_med.imaging.transforms import Preprocessing
+from mla_med.memory import keep_freed
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
 from mla_med.model.config import ModalConfig
 from mla_med.model.image_encoder import frame_of
@@ -371,6 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resamples", type=int, default=RESAMPLES)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
+    keep_freed()
     torch.set_num_threads(given.threads)
     try:
         rows, numbers, facts = run(given)

@@ -31,6 +31,7 @@ from evaluation.telling import tell
 from mla_med.dicom.study import read_studies
 from mla_med.drafting import draft_one
 from mla_med.errors import ConfigError, MlaMedError
+from mla_med.memory import keep_freed
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
 
 SEED = 3_998_000_001
@@ -157,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="for speed.json and speed.md")
     given = parser.parse_args(arguments)
+    keep_freed()  # as mla-med draft does
     torch.set_num_threads(given.threads)
     try:
         runs, facts = run(given)

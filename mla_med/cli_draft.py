@@ -70,7 +70,9 @@ def draft(
     from mla_med.dicom.apart import ReaderProcess
     from mla_med.dicom.study import read_studies
     from mla_med.imaging.nifti import is_nifti
+    from mla_med.memory import keep_freed
 
+    keep_freed()
     with err.status("reading the headers, loading the model") as status, ReaderProcess() as reader:
         pending = None if is_nifti(path) else reader.start(read_studies, path)
         from mla_med.documents.profile import Profile

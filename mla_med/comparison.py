@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -38,6 +39,7 @@ MATCH_MM = 40.0
 24 mm, and another breath moves what lies above the diaphragm by a few centimetres."""
 LUNG_HU = (-990.0, -600.0)
 MIN_LUNG_SHARE = 0.005
+REGION_MM = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,14 @@ def relative_place(box_mm: Box, region_mm: Box) -> np.ndarray:
     """The middle of a box, 0 at the lower and 1 at the upper end of the region along each axis."""
     low, high = np.array(region_mm)
     return (np.mean(box_mm, axis=0) - low) / np.maximum(high - low, 1.0)
+
+
+def thinned(image_CIJK: Any, affine: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Every so many voxels of an image and their affine, at most REGION_MM apart: enough for the box around
+    an organ."""
+    steps = [max(1, int(REGION_MM / s + 1e-3)) for s in np.linalg.norm(affine[:3, :3], axis=0)]
+    i, j, k = (slice(None, None, step) for step in steps)
+    return image_CIJK[:, i, j, k], affine @ np.diag([*steps, 1])
 
 
 def lung_region(hu_IJK: np.ndarray, affine: np.ndarray) -> Box:

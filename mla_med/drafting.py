@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mla_med.comparison import check_prior, compare_drafts, head_region, lung_region, why_not
+from mla_med.comparison import check_prior, compare_drafts, head_region, lung_region, thinned, why_not
 from mla_med.dicom.ahead import Ahead
 from mla_med.dicom.select import choose_series
 from mla_med.dicom.source import DAMAGE
@@ -585,13 +585,17 @@ def _find(placed: Placed, batch: SeenTogether, row: int) -> Found | Draft:
         return _refuse(placed, reasons, scores)
     findings = find(seen, checkpoint.model, checkpoint.calibration, placed.chosen, placed.taken)
     settings = Preprocessing.from_dict(checkpoint.model.config.preprocessing)
-    hu = hu_of(seen.image_CIJK, settings) if settings.modality == Modality.CT else None
+    ct, image_CIJK, affine = settings.modality == Modality.CT, seen.image_CIJK, np.asarray(seen.affine)
     if options.faithfulness:
         placed.progress("masking what is cited")
-        inside = inside_head(seen.image_CIJK) if hu is None else inside_body(hu)
+        inside = inside_body(hu_of(image_CIJK, settings)) if ct else inside_head(image_CIJK)
         findings = with_faithfulness(findings, seen, checkpoint.model, inside)
-    affine = np.asarray(seen.affine)
-    region = head_region(inside_head(seen.image_CIJK), affine) if hu is None else lung_region(hu, affine)
+    image_CIJK, affine = thinned(image_CIJK, affine)
+    region = (
+        lung_region(hu_of(image_CIJK, settings), affine)
+        if ct
+        else head_region(inside_head(image_CIJK), affine)
+    )
     findings, prior, complaints = _compared(findings, region, options.prior, checkpoint)
     placed.progress("writing the report")
     style = options.style or load_style()

@@ -34,6 +34,7 @@ def main() -> int:
     out = options.out or work / "checkpoint"
     usual = 0 if options.start else TrainConfig().rounds
     try:
+        options.spacing = options.spacing or _spacing_of(options)
         fusion = _fusion_of(options)
         cohort = CohortConfig(
             n=options.n,
@@ -82,6 +83,14 @@ def main() -> int:
     return 0
 
 
+def _spacing_of(options: argparse.Namespace) -> float:
+    """Of the checkpoint to go on with; 0: the usual one."""
+    if options.start is None:
+        return 0.0
+    there = load_checkpoint(options.start).model.config.preprocessing["spacing_mm"]
+    return 0.0 if there == PREPROCESSING[options.examination].spacing_mm else there
+
+
 def _fusion_of(options: argparse.Namespace) -> str:
     """Of the model that will be trained. What is wrong with a checkpoint shall not be found after hours."""
     if options.start is None:
@@ -123,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=training.batch, help="images in a step")
     parser.add_argument("--patches", type=int, default=training.patches, help="of lesions beside them")
     parser.add_argument("--seed", type=int, default=1, help="of the phantoms")
-    parser.add_argument("--spacing", type=float, default=0.0, help="mm of the voxels; 0: the usual ones")
+    parser.add_argument(
+        "--spacing", type=float, default=0.0, help="mm of the voxels; 0: those of --start, or the usual ones"
+    )
     parser.add_argument("--training-seed", type=int, default=training.seed, help="of weights and batches")
     parser.add_argument("--workers", type=int, default=cohort.workers)
     parser.add_argument("--lr", type=float, default=training.lr, help="largest learning rate")

@@ -41,6 +41,7 @@ from mla_med.report.style import load_style
 from mla_med.types import ClinicalContext, Modality, Presence
 
 PACKAGED = Path(mla_med.__file__).parent / "checkpoints" / "chest_ct"
+HEADS = PACKAGED.with_name("brain_mr")
 SMALL = Preprocessing(shape=(32, 24, 32), spacing_mm=12.0)
 COHORT = CohortConfig(n=10, seed=3990, workers=2)
 TRAIN = TrainConfig(
@@ -273,6 +274,7 @@ def test_a_model_without_a_map_is_taught_no_patches(corpus, tmp_path):
         (["--spacing", "0.1"], "CONFIG_INVALID", "0.5 to 12 mm"),
         (["--start", str(PACKAGED), "--spacing", "2.5"], "CHECKPOINT_DIFFERS", "reads other images"),
         (["--start", str(PACKAGED), "--widths", "8", "8"], "CONFIG_INVALID", "none smaller"),
+        (["--start", str(HEADS)], "CHECKPOINT_DIFFERS", "reads other images"),
         (["--spacing", "1.5", "--widths", "8", "8"], "CONFIG_INVALID", "want 5 stages"),
         (["--unseen", "nowhere"], "CORPUS_MISSING", "No corpus at nowhere"),
     ],

@@ -116,7 +116,8 @@ def alone(placed):
 
 
 def assert_same(one: Draft, other: Draft) -> None:
-    """Every word and every key; numbers to CLOSE, which is what the place in a batch may change."""
+    """Every word and every key; numbers to CLOSE, which is what the place in a batch may change, and to the
+    thousandth to which a draft rounds, up or down."""
     assert_close(values_of(one), values_of(other))
 
 
@@ -127,7 +128,7 @@ def values_of(draft: Draft) -> dict:
 
 def assert_close(ours, theirs) -> None:
     if isinstance(ours, float):
-        assert ours == pytest.approx(theirs, rel=CLOSE, abs=CLOSE)
+        assert ours == pytest.approx(theirs, rel=CLOSE, abs=CLOSE + 1e-3)
     elif isinstance(ours, dict):
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():

@@ -85,10 +85,10 @@ def finish(
     unseen: Sequence[Path] = (),
     rich: Sequence[Path] = (),
 ) -> Path:
-    """Fits the size heads, calibrates on what was held out and on `unseen`, and writes the checkpoint, whose
-    README names `rich` as well."""
+    """Fits the size heads to what was learnt, of `rich` as well, calibrates on what was held out and on
+    `unseen`, and writes the checkpoint."""
     examination = read_about(corpus)["examination"]
-    model, sizes = with_sizes(model, corpus)
+    model, sizes = with_sizes(model, corpus, rich)
     calibration, scores, examples = calibrate_on(model, corpus, retest, unseen=unseen)
     card = training_card(model, corpus, training, command, rich)
     card += held_out_card(scores, examples) + sizes_card(sizes) + calibration_card(calibration, examples)
@@ -103,19 +103,21 @@ def recalibrate(
     coverage: float = COVERAGE,
     sizes: bool = False,
     unseen: Sequence[Path] = (),
+    rich: Sequence[Path] = (),
 ) -> str:
     """Calibrates a checkpoint anew, with `sizes` after its size heads; -> what its README says of it.
-    `unseen`: corpora of whom training saw nobody; all of their patients are calibrated on, too."""
+    `unseen`: corpora of whom training saw nobody; all of their patients are calibrated on, too. `rich`: what
+    else it learnt from, to fit size heads to as well."""
     if not 0 < coverage < 1:
         raise ConfigError(f"A coverage lies between 0 and 1, not {coverage:g}.")
     there = load_checkpoint(folder)
     model = there.model
-    for each in (corpus, *unseen):
+    for each in (corpus, *unseen, *rich):
         check_fits(model, folder, read_settings(each), read_about(each)["examination"])
     card = (folder / "README.md").read_text(encoding="utf-8")
     fitted = section_of(card, "Sizes")
     if sizes:
-        model, refitted = with_sizes(model, corpus)
+        model, refitted = with_sizes(model, corpus, rich)
         fitted = sizes_card(refitted)
     calibration, scores, examples = calibrate_on(model, corpus, retest, coverage, unseen)
     said = held_out_card(scores, examples) + fitted + calibration_card(calibration, examples)
@@ -133,10 +135,13 @@ def recalibrate(
     return said
 
 
-def with_sizes(model: MLAModel, corpus: Path) -> tuple[MLAModel, Mapping[str, Refitted]]:
-    """A copy, as it will be stored, whose size heads are fitted to the training split."""
+def with_sizes(
+    model: MLAModel, corpus: Path, rich: Sequence[Path] = ()
+) -> tuple[MLAModel, Mapping[str, Refitted]]:
+    """A copy, as it will be stored, whose size heads are fitted to the training split, and that of `rich`."""
     model = as_stored(model)
-    refitted = refit_sizes(model, read_examples(corpus, "train"), _held_out(corpus))
+    learnt = tuple(example for each in (corpus, *rich) for example in read_examples(each, "train"))
+    refitted = refit_sizes(model, learnt, _held_out(corpus))
     return as_stored(model), refitted
 
 
@@ -311,11 +316,15 @@ def main() -> int:
         help="corpora of whom training saw nobody, to calibrate on as well: more patients, better thresholds",
     )
     parser.add_argument("--sizes", action="store_true", help="fit the size heads to the training split, too")
+    parser.add_argument(
+        "--rich", type=Path, nargs="+", default=(), help="with --sizes: corpora that it learnt from as well"
+    )
     given = parser.parse_args()
     keep_freed()
     try:
         said = recalibrate(
-            given.checkpoint, given.corpus, given.retest, given.coverage, given.sizes, given.unseen
+            *(given.checkpoint, given.corpus, given.retest, given.coverage, given.sizes),
+            *(given.unseen, given.rich),
         )
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)

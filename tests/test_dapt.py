@@ -18,7 +18,7 @@ from dapt.augment import Augment, moved, varied
 from dapt.card import training_card
 from dapt.collate import report_ids, targets_of
 from dapt.corpus import prepare_corpus
-from dapt.finish import finish, train_checkpoint
+from dapt.finish import finish, train_checkpoint, with_sizes
 from dapt.images import Images
 from dapt.patches import PatchSampler
 from dapt.receipts import predict
@@ -324,6 +324,14 @@ def test_patients_who_have_much_are_learnt_from_and_nothing_is_calibrated_on_the
         with pytest.raises(ConfigError, match=words):
             train_checkpoint(corpus, tmp_path / "other", tmp_path / "out", TRAIN, unseen=[rich], **others)
     assert not (tmp_path / "other").exists()
+    fitted = []
+    monkeypatch.setattr(
+        "dapt.finish.refit_sizes", lambda model, learnt, unseen: fitted.append((learnt, unseen))
+    )
+    with_sizes(MLAModel(_model_config()), corpus, [rich])
+    ((learnt, unseen),) = fitted
+    assert [example.id for example in learnt] == [example.id for example in (*usual, *much)]
+    assert not {example.id for example in unseen} & {example.id for example in learnt}
     told = training_card(MLAModel(_model_config()), corpus, tmp_path / "work", "python -m dapt", [rich])
     (row,) = (line for line in told.splitlines() if line.startswith("| trained on"))
     first, second = row.split("; ")

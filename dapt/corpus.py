@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from dapt.importers.kinds import Choices
 
 PREPROCESSING = {"chest_ct": CHEST_CT, "brain_mr": BRAIN_MR}
+SPACINGS_MM = (0.5, 12.0)
 
 
 def prepare_corpus(
@@ -262,14 +263,16 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m dapt.cor
         text=options.text,
         allow_preliminary=options.allow_preliminary,
     )
+    examination = "" if asked == "pictures" else asked
     try:
         config = BuildConfig(
-            examination="" if asked == "pictures" else asked,
+            examination=examination,
             mask=options.mask,
             split=options.split,
             images=not options.no_images,
             workers=options.workers,
             limit=options.limit,
+            preprocessing=_grid_of(examination, options.spacing),
         )
         gather_corpus(options.source, options.kind, options.out, config, choices, _told())
         about = read_about(options.out)
@@ -282,6 +285,17 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m dapt.cor
     print(to_table(about))
     print(f"{options.out / 'corpus.html'} shows it; confidential/ leads back to the files: keep it here.")
     return 0
+
+
+def _grid_of(examination: str, spacing_mm: float) -> Preprocessing | None:
+    """None: the usual one."""
+    if not spacing_mm:
+        return None
+    if not examination:
+        raise ConfigError("Pixels of pictures have no size in mm. Leave --spacing out.")
+    if not SPACINGS_MM[0] <= spacing_mm <= SPACINGS_MM[1]:
+        raise ConfigError(f"Voxels have 0.5 to 12 mm, not {spacing_mm:g}.")
+    return settings_of(examination, spacing_mm)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -304,6 +318,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--examination",
         choices=(*PREPROCESSING, "pictures"),
         help="whose grid and findings; pictures: PNG and JPEG of any; as the kind has it",
+    )
+    parser.add_argument(
+        "--spacing",
+        type=float,
+        default=0.0,
+        help="mm of the voxels, as the model reads them that shall learn; 0: the usual ones",
     )
     parser.add_argument(
         "--mask", action="store_true", help="replace what may name somebody by [date], [name]"

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
+import nibabel as nib
 import numpy as np
 import pytest
 from conftest import SHARED
@@ -386,6 +387,12 @@ def test_errors_name_the_fault_and_what_to_try(tmp_path, capsys):
     assert "COLUMN_UNKNOWN: t.csv has a column 'reprot'" in capsys.readouterr().err
     assert main([str(tmp_path / "none"), "--out", str(tmp_path / "o"), "--kind", "csv"]) == 1
     assert "PATH_MISSING" in capsys.readouterr().err
+    for wish, words in (
+        (["--spacing", "0.1"], "0.5 to 12 mm"),
+        (["--spacing", "1.5", "--examination", "pictures"], "no size in mm"),
+    ):
+        assert main([str(table), "--out", str(tmp_path / "o"), "--kind", "csv", *wish]) == 1
+        assert words in capsys.readouterr().err
     with pytest.raises(ConfigError, match="pictures"):
         BuildConfig(examination="knee_mr")
     good = write_pictures(tmp_path / "source", 1)
@@ -432,6 +439,21 @@ def test_the_verb_of_the_front_door_is_the_command(tmp_path):
     assert CliRunner().invoke(app, given).exit_code == 0
     assert len(read_examples(tmp_path / "corpus", "all")) == 2
     assert CliRunner().invoke(app, ["corpus", str(tmp_path / "none"), *given[2:]]).exit_code == 1
+
+
+def test_images_are_placed_in_the_voxels_that_are_asked_for(tmp_path):
+    voxels = np.full((40, 40, 20), -1000, np.int16)
+    voxels[8:32, 8:32] = 40
+    nib.save(nib.Nifti1Image(voxels, np.diag([8.0, 8.0, 8.0, 1.0])), tmp_path / "a.nii.gz")
+    table = write_table(tmp_path / "t.csv", [{"path": "a.nii.gz", "report": "No emphysema."}])
+    out = tmp_path / "corpus"
+    wish = ["--examination", "chest_ct", "--spacing", "8", "--workers", "0"]
+    assert main([str(table), "--out", str(out), "--kind", "csv", *wish]) == 0
+    settings = read_settings(out)
+    assert (settings.spacing_mm, settings.shape) == (8.0, (48, 36, 42))
+    (example,) = read_examples(out, "all")
+    assert np.load(example.image).shape == settings.shape
+    assert np.linalg.norm(example.affine[:3, :3], axis=0) == pytest.approx(8.0)
 
 
 def test_the_flow_gathers_the_corpus_of_the_command(tmp_path):

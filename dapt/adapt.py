@@ -290,11 +290,14 @@ def write_model(model: MLAModel, folder: Path, weights: dict[str, Tensor] | None
 
 
 def _check_fits(model: MLAModel, shelf: Shelf, start: str) -> None:
-    same = shelf.settings is None or Preprocessing.from_dict(model.config.preprocessing) == shelf.settings
-    if not same or not set(model.config.finding_keys) & set(schema_of(shelf.examination)):
+    reads = Preprocessing.from_dict(model.config.preprocessing)
+    if shelf.settings not in (None, reads) or not set(model.config.finding_keys) & set(
+        schema_of(shelf.examination)
+    ):
         raise CheckpointError(
             f"The model of {start} reads other images, or looks for other findings, than the site's corpus "
-            "holds. Make the corpus with its preprocessing, or start with a new model.",
+            f"holds. Make the corpus with its preprocessing (--spacing {reads.spacing_mm:g}), or start with a "
+            "new model.",
             code="CHECKPOINT_DIFFERS",
         )
 

@@ -118,10 +118,11 @@ def _fitting(
 
 def check_fits(model: MLAModel, folder: Path, settings: Preprocessing, examination: str) -> None:
     """CheckpointError where the model of a folder cannot read a corpus."""
-    same = Preprocessing.from_dict(model.config.preprocessing) == settings
-    if not same or model.config.finding_keys != tuple(schema_of(examination)):
+    reads = Preprocessing.from_dict(model.config.preprocessing)
+    if reads != settings or model.config.finding_keys != tuple(schema_of(examination)):
         raise CheckpointError(
             f"The model of {folder} reads other images or looks for other findings than this corpus holds. "
-            "Make the corpus with its preprocessing, or start with a new model.",
+            f"Make the corpus with its preprocessing (--spacing {reads.spacing_mm:g}), or start with a new "
+            "model.",
             code="CHECKPOINT_DIFFERS",
         )

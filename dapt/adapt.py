@@ -296,8 +296,8 @@ def _check_fits(model: MLAModel, shelf: Shelf, start: str) -> None:
     ):
         raise CheckpointError(
             f"The model of {start} reads other images, or looks for other findings, than the site's corpus "
-            f"holds. Make the corpus with its preprocessing (--spacing {reads.spacing_mm:g}), or start with a "
-            "new model.",
+            f"holds. Make it with the model's preprocessing (--spacing {reads.spacing_mm:g}), or start with "
+            "a new model.",
             code="CHECKPOINT_DIFFERS",
         )
 

@@ -146,13 +146,13 @@ def test_a_draft_without_a_prior_cannot_state_a_change(phantom_draft):
 
 @pytest.fixture(scope="module")
 def now(phantom_study):
-    return read_study(volume_series(phantom_study("lung_mass", "pneumothorax")))
+    return read_study(volume_series(phantom_study("lung_mass", "hiatal_hernia")))
 
 
 @pytest.fixture(scope="module")
 def then(tmp_path_factory):
     """The same body with the same mass, and an effusion that has gone since."""
-    today = patient("lung_mass", "pneumothorax")
+    today = patient("lung_mass", "hiatal_hernia")
     mass = [lesion for lesion in today.lesions if lesion.finding.code == "lung_mass"]
     lesions = (*mass, *patient("pleural_effusion").lesions)
     earlier = replace(
@@ -175,7 +175,7 @@ def test_changes_are_measured_on_the_images_of_the_prior(compared):
     draft, _ = compared
     change = {f.code: f.change for f in draft.report.findings}
     assert change["lung_mass"] in (Change.STABLE, None), "two scans of one mass"
-    assert change["pneumothorax"] is Change.NEW
+    assert change["hiatal_hernia"] is Change.NEW
     assert change["pleural_effusion"] is Change.RESOLVED
     assert change["cardiomegaly"] is None
     assert draft.complaints == ()
@@ -186,7 +186,7 @@ def test_changes_are_measured_on_the_images_of_the_prior(compared):
 def test_every_document_shows_the_change_and_what_it_was_measured_on(compared, now, then):
     draft, volume = compared
     text, page = draft_to_text(draft), draft_to_html(draft, volume)
-    assert "pneumothorax, new since the prior examination" in text
+    assert "iatal hernia, new since the prior examination" in text
     assert f"Compared by measurement with the examination of 20250301, study {then.study_uid}." in text
     assert "pleural effusion: resolved; present then, absent now." in text
     assert "Compared with the prior examination" in page

@@ -77,11 +77,11 @@ def test_the_same_study_gives_the_same_draft(drafted, phantom_series, checkpoint
 
 def test_the_images_decide(checkpoint, phantom_study):
     """Another body under almost the same headers: other findings, and they are those planted."""
-    folder = volume_series(phantom_study("pneumothorax"))
+    folder = volume_series(phantom_study("pericardial_effusion"))
     draft, _ = draft_study(read_study(folder), checkpoint)
     assert draft.gate.accepted, draft.gate.reasons
     present = {f.code for f in draft.report.findings if f.presence is Presence.PRESENT}
-    assert "pneumothorax" in present
+    assert "pericardial_effusion" in present
     assert not {"lung_mass", "pleural_effusion", "cardiomegaly"} & present
 
 

@@ -26,6 +26,7 @@ from mla_med.ledger.ledger import Ledger
 from mla_med.ledger.nouns import Document, DocumentState, Job, JobState
 from mla_med.ledger.owners import owner
 from mla_med.logs import log
+from mla_med.memory import keep_freed
 from mla_med.night.batches import Batches
 from mla_med.night.claims import CLAIM_S, Claim, Claims
 from mla_med.night.settings import NightSettings, read_night
@@ -217,6 +218,7 @@ def draft_job(settings_file: Path, job_id: str, hold: bool) -> Drafted:
 
 @cache
 def _worker(settings_file: Path) -> Worker:
+    keep_freed()
     pacs, night = read_settings(settings_file), read_night(settings_file)
     book = open_ledger(pacs)
     return Worker(pacs, night, book, Claims.open(pacs.ledger_url, book.clock), Drawer(night))

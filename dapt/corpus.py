@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from dapt.importers.kinds import Choices
 
 PREPROCESSING = {"chest_ct": CHEST_CT, "brain_mr": BRAIN_MR}
-SPACINGS_MM = (0.5, 12.0)
 
 
 def prepare_corpus(
@@ -289,12 +288,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m dapt.cor
 
 def _grid_of(examination: str, spacing_mm: float) -> Preprocessing | None:
     """None: the usual one."""
+    from mla_med.phantom.cohort import check_spacing
+
     if not spacing_mm:
         return None
     if not examination:
         raise ConfigError("Pixels of pictures have no size in mm. Leave --spacing out.")
-    if not SPACINGS_MM[0] <= spacing_mm <= SPACINGS_MM[1]:
-        raise ConfigError(f"Voxels have 0.5 to 12 mm, not {spacing_mm:g}.")
+    check_spacing(spacing_mm)
     return settings_of(examination, spacing_mm)
 
 

@@ -110,6 +110,8 @@ def recalibrate(
     else it learnt from, to fit size heads to as well."""
     if not 0 < coverage < 1:
         raise ConfigError(f"A coverage lies between 0 and 1, not {coverage:g}.")
+    if rich and not sizes:
+        raise ConfigError("Nothing is calibrated on rich patients, only sizes are fitted: add --sizes.")
     there = load_checkpoint(folder)
     model = there.model
     for each in (corpus, *unseen, *rich):

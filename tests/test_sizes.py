@@ -101,6 +101,8 @@ def test_a_checkpoint_gets_sizes_and_calibration_and_keeps_what_else_lies_there(
     assert "## Sizes" not in recalibrate(folder, corpus)
     with pytest.raises(ConfigError, match="between 0 and 1"):
         recalibrate(folder, corpus, coverage=90)
+    with pytest.raises(ConfigError, match="add --sizes"):
+        recalibrate(folder, corpus, rich=[corpus])
     assert (folder / "model.safetensors").read_bytes() == untouched
     said = recalibrate(folder, corpus, sizes=True)
     again = recalibrate(folder, corpus)

@@ -49,6 +49,11 @@ PHANTOM_VERSION = 1
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+def check_spacing(spacing_mm: float) -> None:
+    if not 0.5 <= spacing_mm <= 12:
+        raise ConfigError(f"Arrays have voxels of 0.5 to 12 mm, not of {spacing_mm:g}.")
+
+
 @dataclass(frozen=True, slots=True)
 class CohortConfig:
     n: int = 1000
@@ -82,8 +87,8 @@ class CohortConfig:
             raise ConfigError(f"No phantom of '{self.examination}'; there are: {', '.join(PREVALENCE)}.")
         if self.form not in FORMS:
             raise ConfigError(f"No form '{self.form}'; there are: {', '.join(FORMS)}.")
-        if self.spacing_mm and not 0.5 <= self.spacing_mm <= 12:
-            raise ConfigError(f"Arrays have voxels of 0.5 to 12 mm, not of {self.spacing_mm:g}.")
+        if self.spacing_mm:
+            check_spacing(self.spacing_mm)
         if not 0.01 <= self.odds <= 100:
             raise ConfigError(
                 f"The odds of findings can be 0.01 to 100 times the usual ones, not {self.odds:g}."

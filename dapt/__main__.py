@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dapt.corpus import PREPROCESSING, prepare_corpus, settings_of
+from dapt.deepen import check_units
 from dapt.finer import is_half, width_of
 from dapt.finish import train_checkpoint
 from dapt.train import check_fits, stages_of
@@ -53,6 +54,7 @@ def main() -> int:
             lr=options.lr,
             fusion_type=fusion,
             widths=tuple(options.widths),
+            units=tuple(options.units),
             seed=options.training_seed,
             device=options.device,
         )
@@ -94,20 +96,23 @@ def _spacing_of(options: argparse.Namespace) -> float:
 def _fusion_of(options: argparse.Namespace) -> str:
     """Of the model that will be trained. What is wrong with a checkpoint shall not be found after hours."""
     if options.start is None:
-        if options.widths:
-            stages_of(settings_of(options.examination, options.spacing), tuple(options.widths))
+        settings = settings_of(options.examination, options.spacing)
+        stages_of(settings, tuple(options.widths), tuple(options.units))
         return options.fusion or TrainConfig().fusion_type
     model = load_checkpoint(options.start).model
     there = model.config.fusion_type
     if options.fusion not in (None, there):
         raise ConfigError(f"The model of {options.start} has the fusion {there}, not {options.fusion}.")
-    settings, widths = settings_of(options.examination, options.spacing), tuple(model.config.widths)
+    settings = settings_of(options.examination, options.spacing)
+    widths, units = tuple(model.config.widths), tuple(model.config.units)
     if is_half(settings, Preprocessing.from_dict(model.config.preprocessing)):
-        widths = (width_of(settings.channels), *widths)
+        widths, units = (width_of(settings.channels), *widths), (0, *units)
     else:
         check_fits(model, options.start, settings, options.examination)
     if options.widths:
         check_widths(options.widths, widths)
+    if options.units:
+        check_units(options.units, units)
     return there
 
 
@@ -147,6 +152,13 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=training.widths,
         help="channels of the stages of the image encoder, finest first; with --start it is widened to them",
+    )
+    parser.add_argument(
+        "--units",
+        type=int,
+        nargs="+",
+        default=training.units,
+        help="convolutions in each of those stages; with --start it gets them where it has none",
     )
     parser.add_argument("--start", type=Path, help="a checkpoint to go on with, instead of a new model")
     parser.add_argument(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from dapt.deepen import deepen
 from dapt.finer import halve_voxels, is_half, width_of
 from dapt.state import digest_of
 from dapt.tokenizer import train_tokenizer
@@ -65,13 +66,14 @@ def pretrain(
         begun = load_checkpoint(start).model
         model = _fitting(begun, start, settings, examination, train)
         model = widen(model, config.widths) if config.widths else model
+        model = deepen(model, config.units) if config.units else model
     else:
         model_config = model_config or default(
             findings=findings_of(schema_of(examination)),
             fusion_type=config.fusion_type,
             channels=settings.channels,
             image_dim=settings.shape,
-            **stages_of(settings, config.widths),
+            **stages_of(settings, config.widths, config.units),
             vocab_size=VOCABULARY,
             decoder={"n_positions": POSITIONS, "attn_pdrop": 0.0},
         )
@@ -93,15 +95,18 @@ def pretrain(
     return model.cpu().eval()
 
 
-def stages_of(settings: Preprocessing, wanted: tuple[int, ...] = ()) -> dict[str, tuple[int, ...]]:
+def stages_of(
+    settings: Preprocessing, wanted_widths: tuple[int, ...] = (), wanted_units: tuple[int, ...] = ()
+) -> dict[str, tuple[int, ...]]:
     """Of the image encoder: one without convolutions in front for each halving of the usual voxels, and in
-    each as many channels as are wanted."""
+    each as many channels and convolutions as are wanted."""
     widths, units = tuple(default().widths), tuple(default().units)
     while 2 ** (len(widths) - LEVELS + 1) * settings.spacing_mm < LEAST_CELL_MM:
         widths, units = (width_of(settings.channels), *widths), (0, *units)
-    if wanted and len(wanted) != len(widths):
-        raise ConfigError(f"Images in these voxels want {len(widths)} stages, not {len(wanted)} widths.")
-    return {"widths": wanted or widths, "units": units}
+    for name, wanted in (("widths", wanted_widths), ("units", wanted_units)):
+        if wanted and len(wanted) != len(widths):
+            raise ConfigError(f"Images in these voxels want {len(widths)} stages, not {len(wanted)} {name}.")
+    return {"widths": wanted_widths or widths, "units": wanted_units or units}
 
 
 def _fitting(

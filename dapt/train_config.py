@@ -58,6 +58,9 @@ class TrainConfig:
     widths: tuple[int, ...] = ()
     """Channels of the stages of the image encoder, finest first: a new model has so many, one that is gone on
     with is widened to them (widen.py). (): as they are."""
+    units: tuple[int, ...] = ()
+    """Convolutions in each of those stages: of a new model, or of one that is gone on with, which gets them
+    where it had none (deepen.py). (): as they are."""
     freeze_image_encoder: bool = False
     """It stays what it was at the start, its norms' statistics too."""
     seed: int = 0
@@ -78,7 +81,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON gives it back."""
-        return asdict(self) | {"widths": list(self.widths)}
+        return asdict(self) | {"widths": list(self.widths), "units": list(self.units)}
 
     def augment(self, cell: int) -> Augment:
         """Of images of whose voxels `cell` are the edge of a cell."""

@@ -276,6 +276,8 @@ def test_a_model_without_a_map_is_taught_no_patches(corpus, tmp_path):
         (["--start", str(PACKAGED), "--widths", "8", "8"], "CONFIG_INVALID", "none smaller"),
         (["--start", str(HEADS)], "CHECKPOINT_DIFFERS", "reads other images"),
         (["--spacing", "1.5", "--widths", "8", "8"], "CONFIG_INVALID", "want 5 stages"),
+        (["--start", str(PACKAGED), "--units", "1", "1"], "CONFIG_INVALID", "only where there are none"),
+        (["--spacing", "1.5", "--units", "1", "1"], "CONFIG_INVALID", "want 5 stages, not 2 units"),
         (["--unseen", "nowhere"], "CORPUS_MISSING", "No corpus at nowhere"),
     ],
 )
@@ -432,7 +434,8 @@ def test_a_training_goes_on_in_voxels_of_half_the_size(tmp_path):
     )
     assert torch.equal(started.heads.where.weight, load_checkpoint(folder).model.heads.where.weight)
     wider = (16, 8, 16, 16, 16)
-    config = replace(TRAIN, text_epochs=0, epochs=1, widths=wider)
+    deeper = (1, *load_checkpoint(folder).model.config.units)
+    config = replace(TRAIN, text_epochs=0, epochs=1, widths=wider, units=deeper)
     learnt = pretrain(fine, tmp_path / "more", config, start=folder)
     resumed = pretrain(fine, tmp_path / "more", config, start=folder)
     assert torch.equal(resumed.heads.where.weight, learnt.heads.where.weight)
@@ -441,7 +444,7 @@ def test_a_training_goes_on_in_voxels_of_half_the_size(tmp_path):
     last = finish(learnt, fine, tmp_path / "more", tmp_path / "two", "python -m dapt", retest=2)
     again = load_checkpoint(last).model
     assert Preprocessing.from_dict(again.config.preprocessing) == SMALL.at(6.0)
-    assert tuple(again.config.widths) == wider
+    assert (tuple(again.config.widths), tuple(again.config.units)) == (wider, deeper)
     new = "image_encoder.stages.0.halve.conv.weight"
     assert not torch.allclose(learnt.state_dict()[new], started.state_dict()[new], atol=1e-5)
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from scipy import ndimage
 
+from mla_med.imaging.grid import body_box
 from mla_med.imaging.transforms import (
     Preprocessing,
     SlabAveraged,
@@ -87,6 +89,21 @@ def test_a_table_does_not_move_the_patient():
     with_table[:, 2:3, :] = -300.0  # a thin shell below the back
     plain, tabled = (body_mask(torch.from_numpy(v)[None]) for v in (hu, with_table))
     assert torch.equal(plain, tabled)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.8, 0.9, 0.97, 1.0])
+@pytest.mark.parametrize("shape", [(23, 17, 30), (2, 20, 20), (20, 1, 20), (3, 3, 3)])
+def test_the_box_of_the_body_is_that_of_the_largest_piece(shape, share):
+    """Of many pieces too, where none is more than half of all."""
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        hu = np.where(rng.random(shape) < share, 40.0, -1000.0).astype(np.float32)
+        mask = body_mask(torch.from_numpy(hu)[None])[0].numpy()
+        box = body_box(hu)
+        if box is None:
+            assert mask.all()
+        else:
+            assert box == ndimage.find_objects(mask.astype(int))[0]
 
 
 def test_mr_is_normalised_and_has_one_channel():

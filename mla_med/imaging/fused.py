@@ -21,7 +21,7 @@ import numpy as np
 from nibabel.orientations import inv_ornt_aff, io_orientation
 from scipy import ndimage, sparse
 
-from mla_med.imaging.grid import AIR_HU, Preprocessing, body_pieces
+from mla_med.imaging.grid import AIR_HU, Preprocessing, body_box
 from mla_med.types import Modality, Volume
 
 SAME = 1e-3
@@ -73,10 +73,8 @@ def place(
     resampled, affine = resample(voxels_IJK, affine, settings.spacing_mm)
     if settings.modality == Modality.MR:
         return fit(resampled, affine, settings.shape, 0.0)
-    found = body_pieces(resampled)
-    if found is not None:
-        pieces, largest = found
-        body = ndimage.find_objects(pieces, largest)[largest - 1]
+    body = body_box(resampled)
+    if body is not None:
         resampled, affine = resampled[body], moved(affine, [s.start for s in body])
     return fit(resampled, affine, settings.shape, AIR_HU)
 

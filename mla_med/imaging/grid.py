@@ -86,10 +86,42 @@ def inside_body(hu_IJK: np.ndarray) -> np.ndarray:
     return np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(hu_IJK > BODY_HU, 2, 0)], 2)
 
 
-def body_pieces(hu_IJK: np.ndarray) -> tuple[np.ndarray, int] | None:
-    """Pieces of tissue of an image in HU, numbered from 1, and which is the largest; None without tissue."""
-    tissue = ndimage.binary_erosion(hu_IJK > BODY_HU)
+def body_box(hu_IJK: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """The box around the largest piece of tissue of an image in HU, the patient without the table; None
+    without tissue."""
+    tissue = _eroded(hu_IJK > BODY_HU)
     pieces, count = ndimage.label(tissue)
     if count == 0:
         return None
-    return pieces, 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+    # what most of every fourth voxel belongs to is the largest, if it is more than half of all
+    likely = _commonest(pieces[::4, ::4, ::4])
+    body = pieces == likely
+    if likely == 0 or 2 * np.count_nonzero(body) <= np.count_nonzero(tissue):
+        body = pieces == _commonest(pieces)
+    i, j, k = (_ends(along) for along in (body.any((1, 2)), body.any((0, 2)), body.any((0, 1))))
+    return i, j, k
+
+
+def _eroded(mask_IJK: np.ndarray) -> np.ndarray:
+    """What is set, and all six neighbours with it; `ndimage.binary_erosion` in a third of its time."""
+    eroded = np.zeros_like(mask_IJK)
+    inner = eroded[1:-1, 1:-1, 1:-1]
+    inner[...] = mask_IJK[1:-1, 1:-1, 1:-1]
+    for axis in range(3):
+        for neighbour in (slice(None, -2), slice(2, None)):
+            at = [slice(1, -1)] * 3
+            at[axis] = neighbour
+            inner &= mask_IJK[tuple(at)]
+    return eroded
+
+
+def _commonest(pieces: np.ndarray) -> int:
+    """The number above 0 that stands in most voxels; 0: there is none."""
+    counts = np.bincount(pieces.ravel(), minlength=1)
+    counts[0] = 0
+    return int(np.argmax(counts))
+
+
+def _ends(along: np.ndarray) -> slice:
+    """From the first to behind the last that is set."""
+    return slice(int(along.argmax()), len(along) - int(along[::-1].argmax()))

@@ -21,6 +21,7 @@ from monai.transforms import (
     ScaleIntensityRanged,
     Spacingd,
 )
+from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
@@ -30,7 +31,6 @@ from mla_med.imaging.grid import BODY_HU as BODY_HU
 from mla_med.imaging.grid import BRAIN_MR as BRAIN_MR
 from mla_med.imaging.grid import CHEST_CT as CHEST_CT
 from mla_med.imaging.grid import Preprocessing as Preprocessing
-from mla_med.imaging.grid import body_pieces
 from mla_med.imaging.grid import hu_of as hu_of
 from mla_med.imaging.grid import inside_body as inside_body
 from mla_med.types import Modality, Volume
@@ -131,11 +131,10 @@ def window_channels(hu: Tensor, windows_hu: tuple[tuple[float, float], ...]) -> 
 
 def body_mask(image: Tensor) -> Tensor:
     """The largest piece of tissue of (1, I, J, K) HU: the patient without the table."""
-    found = body_pieces(np.asarray(image)[0])
-    if found is None:
+    pieces, count = ndimage.label(ndimage.binary_erosion(np.asarray(image)[0] > BODY_HU))
+    if count == 0:
         return torch.ones(image.shape, dtype=torch.bool)
-    pieces, largest = found
-    return torch.from_numpy(pieces == largest)[None]
+    return torch.from_numpy(pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:])))[None]
 
 
 def _windows(windows_hu) -> list:

@@ -29,6 +29,9 @@ SAME = 1e-3
 DIAGONAL = 1e-9
 """A matrix without larger entries beside its diagonal takes each axis by itself."""
 
+PLANES = 16
+"""So many are written in another order of memory at a time: a line of the cache."""
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -101,7 +104,7 @@ def resample(voxels_IJK: np.ndarray, affine: np.ndarray, spacing_mm: float) -> t
         return _by_axis(turned, [_slabs(axis) for axis in axes], axes), wanted
     if np.abs(step[:3, :3] - np.diag(np.diag(step[:3, :3]))).max() < DIAGONAL:
         matrices = [
-            _between(axis.cells, step[n, n], step[n, 3], cells[n]) @ _slabs(axis)
+            _between(axis.cells, step[n, n], step[n, 3], cells[n]) @ sparse.csr_array(_slabs(axis))
             for n, axis in enumerate(axes)
         ]
         return _by_axis(turned, matrices, axes), wanted
@@ -142,8 +145,16 @@ def fit(
         source.append(slice(cut, cut + length))
         target.append(slice(fill, fill + length))
         first.append(cut - fill)
-    out[tuple(target)] = image_IJK[tuple(source)]
+    _write(out[tuple(target)], image_IJK[tuple(source)])
     return out, moved(affine, first)
+
+
+def _write(out: np.ndarray, image: np.ndarray) -> None:
+    """A few planes at a time: in another order of memory, a whole image leaves the cache at every step."""
+    slow = int(np.argmax(image.strides))
+    out, image = np.moveaxis(out, slow, 0), np.moveaxis(image, slow, 0)
+    for first in range(0, len(image), PLANES):
+        out[first : first + PLANES] = image[first : first + PLANES]
 
 
 def moved(affine: np.ndarray, first: Sequence[int]) -> np.ndarray:
@@ -211,8 +222,8 @@ def _between(length: int, step: float, first: float, count: int) -> np.ndarray:
 
 
 def _by_axis(turned: np.ndarray, matrices: Sequence[np.ndarray], axes: Sequence[Axis]) -> np.ndarray:
-    """Every axis through its matrix, in the order of memory. The slowest axis is read slab by slab; slabs are
-    added before anything else, along every axis: they are the most voxels."""
+    """Every axis through its matrix, in the order of memory, which stays that of the result. The slowest axis
+    is read slab by slab; slabs are added before anything else, along every axis: they are the most voxels."""
     order = sorted(range(3), key=lambda n: -turned.strides[n])
     stored = turned.transpose(order)
     if any(stride < 0 for stride in stored.strides):
@@ -230,7 +241,7 @@ def _by_axis(turned: np.ndarray, matrices: Sequence[np.ndarray], axes: Sequence[
         plane = c @ _sums((b @ _sums(plane, planes[0])).T, planes[1])
         for at in range(onto.indptr[cell], onto.indptr[cell + 1]):
             out_ACB[onto.indices[at]] += onto.data[at] * plane
-    return np.ascontiguousarray(out_ACB.transpose(np.argsort([order[0], order[2], order[1]])))
+    return out_ACB.transpose(np.argsort([order[0], order[2], order[1]]))
 
 
 def _first_of(axis: Axis) -> int:

@@ -89,7 +89,9 @@ def inside_body(hu_IJK: np.ndarray) -> np.ndarray:
 def body_box(hu_IJK: np.ndarray) -> tuple[slice, slice, slice] | None:
     """The box around the largest piece of tissue of an image in HU, the patient without the table; None
     without tissue."""
-    tissue = _eroded(hu_IJK > BODY_HU)
+    order = np.argsort([-stride for stride in hu_IJK.strides], kind="stable")
+    # in the order of memory
+    tissue = _eroded(hu_IJK.transpose(order) > BODY_HU)
     pieces, count = ndimage.label(tissue)
     if count == 0:
         return None
@@ -98,7 +100,9 @@ def body_box(hu_IJK: np.ndarray) -> tuple[slice, slice, slice] | None:
     body = pieces == likely
     if likely == 0 or 2 * np.count_nonzero(body) <= np.count_nonzero(tissue):
         body = pieces == _commonest(pieces)
-    i, j, k = (_ends(along) for along in (body.any((1, 2)), body.any((0, 2)), body.any((0, 1))))
+    rows = body.any(2)
+    ends = [_ends(along) for along in (rows.any(1), rows.any(0), body.any((0, 1)))]
+    i, j, k = (ends[n] for n in np.argsort(order))
     return i, j, k
 
 

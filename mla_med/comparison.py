@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
-from scipy import ndimage
 
 from mla_med.archive import is_file, open_file
 from mla_med.dicom.header import quiet_pydicom
 from mla_med.dicom.study import read_study
 from mla_med.documents.json import draft_from_json
 from mla_med.errors import StudyError
+from mla_med.imaging.grid import inside_body
+from mla_med.imaging.lungs import MIN_LUNG_SHARE, lung_mask
 from mla_med.report.schema import Schema, schema_of
 from mla_med.types import Box, Change, Comparison, Draft, Finding, Presence, Prior, Study
 
@@ -37,8 +38,8 @@ et al., Thorax 2015;70 Suppl 2:ii1)."""
 MATCH_MM = 40.0
 """Further apart, in lungs of the size of the current ones, are two lesions: evidence is known to a cell of
 24 mm, and another breath moves what lies above the diaphragm by a few centimetres."""
-LUNG_HU = (-990.0, -600.0)
-MIN_LUNG_SHARE = 0.005
+GROWS_INTO = ("lung_nodule", "lung_mass")
+"""One lesion, by its size: over 30 mm it is a mass (Hansell et al., Radiology 2008;246:697)."""
 REGION_MM = 3.0
 
 
@@ -58,45 +59,62 @@ def compare_findings(
     examination: str = "chest_ct",
     every_lesion: bool = False,
 ) -> tuple[tuple[Finding, ...], tuple[Comparison, ...]]:
-    """The current findings, each with its change where one can be told, and how each was told.
+    """The current findings, each with its change where one can be told, and how each was told; behind them
+    what was there then and is not found now.
 
-    `repeat_mm`: what two measurements of one lesion differ by, by code, where that is more than
-    LEAST_MM. `every_lesion`: the findings name every lesion of a code; otherwise only the foremost, and
-    another place may be another lesion rather than a new one, of which nothing is said."""
+    `repeat_mm`: what two measurements of one lesion differ by, by code; of the size of a code that is not
+    there no change is stated. None: sizes are true, as those of a phantom. `every_lesion`: the findings name
+    every lesion of a code; otherwise only the foremost, and another place may be another lesion rather than
+    a new one, of which nothing is said."""
     schema = schema_of(examination)
     pairs = dict(_pairs(current, prior, schema))
+    # what goes by another name now has not gone
+    renamed = {m for n, m in pairs.items() if current.findings[n].code != prior.findings[m].code}
     findings, comparisons = [], []
     for n, finding in enumerate(current.findings):
         assert finding.change is None
-        before = [f for f in prior.findings if f.code == finding.code]
+        before = [f for m, f in enumerate(prior.findings) if f.code == finding.code and m not in renamed]
         partner = prior.findings[pairs[n]] if n in pairs else None
-        compared = _compare(finding, partner, before, repeat_mm or {}, every_lesion, schema)
+        compared = _compare(finding, partner, before, repeat_mm, every_lesion, schema)
         findings.append(finding if compared is None else replace(finding, change=compared.change))
         comparisons += [] if compared is None else [compared]
+    comparisons += _left_behind(current, prior, pairs)
     return tuple(findings), tuple(comparisons)
 
 
 def change_of_size(
-    size_mm: float, before_mm: float, repeat_mm: float = LEAST_MM
+    size_mm: float, before_mm: float, repeat_mm: float | None = LEAST_MM
 ) -> tuple[Change | None, str]:
-    """Whether a diameter has changed, and why, in words."""
+    """Whether a diameter has changed, and why, in words. `repeat_mm` None: nobody knows how well such sizes
+    are repeated, and nothing is said of them."""
     difference, volume = size_mm - before_mm, (size_mm / before_mm) ** 3 - 1
     words = (
         f"{before_mm:.4g} mm then, {size_mm:.4g} mm now ({difference:+.4g} mm, {100 * volume:+.0f} % volume)"
     )
-    if abs(difference) <= LEAST_MM or abs(volume) <= LEAST_VOLUME:
-        return Change.STABLE, f"{words}; up to {LEAST_MM:g} mm or {100 * LEAST_VOLUME:.0f} % is no change"
-    if abs(difference) <= repeat_mm:
-        return None, f"{words}; two measurements of one lesion differ by up to {repeat_mm:.1f} mm"
+    if repeat_mm is None:
+        return None, f"{words}; by how much two measurements of one lesion differ is not known"
+    apart = f"two measurements of one lesion differ by up to {repeat_mm:.1f} mm"
+    if _is_small(difference, before_mm):
+        # a growth that measurements would hide is not ruled out by them
+        if repeat_mm > LEAST_MM and not _is_small(repeat_mm, before_mm):
+            return None, f"{words}; {apart}"
+        return Change.STABLE, f"{words}; under {LEAST_MM:g} mm or {100 * LEAST_VOLUME:.0f} % is no change"
+    if abs(difference) <= max(repeat_mm, LEAST_MM):
+        return None, f"{words}; {apart}"
     grown = Change.INCREASED if difference > 0 else Change.DECREASED
     return grown, f"{words}; more than the {max(repeat_mm, LEAST_MM):.1f} mm that measurements differ by"
+
+
+def _is_small(difference_mm: float, before_mm: float) -> bool:
+    volume = ((before_mm + difference_mm) / before_mm) ** 3 - 1
+    return abs(difference_mm) < LEAST_MM or abs(volume) <= LEAST_VOLUME
 
 
 def _compare(
     finding: Finding,
     partner: Finding | None,
     before: Sequence[Finding],
-    repeat_mm: Mapping[str, float],
+    repeat_mm: Mapping[str, float] | None,
     every_lesion: bool,
     schema: Schema,
 ) -> Comparison | None:
@@ -109,8 +127,8 @@ def _compare(
             return Comparison(code, None, "present then; now it cannot be said") if was_present else None
     if partner is not None:
         if finding.size_mm and partner.size_mm:
-            change, words = change_of_size(finding.size_mm, partner.size_mm, repeat_mm.get(code, LEAST_MM))
-            return Comparison(code, change, words)
+            repeat = _repeat_of(finding, partner, repeat_mm)
+            return Comparison(code, *change_of_size(finding.size_mm, partner.size_mm, repeat))
         return Comparison(code, None, "present then and now; its extent is not measured")
     if not before:
         return None
@@ -122,13 +140,40 @@ def _compare(
     return Comparison(code, Change.NEW, words)
 
 
+def _repeat_of(finding: Finding, partner: Finding, repeat_mm: Mapping[str, float] | None) -> float | None:
+    """The larger of both, where a lesion goes by another name now."""
+    if repeat_mm is None:
+        return LEAST_MM
+    each = [repeat_mm.get(code) for code in {finding.code, partner.code}]
+    known = [repeat for repeat in each if repeat is not None]
+    return max(known) if len(known) == len(each) else None
+
+
+def _left_behind(current: Examined, prior: Examined, pairs: Mapping[int, int]) -> Iterator[Comparison]:
+    """Lesions of then that no finding of now accounts for."""
+    for code in dict.fromkeys(finding.code for finding in prior.findings):
+        now = [n for n, f in enumerate(current.findings) if f.code == code]
+        if any(current.findings[n].presence is not Presence.PRESENT for n in now):
+            continue  # that finding speaks of all of them
+        lost = [
+            f
+            for m, f in enumerate(prior.findings)
+            if f.code == code and f.presence is Presence.PRESENT and m not in pairs.values()
+        ]
+        unpaired = sum(n not in pairs for n in now)
+        for finding in lost if len(lost) > unpaired else ():
+            size = f"{finding.size_mm:.4g} mm" if finding.size_mm else ""
+            place = ", ".join(filter(None, (finding.side, (finding.site or "").replace("_", " "), size)))
+            yield Comparison(code, None, f"present then{place and f' ({place})'}; not stated there now")
+
+
 def _pairs(current: Examined, prior: Examined, schema: Schema) -> Iterator[tuple[int, int]]:
-    """Present findings of one code, the nearest first, each once."""
+    """Present findings of one code, or of one that grows into the other, the nearest first, each once."""
     near = sorted(
         (distance, n, m)
         for n, now in enumerate(current.findings)
         for m, then in enumerate(prior.findings)
-        if now.code == then.code
+        if _is_one_kind(now.code, then.code)
         and now.presence is then.presence is Presence.PRESENT
         and (distance := _distance_mm(now, then, current, prior, schema)) <= MATCH_MM
     )
@@ -139,6 +184,10 @@ def _pairs(current: Examined, prior: Examined, schema: Schema) -> Iterator[tuple
             taken_now.add(n)
             taken_then.add(m)
             yield n, m
+
+
+def _is_one_kind(one: str, other: str) -> bool:
+    return one == other or {one, other} == set(GROWS_INTO)
 
 
 def _distance_mm(now: Finding, then: Finding, current: Examined, prior: Examined, schema: Schema) -> float:
@@ -176,9 +225,11 @@ def thinned(image_CIJK: Any, affine: np.ndarray) -> tuple[Any, np.ndarray]:
 def lung_region(hu_IJK: np.ndarray, affine: np.ndarray) -> Box:
     """The box around the lungs, or around the whole body where there are none, in patient RAS mm. Half a
     per cent of the voxels is left out at each end: gas in the bowel, and noise."""
-    body = np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(hu_IJK > -500, 2, 0)], 2)
-    lung = ndimage.binary_opening(body & (hu_IJK > LUNG_HU[0]) & (hu_IJK < LUNG_HU[1]))
-    inside = lung if lung.mean() >= MIN_LUNG_SHARE else body if body.any() else np.ones_like(body)
+    inside = lung_mask(hu_IJK)
+    if inside.mean() < MIN_LUNG_SHARE:
+        inside = inside_body(hu_IJK)
+    if not inside.any():
+        inside = np.ones_like(inside)
     places = np.argwhere(inside) @ np.asarray(affine, float)[:3, :3].T + np.asarray(affine, float)[:3, 3]
     low, high = np.quantile(places, (0.005, 0.995), axis=0).round(1)
     return (float(low[0]), float(low[1]), float(low[2])), (float(high[0]), float(high[1]), float(high[2]))

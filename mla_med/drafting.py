@@ -27,7 +27,7 @@ from mla_med.dicom.study import check_whole, only_study, read_study
 from mla_med.dicom.volume import describe, read_volume
 from mla_med.documents.envelope import Revision
 from mla_med.documents.write import DEFAULT_FORMATS, write_draft
-from mla_med.errors import MlaMedError, SeriesError, StudyError
+from mla_med.errors import MlaMedError, SeriesError
 from mla_med.imaging.grid import Preprocessing, hu_of, inside_body
 from mla_med.imaging.head import inside_head
 from mla_med.imaging.nifti import read_nifti
@@ -71,6 +71,7 @@ from mla_med.types import (
     Finding,
     Gate,
     Modality,
+    Presence,
     Prior,
     Provenance,
     Reason,
@@ -229,7 +230,7 @@ def draft_studies(
             folder = out / hashlib.sha256(study.study_uid.encode()).hexdigest()[:16]
             try:
                 draft, files = _draft_into(folder, study, checkpoint, progress, read_of(study), options)
-            except (SeriesError, StudyError) as error:
+            except MlaMedError as error:
                 yield Outcome(study.study_uid, None, Reason(error.code, str(error)))
             else:
                 yield Outcome(study.study_uid, draft, None, tuple(files))
@@ -456,7 +457,16 @@ def _place(read: Placed) -> Placed:
         return placed.refuse((NO_CONTEXT,))
     read.progress("placing the images")
     settings = Preprocessing.from_dict(checkpoint.model.config.preprocessing)
-    prepared = prepare(placed.chosen, settings)
+    try:
+        prepared = prepare(placed.chosen, settings)
+    except SeriesError as error:
+        if error.code != "LUNGS_OUTSIDE":
+            raise
+        return placed.refuse((Reason(error.code, str(error)),))
+    verdicts, reasons = _within_scope(study, checkpoint, _as_shown(verdicts, prepared, settings))
+    placed = replace(placed, verdicts=verdicts)
+    if reasons:
+        return placed.refuse(reasons)
     scores, reasons = _look_first(checkpoint, prepared, settings, list(certificates.values()))
     placed = replace(
         placed, prepared=prepared, taken=_taken(placed.chosen, certificates.values()), scores=scores
@@ -471,6 +481,19 @@ def _as_read(
     if not verdict.chosen or volume is None:
         return verdict
     return replace(verdict, series=volume.series, certificate=certificates[volume.series.series_uid])
+
+
+def _as_shown(
+    verdicts: tuple[SeriesVerdict, ...], prepared: Prepared, settings: Preprocessing
+) -> tuple[SeriesVerdict, ...]:
+    """Of an MR, chosen only what shows something on the grid: what is blank rules out nothing."""
+    there = zip(settings.sequences, prepared.present_C, strict=False)
+    blank = {name for name, is_there in there if not is_there}
+    reason = Reason("NOTHING_SHOWN", "Where the head lies, it has one value everywhere.")
+    return tuple(
+        replace(v, chosen=False, why="", reason=reason) if v.chosen and v.role in blank else v
+        for v in verdicts
+    )
 
 
 def _look_first(
@@ -573,7 +596,10 @@ def _look(placed: list[Placed]) -> list[Found | Draft | MlaMedError]:
 def _word(found: list[Found]) -> list[Draft | MlaMedError]:
     batch, rows, model = found[0].batch, [one.row for one in found], found[0].placed.checkpoint.model
     slots = [one.wording.slots for one in found]
-    written = model.write(of_patients(batch.fused, rows), of_patients(batch.outputs, rows), slots)
+    written = _tried(model.write, of_patients(batch.fused, rows), of_patients(batch.outputs, rows), slots)
+    if isinstance(written, MlaMedError):
+        # of one of them, which would stop the others
+        return [written] if len(found) == 1 else [draft for one in found for draft in _word([one])]
     return [_tried(_to_draft, one, text.text) for one, text in zip(found, written, strict=True)]
 
 
@@ -583,7 +609,8 @@ def _find(placed: Placed, batch: SeenTogether, row: int) -> Found | Draft:
     scores = placed.scores | {"feature_distance": round(distance, 3)}
     if reasons := pixel_reasons(checkpoint.calibration, None, distance):
         return _refuse(placed, reasons, scores)
-    findings = find(seen, checkpoint.model, checkpoint.calibration, placed.chosen, placed.taken)
+    asked = _present_then(options.prior)
+    findings = find(seen, checkpoint.model, checkpoint.calibration, placed.chosen, placed.taken, asked)
     settings = Preprocessing.from_dict(checkpoint.model.config.preprocessing)
     ct, image_CIJK, affine = settings.modality == Modality.CT, seen.image_CIJK, np.asarray(seen.affine)
     if options.faithfulness:
@@ -640,6 +667,13 @@ def _compared(
         return findings, None, (Complaint("PRIOR_NOT_COMPARED", words),)
     changed, compared = compare_drafts(findings, region_mm, prior, checkpoint.calibration.size_repeat_mm)
     return changed, compared, ()
+
+
+def _present_then(prior: Study | Draft | None) -> frozenset[str]:
+    """What was there then is spoken of, whatever has become of it."""
+    if not isinstance(prior, Draft) or prior.report is None:
+        return frozenset()
+    return frozenset(f.code for f in prior.report.findings if f.presence is Presence.PRESENT)
 
 
 def _known_prior(context: ClinicalContext, prior: Prior | None) -> ClinicalContext:

@@ -19,7 +19,14 @@ from mla_med.imaging.fused import to_array
 from mla_med.imaging.grid import Preprocessing
 from mla_med.imaging.head import channels_of_volumes
 from mla_med.model.calibrate import Calibration
-from mla_med.model.evidence import evidence_box, heat_map, measure_faithfulness, slices_in_box
+from mla_med.model.evidence import (
+    cited_voxels,
+    evidence_box,
+    heat_map,
+    masked,
+    measure_faithfulness,
+    slices_in_box,
+)
 from mla_med.model.network import Network
 from mla_med.model.seen import (
     FindingOutputs,
@@ -32,7 +39,7 @@ from mla_med.model.seen import (
 )
 from mla_med.report.render import complete_findings
 from mla_med.report.schema import CONTRAST, FindingType, schema_of
-from mla_med.types import Evidence, Finding, Modality, Presence, Side, Volume
+from mla_med.types import Box, Evidence, Finding, Modality, Presence, Side, Volume
 
 MOST_LESIONS = 4
 """Of one code in one report."""
@@ -131,11 +138,12 @@ def find(
     calibration: Calibration,
     volumes: Mapping[str, Volume] | None = None,
     taken: Collection[str] | None = None,
+    asked: Collection[str] = (),
 ) -> tuple[Finding, ...]:
     """Findings of each code of the model: present (once for each place), absent, or that it cannot be said;
     evidence for those that are present or may be. `taken`: what was taken of what FindingType.seen_on names;
     None: everything. A code that no report has to speak of is left out where it is not present, but for a
-    critical one of which nothing can be said."""
+    critical one of which nothing can be said, and for those that are `asked` for."""
     probability = seen.outputs.probability_BF()[0].tolist()
     if not np.isfinite(probability).all():
         # a comparison with NaN is false: every finding would be stated as absent
@@ -150,7 +158,7 @@ def find(
         presence, confidence = calibration.answer(code, probability[f])
         # of what no report has to speak of, silence is no statement; what is critical is not passed over
         silent = presence is Presence.ABSENT or (presence is Presence.CANNOT_SAY and not kind.critical)
-        if not kind.required and (unseen or silent):
+        if not kind.required and code not in asked and (unseen or silent):
             continue
         spoken.append(code)
         if unseen:
@@ -163,7 +171,8 @@ def find(
             # what is absent has no evidence, what cannot be said has where it may be
             cited = volume if presence is Presence.CANNOT_SAY else None
             lesions = [Finding(code, presence, evidence=_evidence(f, seen.fused, seen.outputs, cited, None))]
-        findings += [replace(lesion, confidence=round(confidence, 4)) for lesion in lesions]
+        # calibrated is that the finding is there, not that it is at a further place too
+        findings += [replace(lesions[0], confidence=round(confidence, 4)), *lesions[1:]]
     return complete_findings(findings, seen.examination, codes=spoken)
 
 
@@ -246,29 +255,46 @@ def around(fused: Fused, place: np.ndarray) -> Fused:
 def with_faithfulness(
     findings: tuple[Finding, ...], seen: Seen, model: Network, body_IJK: np.ndarray
 ) -> tuple[Finding, ...]:
-    """The findings, evidence of those that are present with how much their logit depends on it."""
+    """The findings, evidence of those that are present with how much their logit depends on it. Of several
+    lesions of one code each is measured with the others masked, which would hold the logit up."""
     codes, logits = model.config.finding_keys, seen.outputs.presence_logits_BF[0].tolist()
+    cited = [(finding.code, _cited_box(finding)) for finding in findings]
 
-    def measured(finding: Finding) -> Finding:
-        if finding.evidence is None or finding.presence is not Presence.PRESENT:
+    def measured(number: int, finding: Finding) -> Finding:
+        box = _cited_box(finding)
+        if box is None or finding.evidence is None:
             return finding
-        f, box = codes.index(finding.code), finding.evidence.box_mm
+        f = codes.index(finding.code)
+        beside = [b for n, (code, b) in enumerate(cited) if b and n != number and code == finding.code]
+        image_CIJK, logit = seen.image_CIJK, logits[f]
+        if beside:
+            for other in beside:
+                image_CIJK = masked(image_CIJK, cited_voxels(other, seen.affine, image_CIJK.shape[1:]))
+            alone = see(replace(seen.prepared, image_CIJK=image_CIJK), seen.context, model, seen.examination)
+            logit = float(alone.outputs.presence_logits_BF[0, f])
         found = measure_faithfulness(
             model,
-            seen.image_CIJK,
+            image_CIJK,
             seen.affine,
             seen.context,
             f,
             box,
             body_IJK,
-            logits[f],
+            logit,
             present_C=seen.prepared.present_C,
         )
         rank = None if found.rank is None else round(found.rank, 4)
         evidence = replace(finding.evidence, faithfulness=round(found.fall, 4), faithfulness_rank=rank)
         return replace(finding, evidence=evidence)
 
-    return tuple(measured(finding) for finding in findings)
+    return tuple(measured(number, finding) for number, finding in enumerate(findings))
+
+
+def _cited_box(finding: Finding) -> Box | None:
+    """Of what is present."""
+    if finding.presence is not Presence.PRESENT or finding.evidence is None:
+        return None
+    return finding.evidence.box_mm
 
 
 def image_feature(model: Network, seen: Seen) -> np.ndarray:

@@ -65,6 +65,7 @@ def test_the_same_place_is_found_again_in_another_frame_of_reference():
     [
         (8.0, 8.0, Change.STABLE),
         (9.9, 8.0, Change.STABLE),  # 1.9 mm, less than 2
+        (6.0, 4.0, None),  # 2 mm, and three times the volume: neither
         (11.0, 8.0, Change.INCREASED),
         (8.0, 11.0, Change.DECREASED),
         (53.0, 50.0, Change.STABLE),  # 3 mm and 19 % of the volume
@@ -81,6 +82,40 @@ def test_a_difference_that_the_model_cannot_repeat_is_no_statement():
     assert "8 mm then, 12 mm now (+4 mm" in words
     assert "differ by up to 5.2 mm" in words
     assert change_of_size(14.0, 8.0, repeat_mm=5.2)[0] is Change.INCREASED
+
+
+def test_stable_is_said_only_where_measurements_would_have_shown_a_change():
+    assert change_of_size(9.0, 8.0, repeat_mm=2.0)[0] is Change.STABLE
+    assert change_of_size(9.0, 8.0, repeat_mm=5.2)[0] is None
+    assert change_of_size(61.0, 60.0, repeat_mm=4.0)[0] is Change.STABLE  # 4 mm of 60 are 21 % of the volume
+
+
+def test_nothing_is_said_of_sizes_whose_repeatability_nobody_measured():
+    now, then = nodule(31.0, at(60, 20, 40)), nodule(24.0, at(60, 20, 40, MOVED))
+    found, compared = compare_findings(Examined((now,), CHEST), Examined((then,), MOVED), {"lung_mass": 9.4})
+    assert found[0].change is None
+    assert "24 mm then, 31 mm now" in compared[0].words
+    assert "is not known" in compared[0].words
+    assert changes([now], [then], repeat_mm={"lung_nodule": 3.0}) == [Change.INCREASED]
+
+
+def test_a_lesion_that_was_there_is_never_passed_over():
+    small, large = nodule(8.0, at(60, 20, 80)), nodule(30.0, at(-60, 20, -40), Side.LEFT, "lower_lobe")
+    then = [replace(small, evidence=at(60, 20, 80, MOVED)), replace(large, evidence=at(-60, 20, -40, MOVED))]
+    _, compared = compare_findings(Examined((small,), CHEST), Examined(tuple(then), MOVED))
+    assert [c.change for c in compared] == [Change.STABLE, None]
+    assert "left, lower lobe, 30 mm" in compared[1].words
+    _, compared = compare_findings(Examined((), CHEST), Examined(tuple(then), MOVED))
+    assert len(compared) == 2
+
+
+def test_a_nodule_that_became_a_mass_is_the_same_lesion():
+    mass = Finding("lung_mass", Presence.PRESENT, "upper_lobe", Side.RIGHT, 38.0, evidence=at(60, 20, 40))
+    then = [nodule(28.0, at(60, 20, 40, MOVED)), Finding("lung_mass", Presence.ABSENT)]
+    now = [Finding("lung_nodule", Presence.ABSENT), mass]
+    assert changes(now, then) == [None, Change.INCREASED]
+    assert changes(now, then, repeat_mm={"lung_mass": 9.4}) == [None, None]
+    assert changes(now, then, repeat_mm={"lung_mass": 9.4, "lung_nodule": 3.0}) == [None, Change.INCREASED]
 
 
 def test_new_and_resolved_need_that_the_other_examination_ruled_it_out():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mla_med.model import CHECKPOINTS
 from mla_med.model.calibrate import calibrate, repeatability
+from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.conformal import (
     Answer,
     calibration_error,
@@ -148,3 +150,24 @@ def test_nothing_is_called_present_that_is_more_likely_absent():
     assert answer.conforms(0.149) == (True, False)
     assert answer.calibrated(0.149) < 0.3
     assert answer.presence(0.149) is Presence.CANNOT_SAY
+
+
+@pytest.mark.parametrize("examination", CHECKPOINTS)
+def test_no_packaged_answer_contradicts_its_own_probability(examination):
+    """Over all probabilities: present is more likely than not, absent is not."""
+    calibration = load_checkpoint(CHECKPOINTS[examination]).calibration
+    wrong = {
+        (code, float(p))
+        for code, answer in calibration.answers.items()
+        for p in np.linspace(0, 1, 401)
+        if answer.presence(p) is not Presence.CANNOT_SAY
+        and (answer.presence(p) is Presence.PRESENT) != (answer.calibrated(p) >= 0.5)
+    }
+    assert wrong == set()
+
+
+def test_nothing_is_called_absent_that_is_more_likely_present():
+    unsure = Answer(0.6, 0.3, cut=0.5, slope=1.0, offset=1.0, num_present=50, num_absent=50)
+    assert unsure.calibrated(0.4) > 0.5
+    assert unsure.presence(0.4) is Presence.CANNOT_SAY
+    assert unsure.presence(0.1) is Presence.ABSENT

@@ -226,6 +226,34 @@ def test_a_study_without_flair_and_t2_is_refused(study, brain_model):
     assert [reason.code for reason in draft.gate.reasons] == ["NO_SEQUENCE"]
 
 
+def blank(study, role):
+    """Reads this sequence as if every pixel had one value."""
+    (uid,) = (v.series.series_uid for v in choose_series(study, "brain_mr") if v.role == role and v.chosen)
+
+    def read(reader, *args):
+        answer = reader(*args)
+        if reader is not read_volume or args[0].series_uid != uid:
+            return answer
+        return replace(answer, voxels=np.full_like(answer.voxels, 100.0))
+
+    return read
+
+
+def test_a_blank_sequence_rules_nothing_out(study, brain_model):
+    draft, _ = draft_study(study, brain_model, call=blank(study, "DWI"))
+    (verdict,) = (v for v in draft.verdicts if v.role == "DWI")
+    assert (verdict.chosen, verdict.reason.code) == (False, "NOTHING_SHOWN")
+    (infarct,) = (f for f in draft.report.findings if f.code == "acute_infarct")
+    assert infarct == Finding("acute_infarct", Presence.CANNOT_SAY)
+    assert "DWI" not in draft.report.technique
+
+
+def test_where_what_is_blank_was_needed_the_study_is_refused(study, brain_model):
+    draft, _ = draft_study(without(study, "T2"), brain_model, call=blank(study, "FLAIR"))
+    assert draft.report is None
+    assert [reason.code for reason in draft.gate.reasons] == ["NO_SEQUENCE"]
+
+
 def test_a_head_that_looks_like_no_other_is_refused(study, brain_model):
     precision = tuple(map(tuple, np.eye(brain_model.model.config.width).tolist()))
     strict = replace(brain_model.calibration, feature_precision=precision, feature_limit=0.0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +26,8 @@ from mla_med.model.evidence import (
     random_regions,
 )
 from mla_med.model.mla import MLAModel
-from mla_med.types import Presence
+from mla_med.model.seen import FindingOutputs
+from mla_med.types import Evidence, Finding, Presence, Side
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +149,41 @@ def test_a_finding_of_the_packaged_model_depends_on_what_it_cites(checkpoint, ph
     assert all(e.faithfulness is None for e in others)
 
 
+class Brightest:
+    """A network that sees one finding, as strong as the brighter of two places: one lesion is enough."""
+
+    config = SimpleNamespace(finding_keys=("consolidation",))
+    boxes_mm = (((4.0, 4.0, 4.0), (8.0, 8.0, 8.0)), ((22.0, 22.0, 22.0), (26.0, 26.0, 26.0)))
+
+    def looking(self):
+        return nullcontext()
+
+    def encode(self, images, text, present=None, affines=None):
+        return np.asarray(images)
+
+    def find(self, images):
+        inside = [(slice(None), 0, *box_voxels(box, np.eye(4), images.shape[2:])) for box in self.boxes_mm]
+        logits = 10 * np.max([images[at].mean((1, 2, 3)) for at in inside], axis=0)
+        none = np.zeros((len(images), 1))
+        return FindingOutputs(logits[:, None], *[none] * 7)
+
+
+def test_of_two_lesions_each_is_what_the_finding_depends_on_without_the_other():
+    model, image = Brightest(), np.zeros((1, 30, 30, 30), np.float32)
+    for box in model.boxes_mm:
+        image[(0, *box_voxels(box, np.eye(4), image.shape[1:]))] = 1.0
+    seen = see(Prepared.whole(image, np.eye(4)), "", model)
+    findings = [
+        Finding("consolidation", side=side, evidence=Evidence(("1.2",), box))
+        for side, box in zip((Side.LEFT, Side.RIGHT), model.boxes_mm, strict=True)
+    ]
+    for found in (findings, findings[:1]):
+        measured = with_faithfulness(tuple(found), seen, model, np.ones((30, 30, 30), bool))
+        falls = [finding.evidence.faithfulness for finding in measured]
+        assert falls == pytest.approx([10.0] * 2 if len(found) == 2 else [0.0], abs=0.1)
+
+
 def test_without_evidence_nothing_is_masked(seen):
     model, one = seen
-    from mla_med.types import Finding
-
     findings = (Finding("lung_nodule", Presence.ABSENT),)
     assert with_faithfulness(findings, one, model, np.ones((32, 32, 32), bool)) == findings

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +112,16 @@ def test_a_backend_drafts_the_same_words_and_findings(folders, whole, backend):
         np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-2)
     feature, of_other = image_feature(checkpoint.model, seen), image_feature(other.model, also)
     np.testing.assert_allclose(of_other, feature, atol=1e-4)
+
+
+def test_only_the_foremost_of_several_lesions_has_the_confidence_that_was_calibrated(whole):
+    _, ((findings, _), _) = whole
+    several = [c for c, n in Counter(f.code for f in findings).items() if n > 1]
+    assert several
+    for code in several:
+        foremost, *further = (f.confidence for f in findings if f.code == code)
+        assert foremost is not None
+        assert further == [None] * len(further)
 
 
 @pytest.mark.skipif(not os.environ.get("MLA_MED_SLOW"), reason="takes minutes: MLA_MED_SLOW=1")

@@ -318,6 +318,15 @@ def test_modality_dropout_hides_some_but_never_all():
     assert not hidden_BM.all(1).any()
 
 
+@pytest.mark.parametrize("fusion_type", FUSION_TYPES)
+@pytest.mark.parametrize("masked_training", [False, True])
+def test_a_batch_without_any_image_is_told_by_its_words(fusion_type, masked_training):
+    model = a_model(fusion_type=fusion_type, masked_training=masked_training)
+    for training in (False, True):
+        output = model.train(training)(["61 years", "cough"], images(2), present_BC=torch.zeros(2, 3))
+        assert output.findings.presence_logits_BF.isfinite().all()
+
+
 @pytest.mark.parametrize("fusion_type", ["dma", "full"])
 def test_a_missing_sequence_or_text_or_image_is_harmless(fusion_type):
     model, image = a_model(fusion_type=fusion_type), images(3)

@@ -18,7 +18,7 @@ from phantoms import volume_series
 from mla_med.dicom.study import read_study
 from mla_med.documents.json import draft_from_json, draft_to_json
 from mla_med.drafting import draft_study, draft_together, place_study, write_placed
-from mla_med.errors import LedgerError, StudyError
+from mla_med.errors import ConfigError, LedgerError, StudyError
 from mla_med.ledger.nouns import JobState
 from mla_med.looking import see, see_together
 from mla_med.model.seen import of_patients
@@ -180,6 +180,29 @@ def test_one_that_is_refused_and_those_that_were_lost_leave_the_others(placed, a
     assert [reason.code for reason in answers[0].gate.reasons] == ["FEATURES_UNFAMILIAR"]
     assert_same(answers[1], alone[0])
     assert_same(answers[4], alone[1])
+
+
+def test_one_whose_words_the_decoder_has_no_room_for_leaves_the_others(placed, alone, checkpoint):
+    asked = []
+
+    class Short:
+        """Has no room for the words of the second patient, with others or alone."""
+
+        def __getattr__(self, name):
+            return getattr(checkpoint.model, name)
+
+        def write(self, fused, outputs, slots):
+            asked.append(len(slots))
+            if len(asked) in (1, 3):
+                raise ConfigError("The report is longer than the decoder.", code="REPORT_TOO_LONG")
+            return checkpoint.model.write(fused, outputs, slots)
+
+    short = replace(checkpoint, model=Short())
+    answers = draft_together([replace(one, checkpoint=short) for one in placed])
+    assert asked == [3, 1, 1, 1]
+    assert [type(answer) for answer in answers] == [Draft, ConfigError, Draft]
+    assert_same(answers[0], alone[0])
+    assert_same(answers[2], alone[2])
 
 
 def test_a_batch_that_memory_has_no_room_for_is_drafted_one_by_one(placed, alone, checkpoint):

@@ -208,6 +208,24 @@ def test_a_brain_study_has_one_series_for_each_role(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1)])
+def test_only_what_lies_in_one_frame_of_reference_is_read_together(tmp_path, order):
+    """The patient got up between the first series and the others."""
+    write_mr(
+        tmp_path, order[0], "T1 sag", ImageOrientationPatient=SAGITTAL, FrameOfReferenceUID="1.2.1", **T1
+    )
+    write_mr(tmp_path, order[1], "T2 ax", FrameOfReferenceUID="1.2.2", **T2)
+    write_mr(tmp_path, order[2], "FLAIR ax", FrameOfReferenceUID="1.2.2", **FLAIR)
+    assert sorted(codes(tmp_path)) == [("FLAIR ax", "FLAIR"), ("T1 sag", "OTHER_FRAME"), ("T2 ax", "T2")]
+
+
+def test_the_second_best_in_the_right_frame_is_read(tmp_path):
+    write_mr(tmp_path, 1, "T2 ax", FrameOfReferenceUID="1.2.2", **T2)
+    write_mr(tmp_path, 2, "FLAIR ax", FrameOfReferenceUID="1.2.1", **FLAIR)
+    write_mr(tmp_path, 3, "FLAIR cor", FrameOfReferenceUID="1.2.2", ImageOrientationPatient=CORONAL, **FLAIR)
+    assert codes(tmp_path) == [("T2 ax", "T2"), ("FLAIR ax", "OTHER_FRAME"), ("FLAIR cor", "FLAIR")]
+
+
 def test_the_unweighted_volume_of_a_diffusion_series_is_not_taken_for_t2(tmp_path):
     # Philips: spin echo without EP, and a name that tells nothing.
     weights = [0] * 5 + [1000] * 5

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from mla_med.errors import SeriesError
 from mla_med.imaging.sequences import standardised, to_channels
@@ -58,6 +59,23 @@ def test_a_missing_sequence_is_zeros():
     image, _, _ = to_channels({"T1": T1_SAGITTAL}, SMALL)
     assert not image[1:].any()
     assert image[0].any()
+
+
+@pytest.mark.parametrize("value", [0.0, 100.0])
+def test_a_blank_sequence_is_none(value):
+    blank = replace(FLAIR_AXIAL, voxels=np.full(FLAIR_AXIAL.voxels.shape, value, np.float32))
+    image, present, affine = to_channels({"T1": T1_SAGITTAL, "FLAIR": blank}, SMALL)
+    assert present.tolist() == [True, False, False, False, False, False]
+    assert not image[1:].any()
+    alone = to_channels({"T1": T1_SAGITTAL}, SMALL)
+    assert torch.equal(affine, alone[2])
+    assert torch.equal(image, alone[0])
+
+
+def test_a_sequence_of_another_place_is_none():
+    away = replace(FLAIR_AXIAL, affine=FLAIR_AXIAL.affine - 900 * np.eye(4, 4, 1)[[3, 3, 2, 3]])
+    _, present, _ = to_channels({"T1": T1_SAGITTAL, "FLAIR": away}, replace(SMALL, shape=(48, 56, 30)))
+    assert present.sum() == 1
 
 
 def test_the_scale_of_the_scanner_does_not_matter():

@@ -285,9 +285,10 @@ def choose_series(
     if not wanted.sequences:
         _choose(candidates, verdicts, wanted.wanted)
         return tuple(verdicts)
+    beside = _in_one_frame(candidates, wanted)
     for role in wanted.sequences:
-        _choose({n: c for n, c in candidates.items() if c.sequence.kind == role.sequence}, verdicts, role)
-    _settle_others(candidates, verdicts, wanted)
+        _choose({n: c for n, c in beside.items() if c.sequence.kind == role.sequence}, verdicts, role)
+    _settle_others(candidates, beside, verdicts, wanted)
     return tuple(verdicts)
 
 
@@ -449,14 +450,36 @@ def _noun(candidate: Candidate, tied: list[Criterion]) -> str:
     return " ".join([*(trait for trait in traits if trait), kind, "series"])
 
 
+def _in_one_frame(candidates: Mapping[int, Candidate], examination: Examination) -> dict[int, Candidate]:
+    """Those in the frame of reference that has the most roles, the weightiest first among equals. Places in
+    two frames have nothing to do with each other (PS3.3 C.7.4.1.1.1): one patient lay down twice."""
+    wanted = [role.sequence for role in examination.sequences]
+
+    def roles_of(frame: str) -> list[int]:
+        kinds = {c.sequence.kind for c in candidates.values() if c.header.frame_of_reference_uid == frame}
+        return [n for n, kind in enumerate(wanted) if kind in kinds]
+
+    frames = dict.fromkeys(c.header.frame_of_reference_uid for c in candidates.values())
+    best = min(frames, key=lambda frame: (-len(roles_of(frame)), roles_of(frame)), default="")
+    return {n: c for n, c in candidates.items() if c.header.frame_of_reference_uid == best}
+
+
 def _settle_others(
-    candidates: Mapping[int, Candidate], verdicts: list[SeriesVerdict], examination: Examination
+    candidates: Mapping[int, Candidate],
+    beside: Mapping[int, Candidate],
+    verdicts: list[SeriesVerdict],
+    examination: Examination,
 ) -> None:
-    """A reason for each candidate of no role: an unknown sequence is never guessed to be a wanted one."""
+    """A reason for each candidate of no role, and for those in another frame of reference than what lies
+    `beside` each other: an unknown sequence is never guessed to be a wanted one."""
     roles = {role.sequence for role in examination.sequences}
     for number, candidate in candidates.items():
         if candidate.sequence.kind not in roles:
             verdicts[number] = replace(verdicts[number], reason=_of_no_role(candidate.sequence))
+        elif number not in beside:
+            kind = candidate.sequence.kind
+            words = f"{kind}, but in another frame of reference than most: its places are not comparable."
+            verdicts[number] = replace(verdicts[number], reason=Reason("OTHER_FRAME", words))
 
 
 def _of_no_role(sequence: MrSequence) -> Reason:

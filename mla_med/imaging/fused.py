@@ -22,6 +22,7 @@ from nibabel.orientations import inv_ornt_aff, io_orientation
 from scipy import ndimage, sparse
 
 from mla_med.imaging.grid import AIR_HU, Preprocessing, body_box
+from mla_med.imaging.lungs import centred, first_seen
 from mla_med.types import Modality, Volume
 
 SAME = 1e-3
@@ -75,11 +76,12 @@ def place(
     `transforms.place_transform`."""
     resampled, affine = resample(voxels_IJK, affine, settings.spacing_mm)
     if settings.modality == Modality.MR:
-        return fit(resampled, affine, settings.shape, 0.0)
+        return fit(resampled, affine, settings.shape, 0.0, centred(resampled.shape, settings.shape))
     body = body_box(resampled)
     if body is not None:
         resampled, affine = resampled[body], moved(affine, [s.start for s in body])
-    return fit(resampled, affine, settings.shape, AIR_HU)
+    first = first_seen(resampled, settings.shape, settings.spacing_mm)
+    return fit(resampled, affine, settings.shape, AIR_HU, first)
 
 
 def resample(voxels_IJK: np.ndarray, affine: np.ndarray, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]:
@@ -133,18 +135,16 @@ def mean_of_slabs(
 
 
 def fit(
-    image_IJK: np.ndarray, affine: np.ndarray, shape: Sequence[int], outside: float
+    image_IJK: np.ndarray, affine: np.ndarray, shape: Sequence[int], outside: float, first: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut or filled around its middle to a shape, as MONAI's ResizeWithPadOrCrop."""
+    """Cut or filled to a shape that begins at the voxel `first` of the image, which may lie before it."""
     out = np.full(shape, outside, np.float32)
-    source, target, first = [], [], []
-    for have, want in zip(image_IJK.shape, shape, strict=True):
-        cut = max(have // 2 - want // 2, 0) if have > want else 0
-        fill = (want - have) // 2 if have < want else 0
-        length = min(have, want)
+    source, target = [], []
+    for have, want, begin in zip(image_IJK.shape, shape, first, strict=True):
+        cut, fill = max(begin, 0), max(-begin, 0)
+        length = min(have - cut, want - fill)
         source.append(slice(cut, cut + length))
         target.append(slice(fill, fill + length))
-        first.append(cut - fill)
     _write(out[tuple(target)], image_IJK[tuple(source)])
     return out, moved(affine, first)
 

@@ -101,7 +101,7 @@ def body_box(hu_IJK: np.ndarray) -> tuple[slice, slice, slice] | None:
     if likely == 0 or 2 * np.count_nonzero(body) <= np.count_nonzero(tissue):
         body = pieces == _commonest(pieces)
     rows = body.any(2)
-    ends = [_ends(along) for along in (rows.any(1), rows.any(0), body.any((0, 1)))]
+    ends = [ends_of(along) for along in (rows.any(1), rows.any(0), body.any((0, 1)))]
     i, j, k = (ends[n] for n in np.argsort(order))
     return i, j, k
 
@@ -126,6 +126,6 @@ def _commonest(pieces: np.ndarray) -> int:
     return int(np.argmax(counts))
 
 
-def _ends(along: np.ndarray) -> slice:
+def ends_of(along: np.ndarray) -> slice:
     """From the first to behind the last that is set."""
     return slice(int(along.argmax()), len(along) - int(along[::-1].argmax()))

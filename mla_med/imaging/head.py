@@ -40,7 +40,8 @@ def channels_of_volumes(
     volumes: Mapping[str, Volume], settings: Preprocessing
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Volumes by sequence -> image_CIJK float32, present_C bool, and the affine (4, 4) of the image: voxel
-    index -> patient RAS mm. SeriesError where none of the wanted sequences is there, or none shows a head."""
+    index -> patient RAS mm. A sequence that has one value everywhere where the head lies is not present.
+    SeriesError where none of the wanted sequences is there, or none shows a head."""
     return channels_of({name: (v.voxels, v.affine) for name, v in volumes.items()}, settings)
 
 
@@ -55,15 +56,15 @@ def channels_of(
             f"{', '.join(images) or 'none'}. Was the series chosen for another examination?",
             code="NO_SEQUENCE",
         )
-    averaged = {name: mean_of_slabs(*image, settings.spacing_mm) for name, image in found.items()}
+    told = {name: image for name, image in found.items() if np.ptp(image[0]) > 0}
+    averaged = {name: mean_of_slabs(*image, settings.spacing_mm) for name, image in told.items()}
     low_mm, high_mm = head_box(averaged)
     affine = _affine(low_mm, high_mm, settings)
     channels = np.zeros((len(settings.sequences), *settings.shape), np.float32)
     for number, name in enumerate(settings.sequences):
         if name in averaged:
             channels[number] = standardised(_sampled(averaged[name], affine, settings.shape))
-    present = np.array([name in averaged for name in settings.sequences])
-    return channels, present, affine.astype(np.float32)
+    return channels, np.asarray(channels.any((1, 2, 3))), affine.astype(np.float32)
 
 
 def standardised(image_IJK: np.ndarray) -> np.ndarray:

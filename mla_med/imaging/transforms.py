@@ -20,6 +20,7 @@ from monai.transforms import (
     ResizeWithPadOrCropd,
     ScaleIntensityRanged,
     Spacingd,
+    SpatialCrop,
 )
 from scipy import ndimage
 from torch import Tensor
@@ -33,6 +34,7 @@ from mla_med.imaging.grid import CHEST_CT as CHEST_CT
 from mla_med.imaging.grid import Preprocessing as Preprocessing
 from mla_med.imaging.grid import hu_of as hu_of
 from mla_med.imaging.grid import inside_body as inside_body
+from mla_med.imaging.lungs import first_seen
 from mla_med.types import Modality, Volume
 
 
@@ -57,6 +59,23 @@ class SlabAveraged(MapTransform):
                 data[key] = MetaTensor(
                     mean_of_blocks(image.as_tensor(), factors), affine=image.affine @ _pooled_affine(factors)
                 )
+        return data
+
+
+class LungsSeen(MapTransform):
+    """Of a body that is larger than the grid, the part around its lungs (imaging/lungs.py)."""
+
+    def __init__(self, keys, settings: Preprocessing):
+        super().__init__(keys)
+        self.settings = settings
+
+    def __call__(self, data):
+        data, shape = dict(data), self.settings.shape
+        for key in self.keys:
+            first = first_seen(np.asarray(data[key])[0], shape, self.settings.spacing_mm)
+            starts = [max(0, n) for n in first]
+            ends = [min(a + n, have) for a, n, have in zip(starts, shape, data[key].shape[1:], strict=True)]
+            data[key] = SpatialCrop(roi_start=starts, roi_end=ends)(data[key])
         return data
 
 
@@ -85,6 +104,7 @@ def place_transform(settings: Preprocessing) -> Compose:
         [
             *place,
             CropForegroundd("image", source_key="image", select_fn=body_mask, allow_smaller=True),
+            LungsSeen("image", settings),
             ResizeWithPadOrCropd("image", settings.shape, mode="constant", value=AIR_HU),
         ]
     )

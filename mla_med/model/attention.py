@@ -218,7 +218,7 @@ def with_rest(
     return Kept(
         torch.cat([kept_BSD, rest_B1D], 1),
         torch.cat([weights_BS, any_rest_B1.to(weights_BS.dtype)], 1),
-        torch.cat([index_BS, torch.full_like(index_BS[:, :1], -1)], 1),
+        torch.cat([index_BS, index_BS.new_full((len(index_BS), 1), -1)], 1),
     )
 
 

@@ -43,14 +43,14 @@ class Answer:
     """How many examples it was set on."""
 
     def presence(self, probability: float) -> Presence:
-        """The likelier answer, unless the other conforms as well, and present only where it is more likely
-        than not. What is added to a conformal set only adds to its coverage: nothing is called present at
-        1 % because the absent lie below that."""
+        """The likelier answer, unless the other conforms as well, and only where the calibrated probability
+        agrees. What is added to a conformal set only adds to its coverage: nothing is called present at 1 %
+        because the absent lie below that, and nothing absent at 70 %."""
         present, absent = self.conforms(probability)
+        likely = self.calibrated(probability) >= 0.5
         if probability >= self.cut:
-            sure = not absent and self.calibrated(probability) >= 0.5
-            return Presence.PRESENT if sure else Presence.CANNOT_SAY
-        return Presence.CANNOT_SAY if present else Presence.ABSENT
+            return Presence.PRESENT if likely and not absent else Presence.CANNOT_SAY
+        return Presence.CANNOT_SAY if likely or present else Presence.ABSENT
 
     def conforms(self, probability: float) -> tuple[bool, bool]:
         """The conformal set: whether present is in it, and whether absent is."""

@@ -162,8 +162,7 @@ def measure_faithfulness(
 ) -> Faithfulness:
     """`logit`: of the finding in the image as it is. The random regions have the size of the box, margin
     included, have their centre in the body and do not touch the box; the same ones for the same box."""
-    grown = (_corner(np.array(box_mm[0]) - MARGIN_MM), _corner(np.array(box_mm[1]) + MARGIN_MM))
-    cited = box_voxels(grown, affine_44, image_CIJK.shape[1:])
+    cited = cited_voxels(box_mm, affine_44, image_CIJK.shape[1:])
     others = random_regions(cited, body_IJK, regions)
     logits: list[float] = []
     for some in _in_batches([cited, *others]):
@@ -175,6 +174,12 @@ def measure_faithfulness(
         logits += outputs.presence_logits_BF[:, finding].tolist()
     fall, *random_falls = (logit - after for after in logits)
     return Faithfulness(fall, tuple(random_falls))
+
+
+def cited_voxels(box_mm: Box, affine_44: Any, shape: Iterable[int]) -> Voxels:
+    """Of a box of evidence, with a margin."""
+    grown = (_corner(np.array(box_mm[0]) - MARGIN_MM), _corner(np.array(box_mm[1]) + MARGIN_MM))
+    return box_voxels(grown, affine_44, shape)
 
 
 def box_voxels(box_mm: Box, affine_44: Any, shape: Iterable[int]) -> Voxels:

@@ -126,9 +126,9 @@ def windows_of(modality: str, lang: str = "en") -> list[dict[str, Any]]:
 def _finding(n: int, finding: Finding, draft: Draft, shown: Sequence[Shown], lang: str) -> dict[str, Any]:
     assert draft.report is not None
     kind = schema_of(draft.report.examination).get(finding.code)
-    compared = (
-        {c.code: said("COMPARED", c.words, lang) for c in draft.prior.comparisons} if draft.prior else {}
-    )
+    # of several lesions of one code each is spoken of at each
+    measured = [c for c in (draft.prior.comparisons if draft.prior else ()) if c.code == finding.code]
+    compared = "; ".join(said("COMPARED", c.words, lang) for c in measured)
     return {
         "n": n,
         "code": finding.code,
@@ -138,7 +138,7 @@ def _finding(n: int, finding: Finding, draft: Draft, shown: Sequence[Shown], lan
         "confidence": finding.confidence,
         "size_mm": finding.size_mm,
         "change": finding.change,
-        "compared": compared.get(finding.code),
+        "compared": compared or None,
         "window": "lung" if finding.code in LUNG_FINDINGS else "soft tissue",
         "evidence": None if finding.evidence is None else _evidence(finding.evidence, shown),
     }

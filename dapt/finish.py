@@ -33,7 +33,7 @@ from mla_med.errors import ConfigError, MlaMedError
 from mla_med.imaging.transforms import Preprocessing, window_channels
 from mla_med.looking import peaks
 from mla_med.memory import keep_freed
-from mla_med.model.calibrate import Calibration, calibrate, histogram_of
+from mla_med.model.calibrate import MIN_RETESTED, Calibration, calibrate, histogram_of
 from mla_med.model.checkpoint import as_stored, load_checkpoint, save_checkpoint
 from mla_med.model.conformal import COVERAGE
 from mla_med.model.gate import SCOPES, lung_share
@@ -265,15 +265,21 @@ def _best_limit(found: list[tuple[float, bool]], there: int) -> float | None:
 @torch.no_grad()
 def size_differences_mm(model: MLAModel, examination: str, phantoms: int) -> dict[str, np.ndarray]:
     """Phantoms with some of what has a size, each scanned twice, as technicians and noise would have it: by
-    code, the difference of the two sizes where both scans show it."""
+    code, the difference of the two sizes where both scans show it. Of what was seen too seldom to say, up to
+    twice as many again are scanned."""
     settings = Preprocessing.from_dict(model.config.preprocessing)
     keys, schema = model.config.finding_keys, schema_of(examination)
     codes = [code for code in keys if schema[code].has_size]
     differences: dict[str, list[float]] = {code: [] for code in codes}
     first = RETEST_COHORT * 1_000_000
-    for n in range(phantoms):
-        planted = tuple(codes[n % len(codes) :: 3])
-        images, presents, affines, context = scan_twice(first + n, examination, planted, settings)
+    again = 2 * phantoms if phantoms >= MIN_RETESTED else 0
+    for n in range(phantoms + again):
+        planted = codes[n % len(codes) :: 3]
+        if n >= phantoms:
+            planted = [code for code in codes if len(differences[code]) < MIN_RETESTED]
+        if not planted:
+            break
+        images, presents, affines, context = scan_twice(first + n, examination, tuple(planted), settings)
         outputs = model.find(model.encode(images, [context] * 2, presents, affines))
         for code in codes:
             f = keys.index(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +12,15 @@ import torch
 from small_world import examples_in, small_model, write_corpus
 
 from dapt import sizes
-from dapt.finish import calibrate_on, recalibrate
+from dapt.finish import calibrate_on, recalibrate, size_differences_mm
 from dapt.sizes import fit_ridge, refit_sizes
 from mla_med.corpus import SPLITS, read_examples
 from mla_med.errors import CheckpointError, ConfigError
-from mla_med.model.calibrate import Calibration
+from mla_med.imaging.grid import Preprocessing
+from mla_med.model.calibrate import MIN_RETESTED, Calibration
 from mla_med.model.checkpoint import as_stored, load_checkpoint, save_checkpoint
 from mla_med.model.gate import SCOPES
+from mla_med.report.schema import CHEST_CT
 
 
 def test_a_head_is_the_ridge_regression_of_what_sizes_lack():
@@ -180,3 +183,34 @@ def test_a_head_that_comes_no_nearer_on_the_unseen_stays(world, monkeypatch):
     monkeypatch.setattr(sizes, "_read", right_of_the_unseen)
     assert refit_sizes(model, train, unseen) == {}
     assert torch.equal(model.heads.size.weight_FCD, as_stored(untaught).heads.size.weight_FCD)
+
+
+@pytest.mark.parametrize(("phantoms", "scanned"), [(4, 4), (20, 60)])
+def test_what_was_seen_too_seldom_is_scanned_again(phantoms, scanned, monkeypatch):
+    """Nodules are seen in every third scan of one, thyroid nodules never, everything else always."""
+    given: list[tuple[str, ...]] = []
+
+    def scan(seed, examination, codes, settings):
+        given.append(codes)
+        return codes, None, None, ""
+
+    class Sees:
+        config = SimpleNamespace(finding_keys=tuple(CHEST_CT), preprocessing=Preprocessing().to_dict())
+
+        def encode(self, codes, *_):
+            return codes
+
+        def find(self, codes):
+            seen = [c for c in codes if c != "thyroid_nodule" and (c != "lung_nodule" or len(given) % 3 == 0)]
+            logits = [1.0 if code in seen else -1.0 for code in CHEST_CT]
+            sizes = torch.tensor([[10.0] * len(CHEST_CT), [12.0] * len(CHEST_CT)])
+            return SimpleNamespace(presence_logits_BF=torch.tensor([logits] * 2), size_mm_BF=sizes)
+
+    monkeypatch.setattr("dapt.finish.scan_twice", scan)
+    differences = size_differences_mm(Sees(), "chest_ct", phantoms)
+    assert len(given) == scanned
+    if phantoms > 10:
+        assert len(differences["lung_nodule"]) == MIN_RETESTED
+        assert set(differences["lung_nodule"]) == {2.0}
+        assert given[-1] == ("thyroid_nodule",)
+        assert len(differences["thyroid_nodule"]) == 0

@@ -47,7 +47,13 @@ LEAST_SHARE = 0.03
 MOST_PIXELS = 64 * 2**20
 _CODE = (
     *("mla_med.imaging.grid", "mla_med.imaging.fused", "mla_med.imaging.transforms"),
-    *("mla_med.imaging.head", "mla_med.imaging.sequences", "mla_med.corpus", "dapt.placing"),
+    *(
+        "mla_med.imaging.head",
+        "mla_med.imaging.lungs",
+        "mla_med.imaging.sequences",
+        "mla_med.corpus",
+        "dapt.placing",
+    ),
 )
 _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises over a damaged file."""

@@ -25,7 +25,7 @@ from mla_med.errors import StudyError
 from mla_med.imaging.grid import inside_body
 from mla_med.imaging.lungs import MIN_LUNG_SHARE, lung_mask
 from mla_med.report.schema import Schema, schema_of
-from mla_med.types import Box, Change, Comparison, Draft, Finding, Presence, Prior, Study
+from mla_med.types import Box, Change, Comparison, Draft, Finding, Presence, Prior, Side, Study
 
 LEAST_MM = 2.0
 """A smaller difference of diameters is no change: below it, manual and automatic measurements of nodules
@@ -132,6 +132,8 @@ def _compare(
         return Comparison(code, None, "present then and now; its extent is not measured")
     if not before:
         return None
+    if was_present and Side.BILATERAL in (finding.side, *(f.side for f in before)):
+        return Comparison(code, None, "present then and now, but not on the same side")
     if was_present and not every_lesion:
         return Comparison(code, None, "present then at another place; which lesion is which cannot be told")
     if not was_present and any(f.presence is Presence.CANNOT_SAY for f in before):
@@ -197,6 +199,8 @@ def _distance_mm(now: Finding, then: Finding, current: Examined, prior: Examined
         return 0.0
     if now.side is not then.side:
         return float("inf")
+    if now.side is Side.BILATERAL:
+        return 0.0  # its evidence is the stronger side, which may be another
     if now.evidence is None or then.evidence is None:
         return 0.0 if now.site == then.site else float("inf")
     low, high = np.array(current.region_mm)
@@ -292,8 +296,13 @@ def read_prior(path: Path, study: Study, read: Callable[[Path], Study] = read_st
         raise StudyError(
             f"The prior draft {file} cannot be read: {error}.", code="PRIOR_UNREADABLE"
         ) from error
-    provenance = draft.provenance
-    check_prior(study, provenance.study_uid, provenance.study_date, file.with_name("draft.dcm"))
+    provenance, report = draft.provenance, file.with_name("draft.dcm")
+    if (uid := _study_of(report)) and uid != provenance.study_uid:
+        raise StudyError(
+            "The draft.json and the draft.dcm beside it are of two studies. Keep those of one together.",
+            code="PRIOR_OF_UNKNOWN",
+        )
+    check_prior(study, provenance.study_uid, provenance.study_date, report)
     return draft
 
 
@@ -324,16 +333,25 @@ def _image_of(study: Study) -> Path | None:
     return next((i.path for s in study.series for i in s.instances), None)
 
 
+def _study_of(path: Path) -> str:
+    header = _header(path, "StudyInstanceUID")
+    return "" if header is None else str(header.get("StudyInstanceUID") or "")
+
+
 def _patient(path: Path | None) -> tuple[str, str] | None:
     """Patient ID and its issuer, read at this moment and kept nowhere; None where there is none."""
-    if path is None or not is_file(path):
+    header = None if path is None else _header(path, "PatientID", "IssuerOfPatientID")
+    if header is None:
+        return None
+    patient = str(header.get("PatientID") or "").strip()
+    return (patient, str(header.get("IssuerOfPatientID") or "").strip()) if patient else None
+
+
+def _header(path: Path, *keywords: str) -> pydicom.Dataset | None:
+    if not is_file(path):
         return None
     try:
         with quiet_pydicom(), open_file(path) as file:
-            header = pydicom.dcmread(
-                file, stop_before_pixels=True, specific_tags=["PatientID", "IssuerOfPatientID"], force=True
-            )
-            patient = str(header.get("PatientID") or "").strip()
-            return (patient, str(header.get("IssuerOfPatientID") or "").strip()) if patient else None
+            return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(keywords), force=True)
     except (OSError, InvalidDicomError):
         return None

@@ -28,6 +28,7 @@ from mla_med.dicom.volume import describe, read_volume
 from mla_med.documents.envelope import Revision
 from mla_med.documents.write import DEFAULT_FORMATS, write_draft
 from mla_med.errors import MlaMedError, SeriesError
+from mla_med.imaging import lungs
 from mla_med.imaging.grid import Preprocessing, hu_of, inside_body
 from mla_med.imaging.head import inside_head
 from mla_med.imaging.nifti import read_nifti
@@ -46,6 +47,7 @@ from mla_med.model.calibrate import histogram_of
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
 from mla_med.model.gate import (
     content_reasons,
+    cut_off_reasons,
     header_reasons,
     lung_share,
     missing_reasons,
@@ -505,7 +507,12 @@ def _look_first(
     (certificate,) = certificates
     hu = hu_of(prepared.image_CIJK, settings)
     share, histogram = lung_share(hu), checkpoint.calibration.histogram_distance(histogram_of(hu))
-    scores = {"lung_share": round(share, 4), "histogram_distance": round(histogram, 4)}
+    cut_off_cm2 = lungs.cut_off_cm2(hu, settings.spacing_mm)
+    scores = {
+        "lung_share": round(share, 4),
+        "histogram_distance": round(histogram, 4),
+        "lung_cut_off_cm2": round(cut_off_cm2, 1),
+    }
     shown, header, pixels = (
         certificate.body_part_pixels,
         certificate.contrast_header,
@@ -514,6 +521,7 @@ def _look_first(
     reasons = (
         *content_reasons(checkpoint.scope, shown, header, pixels),
         *pixel_reasons(checkpoint.calibration, share, None, histogram),
+        *cut_off_reasons(cut_off_cm2),
     )
     return scores, reasons
 
@@ -648,6 +656,7 @@ def _to_draft(found: Found, text: str) -> Draft:
                 report,
                 _known_prior(placed.study.context, found.prior),
                 midline_mm=midline,
+                style=found.wording.style,
                 codes=[finding.code for finding in report.findings],
             ),
         ),

@@ -15,8 +15,9 @@ from mla_med.drafting import draft_study
 from mla_med.errors import SeriesError
 from mla_med.imaging.fused import place
 from mla_med.imaging.grid import Preprocessing
-from mla_med.imaging.lungs import lung_ends
+from mla_med.imaging.lungs import cut_off_cm2, lung_ends
 from mla_med.imaging.transforms import FusedImage, image_transform
+from mla_med.model.gate import cut_off_reasons
 from mla_med.types import Presence
 
 SMALL = Preprocessing(shape=(48, 40, 60), spacing_mm=6.0)
@@ -145,3 +146,27 @@ def test_what_is_too_long_for_the_model_is_refused_and_says_so(phantom_series, c
     assert draft.report is None
     assert [reason.code for reason in draft.gate.reasons] == ["LUNGS_OUTSIDE"]
     assert "must not call normal" in draft.gate.reasons[0].words
+
+
+@pytest.mark.parametrize("end", [slice(None, 45), slice(45, None)])
+def test_a_scan_that_ends_within_the_lungs_is_refused(phantom_series, checkpoint, end):
+    """As when the rest of it came as another series."""
+    study = read_study(phantom_series)
+    (series,) = (s for s in study.series if len(s.instances) > 50)
+    assert len(series.instances) > 90
+    part = replace(series, instances=series.instances[end])
+    draft, _ = draft_study(replace(study, series=(part,)), checkpoint)
+    assert draft.report is None
+    codes = {reason.code for reason in draft.gate.reasons}
+    assert codes & {"LUNGS_CUT_OFF", "COVERAGE_TOO_SMALL"}
+
+
+def test_how_much_lung_lies_on_the_last_slices():
+    whole = a_body(120, (70, 118))
+    assert cut_off_cm2(whole, 6.0) == 0.0
+    area = 2 * 12 * 24 * 0.36
+    assert cut_off_cm2(whole[:, :, :100], 6.0) == pytest.approx(area)
+    assert cut_off_cm2(whole[:, :, 80:], 6.0) == pytest.approx(area)
+    assert cut_off_cm2(np.full((20, 20, 20), -1000.0), 6.0) == 0.0
+    assert [r.code for r in cut_off_reasons(area)] == ["LUNGS_CUT_OFF"]
+    assert cut_off_reasons(25.0) == ()

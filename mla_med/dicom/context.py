@@ -174,7 +174,8 @@ def _statements(dataset: Dataset, texts: Sequence[str], codes: Sequence[str]) ->
 
 def _age_years(dataset: Dataset) -> float | None:
     match = re.fullmatch(r"(\d{1,3})([DWMY])", _value(dataset, "PatientAge").upper())
-    if match:
+    # an age of 0 years is an anonymiser's: a newborn's is in days
+    if match and (int(match[1]) or match[2] != "Y"):
         days = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}[match[2]]
         return round(int(match[1]) * days / 365.25, 2)
     born, examined = _date(_value(dataset, "PatientBirthDate")), _date(_value(dataset, "StudyDate"))

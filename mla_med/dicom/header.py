@@ -77,7 +77,8 @@ _TAGS: list[Any] = [
         "StudyInstanceUID",
         "Modality",
     ),
-    *("PatientID", "IssuerOfPatientID", "SeriesNumber", "SeriesDescription", "BodyPartExamined"),
+    *("PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
+    *("SeriesNumber", "SeriesDescription", "BodyPartExamined"),
     *("ImageType", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
     *(
         "BitsAllocated",
@@ -147,6 +148,8 @@ class Header:
     study_uid: str
     patient_hash: int | None
     """To tell patients apart without keeping who they are; changes with every process."""
+    person_hash: int | None
+    """The same of birth date and sex; None unless both are stated."""
     series_number: int
     modality: str
     description: str
@@ -394,11 +397,13 @@ def _of_equal_text(read: _Reader, texts: tuple[tuple[str, ...] | None, ...], syn
 
 def _shared(dataset: Dataset | Elements, syntax: str) -> dict[str, Any]:
     patient = (_text(dataset, "PatientID"), _text(dataset, "IssuerOfPatientID"))
+    person = (_text(dataset, "PatientBirthDate"), _text(dataset, "PatientSex").upper())
     signed = _whole(dataset, "PixelRepresentation") == 1
     return {
         "series_uid": _uid(_text(dataset, "SeriesInstanceUID")),
         "study_uid": _uid(_text(dataset, "StudyInstanceUID")),
         "patient_hash": hash(patient) if patient[0] else None,
+        "person_hash": hash(person) if all(person) else None,
         "series_number": _whole(dataset, "SeriesNumber") or 0,
         "modality": _text(dataset, "Modality").upper(),
         "description": _text(dataset, "SeriesDescription"),

@@ -125,11 +125,10 @@ def _to_study(
 ) -> Study:
     first = next((h for h in headers if h.modality in ("CT", "MR")), headers[0])
     request = read_request(first.path)
-    patients = {header.patient_hash for header in headers} - {None}
-    if len(patients) > 1:
+    if differ := _who_differ(headers):
         words = (
-            f"Study {uid} carries {len(patients)} different patient IDs. Was another patient's series filed "
-            "with it? Correct it in the PACS and export it again."
+            f"Study {uid} carries {differ}. Was another patient's series filed with it? Correct it in the "
+            "PACS and export it again."
         )
         return Study(uid, request.study_date, "", ClinicalContext(), (), (Reason("MIXED_PATIENTS", words),))
     prior, found = _prior(request.study_date, [h for h in documents if h.patient_hash == first.patient_hash])
@@ -144,6 +143,21 @@ def _to_study(
         ),
         problems=(*problems, *found),
     )
+
+
+def _who_differ(headers: Sequence[Header]) -> str:
+    """In words, what says that these are of more than one patient; empty where nothing does."""
+    stated = {header.patient_hash for header in headers} - {None}
+    if len(stated) > 1:
+        return f"{len(stated)} different patient IDs"
+    images = [header for header in headers if header.modality in ("CT", "MR")]
+    if len({header.person_hash for header in images} - {None}) > 1:
+        return "different birth dates or sexes"
+    # without an ID a file is nobody's, unless birth date and sex are those of the others
+    known = {header.person_hash for header in images if header.patient_hash is not None} - {None}
+    if stated and any(h.patient_hash is None and h.person_hash not in known for h in images):
+        return "images with a patient ID beside images without one"
+    return ""
 
 
 def _prior(study_date: str, documents: Sequence[Header]) -> tuple[str, list[Reason]]:

@@ -232,11 +232,13 @@ def made_at(draft: Draft, header: Dataset, revision: Revision | None) -> datetim
 
 
 def source_zone(header: Dataset) -> timezone | None:
-    """None, which is this machine's zone, where the images do not say theirs."""
+    """None, which is this machine's zone, where the images do not say theirs, or say nonsense."""
     offset = str(header.get("TimezoneOffsetFromUTC") or "")
     if len(offset) != 5 or offset[0] not in "+-" or not offset[1:].isdecimal():
         return None
     minutes = int(offset[1:3]) * 60 + int(offset[3:])
+    if minutes > 14 * 60 or int(offset[3:]) > 59:
+        return None  # no place on earth
     return timezone(timedelta(minutes=-minutes if offset[0] == "-" else minutes))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from mla_med.errors import SeriesError
-from mla_med.imaging.grid import ends_of, inside_body
+from mla_med.imaging.grid import BODY_HU, ends_of, inside_body
 
 LUNG_HU = (-990.0, -600.0)
 MIN_LUNG_SHARE = 0.005
@@ -66,6 +66,19 @@ def first_seen(hu_IJK: np.ndarray, shape: Sequence[int], spacing_mm: float) -> l
         low, high = max(0, int(low - margin)), min(int(high + margin), have[n])
         first[n] = int(np.clip(min(max(first[n], high - want[n]), low), 0, have[n] - want[n]))
     return first
+
+
+def cut_off_cm2(hu_IJK: np.ndarray, spacing_mm: float) -> float:
+    """So much lung lies on the last slices of a scan, at the end where it is more."""
+    slices = np.flatnonzero((hu_IJK > BODY_HU).any((0, 1)))
+    if len(slices) < 2:
+        return 0.0
+    areas = []
+    for pair in (slices[:2], slices[-2:]):
+        planes = hu_IJK[:, :, pair]
+        lung = inside_body(planes) & (planes > LUNG_HU[0]) & (planes < LUNG_HU[1])
+        areas.append(float(lung.sum((0, 1)).min()) * spacing_mm**2 / 100)
+    return max(areas)
 
 
 def lung_ends(hu_IJK: np.ndarray, spacing_mm: float) -> np.ndarray | None:

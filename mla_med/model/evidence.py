@@ -132,7 +132,9 @@ def slices_in_box(
     any plane."""
     k = np.arange(slices)
     index = np.stack([np.full(slices, centre_ij[0]), np.full(slices, centre_ij[1]), k, np.ones(slices)])
-    normal = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
+    # of the slices' planes: those of a tilted stack are not across the way from one to the next
+    normal = np.cross(affine[:3, 0], affine[:3, 1])
+    normal = normal / np.linalg.norm(normal)
     low, high = np.array(box_mm)
     middle_mm, reach_mm = normal @ (low + high) / 2, np.abs(normal) @ (high - low) / 2
     # how far along the normal each slice lies from the middle of the box

@@ -15,6 +15,8 @@ from mla_med.model.calibrate import Calibration
 from mla_med.types import Reason
 
 LUNG_HU = (-990.0, -650.0)
+CUT_OFF_CM2 = 40.0
+"""So much lung may lie on the last slices of a scan: recesses; of 80 phantoms 25 cm2 at most."""
 
 PROCESSED = (
     *("SUBTRACTION", "SUBTRACT", "SUB", "ADDITION", "MASKED", "DIVISION", "MULTIPLICATION"),
@@ -189,6 +191,17 @@ def content_reasons(
 def lung_share(hu: np.ndarray) -> float:
     """Share of the voxels of a placed image (I, J, K) in HU that have the density of lung."""
     return float(((hu > LUNG_HU[0]) & (hu < LUNG_HU[1])).mean())
+
+
+def cut_off_reasons(area_cm2: float) -> tuple[Reason, ...]:
+    """Refusal of a scan that begins or ends within the lungs (`imaging.lungs.cut_off_cm2`)."""
+    if area_cm2 <= CUT_OFF_CM2:
+        return ()
+    words = (
+        f"The scan ends within the lungs: {area_cm2:.0f} cm2 of them lie on its last slices. Was a part of "
+        "it sent as another series, or is it still on its way?"
+    )
+    return (Reason("LUNGS_CUT_OFF", words),)
 
 
 def pixel_reasons(

@@ -71,7 +71,8 @@ class Sheet:
         if self.edited is None or self.edited.report == self.draft.report:
             return self.draft
         found = editing.complaints_of(self.edited, self.draft, self.request)
-        return replace(self.draft, report=self.edited.report, complaints=found)
+        prior = editing.still_compared(self.draft, self.edited.report)
+        return replace(self.draft, report=self.edited.report, complaints=found, prior=prior)
 
     @property
     def is_changed(self) -> bool:

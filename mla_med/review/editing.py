@@ -32,8 +32,10 @@ from mla_med.types import (
     ClinicalContext,
     Complaint,
     Draft,
+    Evidence,
     Finding,
     Presence,
+    Prior,
     Report,
     Sentence,
     Side,
@@ -121,7 +123,7 @@ def change_finding(edited: Edited, number: int, finding: Finding) -> Edited:
     if finding == old:
         return edited
     # the images are what they were; the model's confidence was in something else
-    new = replace(finding, evidence=old.evidence)
+    new = replace(finding, evidence=_kept_evidence(old, finding))
     sentence = _sentence_of(report, number - 1)
     findings = _checked([*report.findings[: number - 1], new, *report.findings[number:]], report)
     sentences = list(report.sentences)
@@ -131,6 +133,12 @@ def change_finding(edited: Edited, number: int, finding: Finding) -> Edited:
         words = _worded(new, old, sentences[sentence].text, style, report)
         sentences[sentence] = Sentence(words, (new.code,))
     return _settled(edited, findings, sentences)
+
+
+def _kept_evidence(old: Finding, new: Finding) -> Evidence | None:
+    """What shows a lesion on the right shows neither that there is none nor one on the left."""
+    moved = old.side is not None and new.side is not old.side
+    return None if new.presence is Presence.ABSENT or moved else old.evidence
 
 
 def add_finding(edited: Edited, finding: Finding) -> Edited:
@@ -194,7 +202,7 @@ def _followed(report: Report, before: Sequence[Finding], stated: Finding) -> tup
     if len(before) == 1 and same:
         at = next(n for n, f in enumerate(findings) if f is same[0])
         kept = same[0].confidence if same[0] == stated else None
-        findings[at] = replace(stated, evidence=same[0].evidence, confidence=kept)
+        findings[at] = replace(stated, evidence=_kept_evidence(same[0], stated), confidence=kept)
     else:
         findings = [f for f in findings if not (len(before) == 1 and f is before[0])]
         if stated.presence is Presence.PRESENT:
@@ -298,6 +306,18 @@ def complaints_of(
         codes=[f.code for f in draft.report.findings if schema_of(report.examination)[f.code].required],
     )
     return tuple(dict.fromkeys(found))
+
+
+def still_compared(draft: Draft, report: Report) -> Prior | None:
+    """The prior, and what was measured of findings that still say what they said then."""
+    if draft.prior is None or draft.report is None:
+        return None
+
+    def said(of: Report, code: str) -> list[Finding]:
+        return [finding for finding in of.findings if finding.code == code]
+
+    kept = tuple(c for c in draft.prior.comparisons if said(draft.report, c.code) == said(report, c.code))
+    return replace(draft.prior, comparisons=kept)
 
 
 def _midline_mm(draft: Draft) -> float:

@@ -149,6 +149,17 @@ def test_what_there_is_one_of_is_itself_wherever_its_evidence_lies():
     assert changes([now], [then]) == [Change.INCREASED]
 
 
+def test_both_sides_are_one_place_whichever_shows_it_better():
+    both = Finding("pleural_effusion", side=Side.BILATERAL, evidence=at(-60, -60, -80))
+    then = replace(both, evidence=at(60, -60, -80, MOVED))
+    _, (compared,) = compare_findings(Examined((both,), CHEST), Examined((then,), MOVED))
+    assert compared.words == "present then and now; its extent is not measured"
+    right = replace(then, side=Side.RIGHT)
+    for now, before in ((both, right), (right, both)):
+        _, (compared,) = compare_findings(Examined((now,), CHEST), Examined((before,), MOVED))
+        assert (compared.change, compared.words) == (None, "present then and now, but not on the same side")
+
+
 def test_what_is_not_measured_is_not_called_stable():
     effusion = Finding("pleural_effusion", side=Side.LEFT, evidence=at(-60, -60, -80))
     then = replace(effusion, evidence=at(-60, -60, -80, MOVED))
@@ -289,6 +300,18 @@ def test_a_draft_that_names_nobody_is_refused(now, phantom_draft, tmp_path):
     (tmp_path / "draft.json").write_text(json.dumps(data))
     with pytest.raises(StudyError, match=r"draft\.dcm"):
         read_prior(tmp_path, now)
+
+
+def test_a_report_of_another_study_does_not_vouch_for_a_draft(now, phantom_draft, tmp_path):
+    data = draft_to_json(
+        replace(phantom_draft, provenance=replace(phantom_draft.provenance, study_uid="1.2"))
+    )
+    (tmp_path / "draft.json").write_text(json.dumps(data))
+    image = now.series[0].instances[0].path
+    draft_to_sr(phantom_draft, image).save_as(tmp_path / "draft.dcm")
+    with pytest.raises(StudyError, match="of two studies") as caught:
+        read_prior(tmp_path, now)
+    assert caught.value.code == "PRIOR_OF_UNKNOWN"
 
 
 def test_an_older_draft_without_the_newer_fields_is_read(phantom_draft: Draft):

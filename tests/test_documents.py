@@ -11,15 +11,17 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta, timezone
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.data import get_charset_files, get_testdata_file
 
+from mla_med.documents.envelope import source_zone
 from mla_med.documents.html import draft_to_html
 from mla_med.documents.json import draft_from_json, draft_to_json
 from mla_med.documents.sr import draft_to_sr
@@ -479,6 +481,16 @@ def test_sr_is_unverified_preliminary_and_in_utf8(make, completion, description,
     assert sr.preamble == bytes(128)
     # 09:30:12 UTC on the clock of the images
     assert (sr.ContentDate, sr.ContentTime, sr.TimezoneOffsetFromUTC) == ("20261105", "043012", "-0500")
+
+
+@pytest.mark.parametrize(
+    ("offset", "hours"), [("-0500", -5.0), ("+0545", 5.75), ("+2400", None), ("+9900", None), ("+0175", None)]
+)
+def test_a_zone_that_no_place_has_is_none(offset, hours):
+    header = Dataset()
+    header.TimezoneOffsetFromUTC = offset
+    zone = source_zone(header)
+    assert zone == (None if hours is None else timezone(timedelta(hours=hours)))
 
 
 def test_sr_text_comes_back_equal(draft, tmp_path):

@@ -17,7 +17,7 @@ from mla_med.documents.html import draft_to_html
 from mla_med.documents.json import draft_from_json
 from mla_med.documents.sr import draft_to_sr
 from mla_med.documents.text import draft_to_text
-from mla_med.drafting import draft_folder, draft_study
+from mla_med.drafting import Options, draft_folder, draft_study
 from mla_med.errors import CheckpointError
 from mla_med.model import CHECKPOINTS, DEFAULT_CHECKPOINT
 from mla_med.model.checkpoint import load_checkpoint
@@ -168,6 +168,13 @@ def test_what_cannot_be_said_is_said_so_in_every_document(phantom_series, checkp
     assert words in page
     assert '<span class="tag warn">cannot say</span>' in page
     assert words in draft_to_sr(draft, study.series[0].instances[0].path).to_json()
+
+
+@pytest.mark.parametrize("name", ["terse", "template"])
+def test_a_draft_in_another_style_is_checked_in_that_style(phantom_series, checkpoint, name):
+    options = Options(style=load_style(name))
+    draft, _ = draft_study(read_study(phantom_series), checkpoint, options=options)
+    assert draft.complaints == ()
 
 
 # The checkpoint

@@ -24,6 +24,7 @@ from mla_med.model.evidence import (
     masked,
     measure_faithfulness,
     random_regions,
+    slices_in_box,
 )
 from mla_med.model.mla import MLAModel
 from mla_med.model.seen import FindingOutputs
@@ -115,6 +116,18 @@ def test_masking_is_measured_against_the_logit_before(seen):
     again = measure_faithfulness(model, one.image_CIJK, one.affine, one.context, 0, box, body, logit + 1, 3)
     assert again.fall == pytest.approx(found.fall + 1, abs=1e-5)
     assert len(found.random_falls) <= 3
+
+
+@pytest.mark.parametrize("tilt_deg", [0, 2, 20])
+def test_the_slice_through_a_lesion_is_cited_in_a_tilted_stack_too(tilt_deg):
+    """Behind the middle, where the planes lie lower than the way from slice to slice says."""
+    tilt = np.radians(tilt_deg)
+    affine = np.eye(4)
+    affine[:3, 1] = (0, np.cos(tilt), np.sin(tilt))
+    affine[:3, 2] = (0, 0, 2.0)
+    lesion = (affine @ (100, 20, 32, 1))[:3]
+    box = tuple(map(tuple, np.array([lesion - 0.8, lesion + 0.8])))
+    assert slices_in_box(box, affine, 64, (100.0, 130.0))[0] == 32
 
 
 def test_the_windows_give_the_hu_back():

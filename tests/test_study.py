@@ -175,6 +175,43 @@ def test_mixed_patients_are_refused_without_naming_them(tmp_path):
     assert "Doe" not in str(error.value)
 
 
+ANNA = {"PatientBirthDate": "19500101", "PatientSex": "F"}
+BRUNO = {"PatientBirthDate": "19990101", "PatientSex": "M"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param(ANNA, BRUNO, id="one ID, two people"),
+        pytest.param({}, {"PatientID": None}, id="no ID beside one"),
+        pytest.param(ANNA, {"PatientID": None} | BRUNO, id="no ID, another person"),
+        pytest.param({}, {"PatientID": None} | BRUNO, id="no ID, nobody to compare with"),
+    ],
+)
+def test_people_are_told_apart_by_more_than_the_id(tmp_path, one, other):
+    write_series(tmp_path, HEIGHTS_MM, series=1, **one)
+    write_series(tmp_path, HEIGHTS_MM, series=2, **other)
+    with pytest.raises(StudyError, match="another patient's series") as error:
+        read_study(tmp_path)
+    assert error.value.code == "MIXED_PATIENTS"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param(ANNA, ANNA, id="the same"),
+        pytest.param(ANNA, {}, id="said once"),
+        pytest.param(ANNA, {"PatientID": None} | ANNA, id="no ID, the same person"),
+        pytest.param({"PatientID": None}, {"PatientID": None}, id="nobody named"),
+        pytest.param(ANNA, {"PatientSex": "F"}, id="no birth date"),
+    ],
+)
+def test_one_person_is_one_whatever_is_left_out(tmp_path, one, other):
+    write_series(tmp_path, HEIGHTS_MM, series=1, **one)
+    write_series(tmp_path, HEIGHTS_MM, series=2, **other)
+    assert len(read_study(tmp_path).series) == 2
+
+
 def test_context_is_age_sex_and_indication(tmp_path):
     request = {"ReasonForTheRequestedProcedure": "Haemoptysis for 3 weeks", "PatientSex": "F"}
     write_series(tmp_path, [0], PatientAge="063Y", AdditionalPatientHistory="Smoker", **request)
@@ -192,6 +229,8 @@ def test_context_is_age_sex_and_indication(tmp_path):
         (None, "19630301", 63.0),
         (None, "20260301", None),
         ("junk", "also junk", None),
+        ("000Y", "19630302", 62.0),  # an anonymiser's
+        ("000D", None, 0.0),
     ],
 )
 def test_age_in_any_unit_or_from_the_birth_date(tmp_path, age, birth, years):

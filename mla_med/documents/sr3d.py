@@ -168,8 +168,10 @@ def tracking(finding: Finding, n: int, provenance: Provenance) -> TrackingIdenti
 
 
 def tracking_uid(finding: Finding, n: int, provenance: Provenance) -> str:
-    """The same in every revision of a draft, as long as the finding keeps its place in it."""
-    return derived_uid(provenance, f"finding {n} {finding.code}".encode())
+    """The same in every revision of a draft: what a finding was seen at tells it from others of its kind,
+    however many of them are left. Without evidence, its place in the draft does."""
+    seen_at = n if finding.evidence is None else finding.evidence.box_mm
+    return derived_uid(provenance, f"finding {seen_at} {finding.code}".encode())
 
 
 def _algorithm(provenance: Provenance) -> AlgorithmIdentification:

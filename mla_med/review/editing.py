@@ -480,13 +480,39 @@ def _checked(findings: Sequence[Finding], report: Report) -> tuple[Finding, ...]
 
 
 def _settled(edited: Edited, findings: Sequence[Finding], sentences: Sequence[Sentence]) -> Edited:
-    report = replace(edited.report, findings=tuple(findings), sentences=tuple(sentences))
-    return replace(edited, report=_with_impression(report, _style(edited)))
+    style = _style(edited)
+    paired = _as_worded(findings, sentences, edited.report.examination, style)
+    report = replace(edited.report, findings=paired, sentences=tuple(sentences))
+    return replace(edited, report=_with_impression(report, style, edited.report))
 
 
-def _with_impression(report: Report, style: Style) -> Report:
+def _as_worded(
+    findings: Sequence[Finding], sentences: Sequence[Sentence], examination: str, style: Style
+) -> tuple[Finding, ...]:
+    """Findings of one code in the order of their sentences, by which they are paired with them."""
+    found = list(findings)
+    for code in {f.code for f in findings}:
+        at = [n for n, f in enumerate(findings) if f.code == code]
+        texts = [s.text for s in sentences if code in s.codes]
+        if len(at) < 2 or len(texts) != len(at):
+            continue
+        left = [findings[n] for n in at]
+        stated = [parse_sentence(text, style, examination) for text in texts]
+        ordered: list[Finding | None] = []
+        for one in stated:
+            same = next((f for f in left if f == one), None)
+            ordered.append(same)
+            left = [f for f in left if f is not same]
+        # what cannot be read stands for what is left, in its order
+        for n, finding in zip(at, ordered, strict=True):
+            found[n] = finding if finding is not None else left.pop(0)
+    return tuple(found)
+
+
+def _with_impression(report: Report, style: Style, before: Report | None = None) -> Report:
     """The impression of these findings. A sentence that still says so keeps its words, and what was typed
-    freely stays, at the end."""
+    freely stays, at the end. `before`: the report that was edited; what a reader has changed or deleted in
+    its impression stays so, where its finding is what it was."""
     present = {f.code for f in report.findings if f.presence is Presence.PRESENT}
     legal = {choice.text: choice for slot in _slots(report, report.interpretations, style) for choice in slot}
     keys = [
@@ -495,11 +521,17 @@ def _with_impression(report: Report, style: Style) -> Report:
         if interpretation_choices([key], style, report.examination)[0][0].codes[0] in present
     ]
     said = {s.text for s in report.impression}
-    new = [
-        next((choice for choice in slot if choice.text in said), slot[0])
-        for slot in _slots(report, keys, style)
-    ]
-    free = [s for s in report.impression if s.text not in legal and not _is_known(s.text, style, report)]
+    old = [] if before is None else _slots(before, before.interpretations, style)
+    new = []
+    for slot in _slots(report, keys, style):
+        choice = next((choice for choice in slot if choice.text in said), None)
+        if choice is not None or slot not in old:
+            new.append(choice or slot[0])
+    if before is None:
+        free = [s for s in report.impression if s.text not in legal and not _is_known(s.text, style, report)]
+    else:
+        drafted = {choice.text for slot in old for choice in slot}
+        free = [s for s in report.impression if s.text not in legal and s.text not in drafted]
     return replace(report, impression=(*new, *free), interpretations=tuple(keys))
 
 

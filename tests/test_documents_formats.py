@@ -577,14 +577,14 @@ def test_a_draft_made_anew_names_what_it_takes_the_place_of_and_no_person_in_any
     assert b"Drafted anew from all images of the study; takes the place of" in said["hl7"]
     assert resources(json.loads(said["fhir"]), "Practitioner") == []
     for form in ("txt", "html", "hl7"):
-        assert b"Changed by" not in said[form]
+        assert b"Reviewed by" not in said[form]
         assert b"None" not in said[form]
 
 
 def test_text_page_and_json_of_a_revision_name_the_reviewer_and_no_signature(world):
     made = world.documents(CHEST_EN, revised=True)
     for form in ("txt", "html"):
-        assert "Changed by Reviewer Rolf, who has not verified it." in made[form].content.decode()
+        assert "Reviewed by Reviewer Rolf, who has not verified it." in made[form].content.decode()
     data = json.loads(made["json"].content)
     assert data["revision"]["reviewer"] == "Reviewer^Rolf"
     assert draft_from_json(data).report == world.draft(CHEST_EN).report

@@ -14,15 +14,29 @@ import pytest
 pytest.importorskip("fastapi", reason="fastapi is not installed (the extra review)")
 pytest.importorskip("argon2", reason="argon2-cffi is not installed (the extra review)")
 
+from dicom_series import write_series
 from ledgers import rows_in
 from pydicom import dcmread
 from review_site import Site, made
 
 from mla_med.dicom.quiet import libraries_silent, quiet_pydicom
 from mla_med.review import worklist
-from mla_med.review.patients import Patient, is_meant
+from mla_med.review.patients import Patient, first_image, is_meant
 from mla_med.review.settings import ReviewSettings
 from mla_med.types import Comparison, Prior
+
+
+def test_a_document_borrows_from_an_image_of_the_drafted_series(tmp_path):
+    """A localizer, which comes first, has another frame of reference."""
+    write_series(tmp_path / "a", [0], series=1)
+    write_series(tmp_path / "b", [0, 1], series=2)
+    drafted = dcmread(next((tmp_path / "b").iterdir()))
+    study, series = drafted.StudyInstanceUID, drafted.SeriesInstanceUID
+    assert first_image(tmp_path, study).parent.name == "a"
+    assert first_image(tmp_path, study, [series]).parent.name == "b"
+    assert first_image(tmp_path, study, ["1.2.3"]).parent.name == "a"
+    assert first_image(tmp_path, "1.2.3", [series]) is None
+
 
 HTML = {"accept": "text/html"}
 CHEST = 0

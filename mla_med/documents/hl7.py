@@ -134,7 +134,7 @@ def _note(revision: Revision) -> Segment:
     replaced = ", ".join(one.sop_instance_uid for one in revision.of_class(BASIC_TEXT_SR.sop_class_uid))
     changed = DRAFTED_ANEW
     if revision.reviewer is not None:
-        changed = f"Changed by {revision.reviewer.replace('^', ' ')}, who has not verified it"
+        changed = f"Reviewed by {revision.reviewer.replace('^', ' ')}, who has not verified it"
     return ["NTE", "1", "", escaped(f"{changed}; takes the place of {replaced}.")]
 
 

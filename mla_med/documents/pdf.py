@@ -162,7 +162,7 @@ def _origin(draft: Draft, header: Dataset, revision: Revision | None, language: 
     if revision.reviewer is None:
         changed = say("Drafted anew from all images of the study; takes the place of {uids}.", language)
     else:
-        changed = say("Changed by {name}, who has not verified it; takes the place of {uids}.", language)
+        changed = say("Reviewed by {name}, who has not verified it; takes the place of {uids}.", language)
     return f"{written} {changed.format(name=_shown(revision.reviewer), uids=replaced)}"
 
 

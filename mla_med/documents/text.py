@@ -103,7 +103,7 @@ def _refusal_blocks(draft: Draft) -> list[str]:
 def changed_words(changed_by: str, language: str = "en") -> str:
     """Of a revision: by whom, as DICOM writes names, and that this is no signature."""
     name = changed_by.split("=")[0].replace("^", " ").strip()
-    words = say("Changed by {name}, who has not verified it.", language)
+    words = say("Reviewed by {name}, who has not verified it.", language)
     return words.format(name=name or changed_by)
 
 

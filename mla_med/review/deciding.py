@@ -182,7 +182,7 @@ def _documents(
         now = _withdrawn(draft, reason, content["words"])
     images = desk.images_of(job_id)
     study_uid = draft.provenance.study_uid
-    source = first_image(images, study_uid) if images else None
+    source = first_image(images, study_uid, draft.provenance.series_uids) if images else None
     source = source or first_image(desk.folder / job_id, study_uid)
     formats = [*parse_formats(desk.settings.formats), "json"]
     language = draft.report.language if draft.report else "en"  # of what says that it is withdrawn

@@ -11,7 +11,7 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -28,9 +28,9 @@ LONGEST = 96
 """Characters of one value; PS3.5 6.2 allows 64 a component group."""
 FILES_TRIED = 20
 _TAGS = [
-    *("SpecificCharacterSet", "StudyInstanceUID", "PatientName", "PatientID", "PatientBirthDate"),
-    *("PatientSex", "PatientAge", "AccessionNumber", "StudyDate", "StudyTime", "StudyDescription"),
-    *("Manufacturer", "ManufacturerModelName", "ReferringPhysicianName"),
+    *("SpecificCharacterSet", "StudyInstanceUID", "SeriesInstanceUID", "PatientName", "PatientID"),
+    *("PatientBirthDate", "PatientSex", "PatientAge", "AccessionNumber", "StudyDate", "StudyTime"),
+    *("StudyDescription", "Manufacturer", "ManufacturerModelName", "ReferringPhysicianName"),
 ]
 
 
@@ -108,9 +108,15 @@ def uid_in(content: bytes) -> str:
             return ""
 
 
-def first_image(folder: Path, study_uid: str) -> Path | None:
-    """A file of that study, to lend a document its patient."""
-    return next((path for path, _ in _images(folder, study_uid)), None)
+def first_image(folder: Path, study_uid: str, series_uids: Collection[str] = ()) -> Path | None:
+    """A file of that study, of these series if there is one, to lend a document its patient and the frame of
+    reference of what it cites."""
+    first = None
+    for path, header in _images(folder, study_uid):
+        if not series_uids or str(header.get("SeriesInstanceUID")) in series_uids:
+            return path
+        first = first or path
+    return first
 
 
 def inert(value: object) -> str:

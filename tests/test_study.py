@@ -251,6 +251,24 @@ def test_indication_is_found_in_the_request_sequence(tmp_path):
     assert read_study(tmp_path).context.indication == "Staging"
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "left"),
+    [
+        ("Müller^Jörg", "MUELLER, Muller, Mueller Joerg; Müllerhaus", "[removed]; Müllerhaus"),
+        ("MUELLER^JOERG", "Müller Jörg has fever", "[removed] has fever"),
+        ("Nguyễn^Văn An", "Nguyen Van An, NGUYEN: fever", "[removed]: fever"),
+        ("Groß^Eva", "Herr GROSS", "Herr [removed]"),
+        ("Li^Wei", "Mr Li with cough; lithium, Li Wei", "[removed] with cough; lithium, [removed]"),
+        ("Not^Will", "Will Not: fever, not cough", "[removed]: fever, not cough"),
+        ("李^伟", "患者李伟咳嗽", "患者[removed]咳嗽"),
+    ],
+)
+def test_a_name_is_removed_however_it_is_spelt_and_nothing_else(tmp_path, name, words, left):
+    given = {"SpecificCharacterSet": "ISO_IR 192", "PatientName": name}
+    write_series(tmp_path, [0], ReasonForTheRequestedProcedure=words, **given)
+    assert read_study(tmp_path).context.indication == left
+
+
 def test_no_identity_enters_a_noun_or_an_output(tmp_path, capfd, recwarn, caplog):
     identity = {"PatientName": "Canaryname^Jane", "PatientID": "CANARY-ID", "PatientBirthDate": "19111111"}
     reason = "CANARYNAME, Jane (CANARY-ID): cough"

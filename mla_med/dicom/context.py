@@ -7,6 +7,7 @@ of free text, and lets none of them through. Knows nothing of images.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -114,10 +115,12 @@ def _identity(dataset: Dataset) -> Iterator[re.Pattern[str]]:
             words = re.findall(r"[^\W_]+", written)
             for turned in (words, words[::-1]):
                 if _tells(whole := "".join(turned)) and len(words) > 1:
-                    yield _bounded(_JOINT.join(map(re.escape, turned)), whole)
+                    yield _bounded(_JOINT.join(map(_spelt, turned)), whole)
             parts += words
     for word in sorted(filter(_tells, set(parts)), key=len, reverse=True):
-        yield _bounded(re.escape(word), word)
+        yield _as_name(word) if word.lower() in _ORDINARY.split() else _bounded(_spelt(word), word)
+    for word in {word for word in parts if len(word) == 2 and word.isascii() and word.isalpha()}:
+        yield re.compile(rf"{_TITLES}\s+{word}(?![^\W_])", re.IGNORECASE)
     if born := _date(_value(dataset, "PatientBirthDate")):
         year, month, day = f"{born:%Y}", f"0?{born.month}", f"0?{born.day}"
         for order in ((year, month, day), (day, month, year), (month, day, year)):
@@ -133,9 +136,55 @@ def _tells(word: str) -> bool:
     return len(word) >= 3 or (len(word) == 2 and not word.isascii())
 
 
+def _as_name(word: str) -> re.Pattern[str]:
+    """An ordinary word that is somebody's name too: only as names are written, or a "not" would be lost."""
+    return re.compile(rf"(?<![^\W_])(?:{word.capitalize()}|{word.upper()})(?![^\W_])")
+
+
+def _spelt(word: str) -> str:
+    """A name in any of its spellings: Müller, Mueller, Muller, MULLER."""
+    found, rest = "", word.lower()
+    while rest:
+        umlaut = next((two for two in _UMLAUTS if rest.startswith((two, _UMLAUTS[two]))), None)
+        if umlaut:
+            plain = "" if umlaut == "ss" else f"|{_letter(umlaut[0])}"
+            found += f"(?:{umlaut}|{_UMLAUTS[umlaut]}{plain})"
+            rest = rest[2 if rest.startswith(umlaut) else 1 :]
+        else:
+            found += _letter(rest[0])
+            rest = rest[1:]
+    return found
+
+
+def _letter(letter: str) -> str:
+    """With any accent."""
+    same = _ACCENTED.get(_plain(letter))
+    return f"[{same}]" if same else re.escape(letter)
+
+
+def _plain(letter: str) -> str:
+    return _STROKED.get(letter) or unicodedata.normalize("NFKD", letter)[0].lower()
+
+
+_UMLAUTS = {"ae": "ä", "oe": "ö", "ue": "ü", "ss": "ß"}
+_STROKED = {"đ": "d", "ł": "l", "ø": "o", "ı": "i", "ð": "d", "ħ": "h"}
+_ACCENTED: dict[str, str] = {letter: letter for letter in "abcdefghijklmnopqrstuvwxyz"}
+for _letter_with in map(chr, (*range(0xE0, 0x250), *range(0x1E00, 0x1F00))):
+    if _letter_with.islower() and _plain(_letter_with) in _ACCENTED:
+        _ACCENTED[_plain(_letter_with)] += _letter_with
+_ORDINARY = (
+    "all and any are both can did for had has her his its may new nor not now old one out own per she the "
+    "two was who why with yes left right upper lower none known young long short white black brown gray grey "
+    "green will best hard strong rich early day week cross stone wood hill field small large"
+)
+"""Words of a request that are names as well."""
+_TITLES = r"(?:Mr|Mrs|Ms|Miss|Mme|Herr|Frau|Sr|Sra|Dr)\.?"
+
+
 def _bounded(expression: str, word: str) -> re.Pattern[str]:
     """A Latin word at its edges, where an underscore is one; Chinese has none."""
-    edges = (r"(?<![^\W_])", r"(?![^\W_])") if word.isascii() else ("", "")
+    latin = all(_plain(letter) in _ACCENTED or letter.isascii() for letter in word)
+    edges = (r"(?<![^\W_])", r"(?![^\W_])") if latin else ("", "")
     return re.compile(edges[0] + expression + edges[1], re.IGNORECASE)
 
 

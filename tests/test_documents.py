@@ -23,7 +23,7 @@ from pydicom.data import get_charset_files, get_testdata_file
 
 from mla_med.documents.envelope import source_zone
 from mla_med.documents.html import draft_to_html
-from mla_med.documents.json import draft_from_json, draft_to_json
+from mla_med.documents.json import draft_from_json, draft_to_json, told_name
 from mla_med.documents.sr import draft_to_sr
 from mla_med.documents.text import NOTICE, draft_to_text, sentence_findings
 from mla_med.documents.write import write_draft
@@ -247,7 +247,7 @@ def test_json_round_trip_is_equal_but_for_folders(make):
     text = json.dumps(draft_to_json(make()), allow_nan=False)
     back = draft_from_json(json.loads(text))
     assert draft_to_json(back) == json.loads(text)  # confidence and evidence too
-    assert back.verdicts[0].series.instances[0].path == Path("CT_small.dcm")
+    assert back.verdicts[0].series.instances[0].path == Path(told_name("CT_small.dcm"))
     assert draft_from_json(draft_to_json(back)) == back
     assert replace(make(), verdicts=back.verdicts) == back
 
@@ -481,6 +481,21 @@ def test_sr_is_unverified_preliminary_and_in_utf8(make, completion, description,
     assert sr.preamble == bytes(128)
     # 09:30:12 UTC on the clock of the images
     assert (sr.ContentDate, sr.ContentTime, sr.TimezoneOffsetFromUTC) == ("20261105", "043012", "-0500")
+
+
+@pytest.mark.parametrize("name", ["IM0001.dcm", "000123", "I10", "IMG-00001.dcm", "1.2.840.10008.5.1.4"])
+def test_a_file_name_that_tells_nothing_is_kept(name):
+    assert told_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["DOE_JOHN_19500101_0.dcm", "MRN4711082.dcm", "王伟.dcm", "19500101.dcm", "a\udcff"]
+)
+def test_a_file_name_that_may_be_a_patient_is_told_by_its_digest(name):
+    told = told_name(name)
+    assert re.fullmatch(r"[0-9a-f]{24}\.file", told)
+    assert told_name(told) == told
+    assert told_name(f"1{name}") != told
 
 
 @pytest.mark.parametrize(

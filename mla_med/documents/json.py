@@ -1,13 +1,17 @@
 """Draft -> JSON-ready dict -> Draft: everything a draft holds, and no folder of anybody's disk.
 
 Written from the types of the nouns, so that a field added there is never forgotten here. Of an
-instance's path only the file name is kept: folders are often named after patients. A draft read
-back therefore equals the draft written, but for the folders.
+instance's path only the file name is kept, where it is no more than a number or a UID, and else a digest of
+it: folders and files are often named after patients. A draft read back therefore equals the draft written,
+but for these.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -20,6 +24,10 @@ from mla_med.errors import ReportError
 from mla_med.types import Draft, Report
 
 FORMAT = "mla_med.draft/1"
+DIGITS = 24
+"""Of the digest of a file name."""
+_IMPERSONAL = re.compile(r"[A-Za-z]{0,3}[-_]?0*\d{1,5}(?:\.dcm)?|[012](?:\.\d+){4,}(?:\.dcm)?", re.IGNORECASE)
+_DIGEST = re.compile(rf"[0-9a-f]{{{DIGITS}}}\.file")
 
 
 def draft_to_json(draft: Draft, revision: Any = None) -> dict[str, Any]:
@@ -43,6 +51,14 @@ def report_from_json(data: dict[str, Any]) -> Report:
     return _from_json(Report, data, "report")
 
 
+def told_name(name: str) -> str:
+    """Of a file: its name, if it is a short number or a UID; a digest of any other, which may be a patient's
+    name or number."""
+    if _IMPERSONAL.fullmatch(name) or _DIGEST.fullmatch(name):
+        return name
+    return f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:DIGITS]}.file"
+
+
 def _to_json(value: Any) -> Any:
     if is_dataclass(value):
         return {f.name: _to_json(getattr(value, f.name)) for f in fields(value)}
@@ -53,8 +69,7 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Path):
-        # A file name need not be UTF-8 on disk; JSON must be.
-        return value.name.encode("utf-8", "backslashreplace").decode()
+        return told_name(value.name)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # strict JSON has no NaN and no infinity
     return value

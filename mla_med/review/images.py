@@ -24,6 +24,7 @@ from PIL import Image
 from mla_med.dicom.header import MALFORMED, Header, NotDicomError, read_headers
 from mla_med.dicom.volume import read_slices, read_volume
 from mla_med.documents.html import LUNG_FINDINGS, WINDOWS_HU
+from mla_med.documents.json import told_name
 from mla_med.documents.text import sentence_findings
 from mla_med.errors import MlaMedError, SeriesError, StudyError
 from mla_med.report.schema import schema_of
@@ -292,7 +293,7 @@ class StudyImages:
         return auto_window(self._slices(one, certificate, some.tolist()))
 
     def _find(self, series: Series, instance: Instance) -> Header:
-        """A draft keeps the name of a file and not its folder; that it is the image is seen by its UIDs."""
+        """A draft keeps the name of a file, or its digest, and no folder; its UIDs say that it is the image."""
         paths = sorted(self._by_name.get(instance.path.name, ()), key=lambda path: path.parent != self._near)
         for path in paths:
             try:
@@ -316,7 +317,8 @@ class StudyImages:
         for folder in self._folders:
             for at, _, names in os.walk(folder):
                 for name in names:
-                    found.setdefault(name, []).append(Path(at, name))
+                    for told in {name, told_name(name)}:
+                        found.setdefault(told, []).append(Path(at, name))
         return found
 
 

@@ -17,7 +17,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 import mla_med.documents as package
-from mla_med.documents import codes
+from mla_med.documents import codes, hl7
 from mla_med.documents.envelope import Revision, libraries_silent, read_header
 from mla_med.documents.json import draft_from_json
 from mla_med.documents.write import (
@@ -453,10 +453,10 @@ def test_names_of_several_scripts_are_repetitions(world):
 
 
 def test_text_comes_back_equal_from_every_format_that_carries_it(world):
-    hl7 = pytest.importorskip("hl7")
+    parser = pytest.importorskip("hl7")
     draft = saying(world.draft(CHEST_EN), SPECIAL)
     made = {d.format: d.content for d in write_documents(draft, formats=["sr", "fhir", "hl7", "txt", "pdf"])}
-    message = hl7.parse(made["hl7"].decode())
+    message = parser.parse(made["hl7"].decode())
     sent = [message.unescape(str(row[5])) for row in message.segments("OBX")]
     assert SPECIAL in sent
     assert SPECIAL in [i.get("TextValue") for i in walk(dcmread(io.BytesIO(made["sr"])))]
@@ -465,14 +465,14 @@ def test_text_comes_back_equal_from_every_format_that_carries_it(world):
 
 
 def test_two_hundred_strings_of_every_script_come_back_equal_from_sr_fhir_and_hl7(world):
-    hl7 = pytest.importorskip("hl7")
+    parser = pytest.importorskip("hl7")
     strings = [f"{n} {SPECIAL} {made_up(n)}" for n in range(199)] + ["肺" * 65_536]
     draft = world.draft(CHEST_EN)
     report = replace(draft.report, sentences=tuple(Sentence(text) for text in strings))
     made = write_documents(replace(draft, report=report), formats=["sr", "fhir", "hl7"])
     content = {d.format: d.content for d in made}
     sr = [i.get("TextValue") for i in walk(dcmread(io.BytesIO(content["sr"])))]
-    message = hl7.parse(content["hl7"].decode())
+    message = parser.parse(content["hl7"].decode())
     rows = [message.unescape(str(row[5])) for row in message.segments("OBX")]
     (resource,) = resources(json.loads(content["fhir"]), "DiagnosticReport")
     lines = base64.b64decode(resource["presentedForm"][0]["data"]).decode().split("\n")
@@ -556,6 +556,20 @@ def test_a_revision_in_fhir_and_hl7_names_reviewer_and_predecessor(world):
     assert again["OBR"][25] == "P"
     assert before in again["NTE"][3]
     assert again["OBX"][16] == "^Reviewer^Rolf^"
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("Doe^Jane", "^Doe^Jane^"),
+        ("=王^医生", "^王^医生^"),
+        ("Wang^Yi=王^医", "^Wang^Yi^"),
+        ("^=", ""),
+        ("", ""),
+    ],
+)
+def test_a_physician_without_a_latin_name_keeps_her_own(name, written):
+    assert hl7._person(name) == written
 
 
 def test_a_draft_made_anew_names_what_it_takes_the_place_of_and_no_person_in_any_format(world):

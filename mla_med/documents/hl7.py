@@ -201,7 +201,9 @@ def _person(name: str) -> str:
     """XCN: no number, then the name."""
     if not name.strip("^ ="):
         return ""
-    family, given, middle, *_ = [escaped(p.strip()) for p in [*name.split("=")[0].split("^"), *[""] * 3]]
+    # the first representation that says something: an alphabetic one may be left out
+    said = next(group for group in name.split("=") if group.strip("^ "))
+    family, given, middle, *_ = [escaped(p.strip()) for p in [*said.split("^"), *[""] * 3]]
     return f"^{family}^{given}^{middle}"
 
 

@@ -293,7 +293,7 @@ class StudyImages:
         return auto_window(self._slices(one, certificate, some.tolist()))
 
     def _find(self, series: Series, instance: Instance) -> Header:
-        """A draft keeps the name of a file, or its digest, and no folder; its UIDs say that it is the image."""
+        """A draft keeps the name of a file, or its digest, and no folder; its UIDs tell the image."""
         paths = sorted(self._by_name.get(instance.path.name, ()), key=lambda path: path.parent != self._near)
         for path in paths:
             try:

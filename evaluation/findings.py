@@ -368,7 +368,8 @@ def precision(matched: np.ndarray, drafted: np.ndarray, referenced: np.ndarray) 
 
 
 def recall(matched: np.ndarray, drafted: np.ndarray, referenced: np.ndarray) -> np.ndarray:
-    return np.where(drafted + referenced > 0, matched / np.maximum(referenced, 1), np.nan)
+    """Of what nobody has there is none: a resample without it says nothing, and not 0."""
+    return np.where(referenced > 0, matched / np.maximum(referenced, 1), np.nan)
 
 
 def f1(matched: np.ndarray, drafted: np.ndarray, referenced: np.ndarray) -> np.ndarray:

@@ -144,13 +144,16 @@ def _permuted_p(
         return float("nan")
     known = np.flatnonzero(inside_R | others_R)
     _, patient_K = np.unique(np.asarray(patients, dtype=object)[known].astype(str), return_inverse=True)
-    # one label for each patient, that of the first of their cases
+    label_K, rng = inside_R[known], np.random.default_rng(SEED)
     first = np.unique(patient_K, return_index=True)[1]
-    label_G = inside_R[known][first]
-    rng = np.random.default_rng(SEED)
+    together, label_G = np.argsort(patient_K, kind="stable"), label_K[first]
+    is_of_patient = bool((label_K == label_G[patient_K]).all())
     masks_BR = np.zeros((permutations, len(inside_R)))
     for mask_R in masks_BR:
-        mask_R[known] = rng.permutation(label_G)[patient_K]
+        if is_of_patient:
+            mask_R[known] = rng.permutation(label_G)[patient_K]
+        else:  # a kernel, of which each patient has several: exchanged among her own cases
+            mask_R[known[together]] = label_K[np.lexsort((rng.random(len(known)), patient_K))]
     rest_BR = np.zeros_like(masks_BR)
     rest_BR[:, known] = 1 - masks_BR[:, known]
     gaps_B = sign * (measure.statistic(masks_BR) - measure.statistic(rest_BR))

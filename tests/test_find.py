@@ -94,6 +94,22 @@ def test_every_study_is_found_by_dicomweb_whatever_a_server_makes_of_limit_and_o
     assert len(found) == 1000
 
 
+@pytest.mark.parametrize("knows_offset", [False, True])
+def test_who_does_not_count_the_images_of_a_series_is_asked_for_them(knows_offset):
+    def answer(method, path, body):
+        if path.split("?")[0].endswith("/series"):
+            series = {"0020000E": {"vr": "UI", "Value": ["1.2.3"]}, "00080060": {"vr": "CS", "Value": ["CT"]}}
+            return 200, json.dumps([series]).encode()
+        asked = dict(parse_qsl(urlsplit(path).query))
+        start, most = (int(asked["offset"]), int(asked["limit"])) if knows_offset else (0, 10**6)
+        uids = [f"1.2.4.{n}" for n in range(1, 451)][start : start + most]
+        return 200, json.dumps([{"00080018": {"vr": "UI", "Value": [uid]}} for uid in uids]).encode()
+
+    with http_pacs(answer) as url:
+        (counted,) = make_peer(PacsSettings(dicomweb_url=url), Credentials()).count("1.2")
+    assert (counted.series_uid, counted.modality, counted.instances) == ("1.2.3", "CT", 450)
+
+
 def test_all_studies_of_one_hour_are_found_page_by_page_and_those_of_another_modality_are_not():
     with orthanc() as server:
         for number in range(1, 451):

@@ -18,6 +18,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from unittest.mock import Mock
 
 import drafts
 import night_site as stub_site
@@ -27,7 +28,7 @@ from ledgers import default_kind, new_ledger_url
 from night_site import ROOT, Stub, documents, ready_job, run, upload, write_settings
 
 from mla_med.dicom.ahead import Ahead
-from mla_med.errors import CheckpointError, ConfigError, PacsError, StudyError
+from mla_med.errors import CheckpointError, ConfigError, LedgerError, PacsError, StudyError
 from mla_med.ledger.ledger import Ledger
 from mla_med.ledger.nouns import JobState
 from mla_med.ledger.owners import owner
@@ -471,6 +472,72 @@ def test_a_worker_that_cannot_draft_anything_ends_the_night_and_not_the_service(
     night = night_of(path, OneStudy(), "unable", stop)
     assert (night.drafts, night.codes, night.stopped) == ({"unable": 1}, ("CODE",), True)
     assert not stop.is_set()
+
+
+@pytest.mark.parametrize("code", ["LEDGER_UNREACHABLE", "LEDGER_FULL"])
+def test_a_ledger_that_is_away_for_a_while_ends_nothing(tmp_path, code):
+    path, now, answers = write_settings(tmp_path, "http://127.0.0.1:9"), [time.time()], ["unable"] * 5
+
+    def pause(seconds: float) -> None:
+        time.sleep(0.001)
+        now[0] += seconds
+
+    def work(job_id: str) -> Drafted:
+        return Drafted(job_id, answers.pop(), (code,)) if answers else Drafted(job_id, "drafted")
+
+    with open_site(path, lambda: now[0]) as here, by_threads(work, 1) as submit:
+        for number in (1, 2):
+            ready_job(here, number, tmp_path)
+        night = run_night(replace(here, peer=OneStudy()), submit, 1, pause=pause)
+    assert (night.drafts, night.codes) == ({"drafted": 2}, (code,))
+    assert not night.stopped
+
+
+def test_a_worker_whose_ledger_is_away_says_so_and_drafts_later(tmp_path, monkeypatch):
+    with open_site(write_settings(tmp_path, "http://127.0.0.1:9")) as here:
+        job = ready_job(here, 1, tmp_path)
+        worker = Worker(here.pacs, here.night, here.book, here.claims, Stub())
+        away = LedgerError("The server closed the connection.", code="LEDGER_UNREACHABLE")
+        with monkeypatch.context() as patch:
+            patch.setattr(here.book, "job", Mock(side_effect=away))
+            assert worker.draft(job, False) == Drafted(job, "unable", ("LEDGER_UNREACHABLE",))
+        with monkeypatch.context() as patch:
+            patch.setattr(here.book, "predecessor_documents", Mock(side_effect=away))
+            found = worker.draft(job, False)
+            assert (found.state, found.codes) == ("unable", ("LEDGER_UNREACHABLE",))
+        assert worker.draft(job, False).state == "drafted"
+
+
+def test_a_study_of_which_the_pacs_says_nothing_is_told_to_people(tmp_path):
+    class Mute(OneStudy):
+        def count(self, study_uid):
+            raise PacsError("It says nonsense.", code="UID_INVALID")
+
+    night = night_of(write_settings(tmp_path, "http://127.0.0.1:9"), Mute(images=4))
+    assert (night.unread, night.codes) == (1, ("UID_INVALID",))
+    alarm = alarm_of(Audit(night, "main", ()))
+    assert alarm["text"] == "mla_med, main: The night could not do its work. UID_INVALID"
+
+
+def test_people_who_cannot_be_told_do_not_cost_the_account_of_the_night(tmp_path, monkeypatch):
+    def unreadable(*_):
+        raise ConfigError("The password of the mail cannot be read.", code="SECRET_UNREADABLE")
+
+    monkeypatch.setattr("mla_med.night.run.tell_people", unreadable)
+    now = [time.time()]
+
+    def pause(seconds: float) -> None:
+        time.sleep(0.001)
+        now[0] += seconds
+
+    path = write_settings(tmp_path, "http://127.0.0.1:9")
+    with (
+        open_site(path, lambda: now[0]) as here,
+        by_threads(lambda job: Drafted(job, "drafted"), 1) as submit,
+    ):
+        account = night_with(replace(here, peer=OneStudy(down="CONNECT")), submit, 1, pause=pause)
+    assert alarm_of(account.audit) is not None
+    assert (account.folder / "night.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import warnings
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import drafts
@@ -30,6 +31,7 @@ from ledgers import default_kind, new_ledger_url
 from orthanc import orthanc
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import SecondaryCaptureImageStorage
 
 import mla_med
 from mla_med.errors import ConfigError, OutputError, PacsError, StudyError
@@ -301,6 +303,21 @@ def test_a_study_comes_by_c_find_and_c_get(server, ledger, clock, tmp_path):
     assert look(pulled.folder).instances == SLICES
 
 
+def test_a_dose_sheet_comes_by_c_get_with_its_study(server, ledger, clock, tmp_path):
+    """A picture of a screen in a series of CT: were it not taken, nothing of the study would come."""
+    settings = site(
+        tmp_path, "", protocol="dimse", host="127.0.0.1", port=server.dicom_port, called_ae_title="ORTHANC"
+    )
+    upload(server, 1, range(1, SLICES + 1))
+    sheet = drafts.image(1, 99)
+    sheet.SeriesInstanceUID = f"{drafts.study_uid(1)}.9"
+    sheet.SOPClassUID = sheet.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    server.upload(drafts.to_bytes(sheet))
+    pulled = pull(ledger, make_peer(settings, Credentials()), settings, clock, 1)
+    assert pulled.job.state is JobState.READY
+    assert look(pulled.folder).instances == SLICES + 1
+
+
 def test_a_study_comes_by_c_move_to_a_store_beside_us(server, ledger, clock, tmp_path):
     with contextlib.ExitStack() as stack:
         beside = stack.enter_context(orthanc(DicomAet="BESIDE"))
@@ -403,6 +420,26 @@ def test_r9_intake_stops_before_the_disk_is_full(tmp_path):
     assert caught.value.code == "INTAKE_STOPPED"
     with pytest.raises(PacsError) as caught:
         check_room(site(tmp_path, min_free_bytes=10**18))
+    assert caught.value.code == "INTAKE_STOPPED"
+
+
+def test_r9_intake_stops_between_two_studies_too(server, ledger, clock, tmp_path, monkeypatch):
+    settings = site(tmp_path, server.dicomweb_url, max_used=0.9)
+    peer = make_peer(settings, Credentials())
+    for number in (1, 2, 3):
+        upload(server, number, range(1, SLICES + 1))
+    full = []
+    monkeypatch.setattr(
+        "mla_med.pacs.pull.shutil.disk_usage",
+        lambda path: SimpleNamespace(total=100, used=99 if full else 1, free=10**12),
+    )
+    assert list(pull_due(ledger, peer, settings)) == []
+    clock.now += SETTLE_S
+    due = pull_due(ledger, peer, settings)
+    assert next(due).job.state is JobState.READY
+    full.append(True)
+    with pytest.raises(PacsError) as caught:
+        next(due)
     assert caught.value.code == "INTAKE_STOPPED"
 
 

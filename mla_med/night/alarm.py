@@ -54,7 +54,8 @@ def alarm_of(audit: Audit) -> dict[str, Any] | None:
     """None where nothing needs a person."""
     rows, night = audit.for_people, audit.night
     unable = night.drafts.get("unable", 0)
-    if not rows and not unable and not night.unasked and not (night.codes and night.waiting):
+    hindered = unable or night.unasked or night.unread or (night.codes and night.waiting)
+    if not rows and not hindered:
         return None
     kinds = ", ".join(f"{count} {state}" for state, count in audit.counts.items())
     words = f"{len(rows)} studies need a person" if rows else "The night could not do its work"

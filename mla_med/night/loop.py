@@ -27,7 +27,7 @@ from mla_med.ledger.nouns import JobState, Outcome
 from mla_med.logs import log
 from mla_med.night.claims import Claims
 from mla_med.night.settings import NightSettings, read_night
-from mla_med.night.work import Drafted
+from mla_med.night.work import AWAY, Drafted
 from mla_med.pacs.deliver import deliver_due
 from mla_med.pacs.inbox import clear_images, clear_left, review_folder
 from mla_med.pacs.peer import Peer
@@ -96,6 +96,9 @@ class Night:
     """It was cancelled, or its window ended."""
     unasked: bool = False
     """Nothing of the day could be taken in: the PACS told no list, or there is no room."""
+    unread: int = 0
+    """So many times the PACS gave no answer about a study in the last pass: they are not here, and nobody
+    may ask for them again."""
 
 
 @contextmanager
@@ -166,6 +169,7 @@ class _Shift:
         self.drafting_over = threading.Event()
         self.given_up = threading.Event()  # of this night; `stop` may end the service that has more of them
         self.asked = False
+        self.unread = 0
 
     def run(self) -> Night:
         log("night_began", state=self.id)
@@ -198,6 +202,7 @@ class _Shift:
             tuple(self.codes),
             self._over(),
             not self.asked and not self.stop.is_set(),
+            self.unread,
         )
         log(
             "night_ended",
@@ -229,6 +234,7 @@ class _Shift:
                 wait_s = min(MAX_WAIT_S, 2 * wait_s)
                 continue
             self._say(*watched.failures)
+            self.unread = len(watched.failures)
             wait_s, passes, self.asked = FIRST_WAIT_S, passes + 1, True
             if passes == PASSES or not (watched.failures or self._awaited()):
                 return
@@ -304,6 +310,9 @@ class _Shift:
         """False where another try is worth it."""
         if drafted.state == "unable":
             self._say(*drafted.codes)
+            if set(drafted.codes) <= AWAY and not self._over():
+                self._pause(FIRST_WAIT_S)
+                return False
             self.given_up.set()  # the next study would fare no better
         elif drafted.state == "failed" and self.tries[drafted.job_id] < TRIES:
             standing = {s.job_id for s in self.site.claims.standing("FAILED")}

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mla_med.dicom.apart import ReaderProcess
+from mla_med.errors import MlaMedError
 from mla_med.ledger.nouns import Job, JobState
+from mla_med.logs import log
 from mla_med.night.alarm import alarm_of, tell_people, telling_failure
 from mla_med.night.audit import Audit, audit_night, write_audit
 from mla_med.night.cluster import Cluster
@@ -85,7 +87,10 @@ def night_with(
     metrics.end(night)
     audit = audit_night(site, night)
     if message := alarm_of(audit):
-        tell_people(site.night, message)  # first: the disk may be what is full
+        try:
+            tell_people(site.night, message)  # first: the disk may be what is full
+        except MlaMedError as error:  # a password that cannot be read: the account is written all the same
+            log("alarm_failed", level="error", code=error.code)
     return Account(audit, write_audit(audit, Path(site.night.records)))
 
 

@@ -46,6 +46,8 @@ PASSING = frozenset(
 )
 """Failures that a second try may not meet; of the others the same study fails again."""
 
+AWAY = frozenset(("LEDGER_FULL", "LEDGER_UNREACHABLE"))
+"""The ledger cannot be asked now, and can soon perhaps."""
 _STATES = {
     **dict.fromkeys(("LEDGER_FULL", "LEDGER_UNREACHABLE", "KEY_WRONG"), "unable"),
     # another worker was faster, or more images came meanwhile: the job's state says what to do next
@@ -89,16 +91,22 @@ class Worker:
     def draft(self, job_id: str, hold: bool) -> Drafted:
         """`hold`: committed by a person, not by us."""
         start = time.monotonic()
-        if self.book.job(job_id).state is not JobState.READY:
-            return Drafted(job_id, "passed")
-        claim = self.claims.take(job_id, self.owner)
+        try:
+            ready = self.book.job(job_id).state is JobState.READY
+            claim = self.claims.take(job_id, self.owner) if ready else None
+        except LedgerError as error:
+            if error.code not in AWAY:
+                raise
+            log("draft_refused", level="warning", job=job_id, code=error.code)
+            return Drafted(job_id, "unable", (error.code,))
         if claim is None:
             return Drafted(job_id, "passed")
         try:
             state, codes = self._draft(job_id, claim, hold)
         except LedgerError as error:
             state, codes = _STATES.get(error.code, "failed"), (error.code,)
-            self.claims.end(claim, code=error.code)
+            with suppress(LedgerError):  # it ends by itself, where nobody can be told
+                self.claims.end(claim, code=error.code)
             log("draft_refused", level="warning", job=job_id, code=error.code)
         except (ConfigError, CheckpointError) as error:
             state, codes = "unable", (error.code,)

@@ -39,8 +39,18 @@ from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     CTImageStorage,
     EnhancedCTImageStorage,
+    EnhancedMRColorImageStorage,
     EnhancedMRImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    LegacyConvertedEnhancedMRImageStorage,
     MRImageStorage,
+    MRSpectroscopyStorage,
+    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    MultiFrameSingleBitSecondaryCaptureImageStorage,
+    MultiFrameTrueColorSecondaryCaptureImageStorage,
+    RawDataStorage,
+    SecondaryCaptureImageStorage,
     StorageCommitmentPushModel,
     StorageCommitmentPushModelInstance,
     StudyRootQueryRetrieveInformationModelFind,
@@ -63,7 +73,14 @@ from mla_med.pacs.web import WebPeer
 pynetdicom._config.LOG_REQUEST_IDENTIFIERS = False
 pynetdicom._config.LOG_RESPONSE_IDENTIFIERS = False
 
-IMAGE_CLASSES = (CTImageStorage, EnhancedCTImageStorage, MRImageStorage, EnhancedMRImageStorage)
+IMAGE_CLASSES = (
+    *(CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage),
+    *(MRImageStorage, EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage),
+    *(EnhancedMRColorImageStorage, MRSpectroscopyStorage, RawDataStorage, SecondaryCaptureImageStorage),
+    *(MultiFrameGrayscaleByteSecondaryCaptureImageStorage, MultiFrameTrueColorSecondaryCaptureImageStorage),
+    *(MultiFrameGrayscaleWordSecondaryCaptureImageStorage, MultiFrameSingleBitSecondaryCaptureImageStorage),
+)
+"""What series of CT and MR hold: a dose sheet that is not taken would keep the whole study from coming."""
 _PLAIN = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 _ANY = [
     *_PLAIN,

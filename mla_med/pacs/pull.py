@@ -47,11 +47,12 @@ def pull_due(
 ) -> Iterator[Pulled]:
     """One pass over the PACS's newest studies, and older ones that are held; each that was judged in it.
     `call` runs the reader, here or in a child process with limits. One study that fails stops none."""
-    check_room(settings)
     # a study has the date of where it was made: in Greenwich it may be tomorrow
+    check_room(settings)
     first = datetime.fromtimestamp(ledger.clock()) - timedelta(days=settings.days)
     found = peer.find_studies(first.date(), settings.modalities)
     for study_uid in dict.fromkeys((*found, *ledger.open_studies())):
+        check_room(settings)  # what the one before took may have been the last
         try:
             pulled = pull_study(ledger, peer, settings, study_uid, call)
         except PacsError as error:
@@ -80,13 +81,19 @@ def pull_study(
         # another process is at it, or has just been
         if not alone or ledger.job(job.id).state not in OPEN:
             return None
-        return _fetch(ledger, peer, settings, job, series, call)
+        return _fetch(ledger, peer, settings, job, study_uid, series, call)
 
 
 def _fetch(
-    ledger: Ledger, peer: Peer, settings: PacsSettings, job: Job, series: list[SeriesCount], call: Call
+    ledger: Ledger,
+    peer: Peer,
+    settings: PacsSettings,
+    job: Job,
+    study_uid: str,
+    series: list[SeriesCount],
+    call: Call,
 ) -> Pulled:
-    study_uid, counted = ledger.study_uid(job.id), sum(one.instances for one in series)
+    counted = sum(one.instances for one in series)
     with _as_inbox_full(), _partial(settings, job) as partial:
         for one in series:
             peer.retrieve(study_uid, one.series_uid, partial.write)

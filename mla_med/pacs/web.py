@@ -40,6 +40,7 @@ _CHUNK = 2**16
 # (0008,1197) FailureReason: PS3.18 annex I.2
 _REFERENCED, _FAILED, _UID, _REASON = "00081199", "00081198", "00081155", "00081197"
 _STUDY, _SERIES, _MODALITY, _COUNT = "0020000D", "0020000E", "00080060", "00201209"
+_INSTANCE = "00080018"
 _MODALITIES = "00080061"
 
 
@@ -143,12 +144,23 @@ class WebPeer:
         fields = {"includefield": _COUNT}
         found = self._query(f"/studies/{check_uid(study_uid)}/series", fields)
         with _as_pacs_error():
-            return [
-                SeriesCount(
-                    check_uid(_text(item, _SERIES)), _text(item, _MODALITY), int(_text(item, _COUNT) or 0)
-                )
-                for item in found
-            ]
+            return [self._counted(study_uid, item) for item in found]
+
+    def _counted(self, study_uid: str, item: dict[str, Any]) -> SeriesCount:
+        """Who does not count (PS3.18 lets a server leave it out) is asked for the instances."""
+        series_uid, number = check_uid(_text(item, _SERIES)), _text(item, _COUNT)
+        instances = int(number) if number else self._count_instances(study_uid, series_uid)
+        return SeriesCount(series_uid, _text(item, _MODALITY), instances)
+
+    def _count_instances(self, study_uid: str, series_uid: str) -> int:
+        seen: set[str] = set()
+        while True:
+            asked = {"limit": str(_PAGE), "offset": str(len(seen))}
+            page = self._query(f"/studies/{study_uid}/series/{series_uid}/instances", asked)
+            fresh = {_text(item, _INSTANCE) for item in page} - seen
+            seen |= fresh
+            if not fresh or len(page) < _PAGE:
+                return len(seen)
 
     def retrieve(self, study_uid: str, series_uid: str, write: Callable[[bytes], None]) -> None:
         place = f"/studies/{check_uid(study_uid)}/series/{check_uid(series_uid)}"

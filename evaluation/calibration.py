@@ -67,10 +67,7 @@ def reliability(name: str, probability_N: np.ndarray, is_so_N: np.ndarray, bins:
     rows = [
         _bin(edges[k], edges[k + 1], probability_N[place_N == k], is_so_N[place_N == k]) for k in range(bins)
     ]
-    order = np.argsort(probability_N, kind="stable")
-    masses = [
-        _bin(0, 1, probability_N[part], is_so_N[part]) for part in np.array_split(order, bins) if len(part)
-    ]
+    masses = [_bin(0, 1, probability_N[part], is_so_N[part]) for part in _of_equal_mass(probability_N, bins)]
     return Reliability(
         name=name,
         count=len(probability_N),
@@ -79,6 +76,14 @@ def reliability(name: str, probability_N: np.ndarray, is_so_N: np.ndarray, bins:
         brier=float(np.mean((probability_N - is_so_N) ** 2)) if len(probability_N) else float("nan"),
         bins=tuple(rows),
     )
+
+
+def _of_equal_mass(probability_N: np.ndarray, bins: int) -> list[np.ndarray]:
+    """Which are in each bin, as many as in the others but for those that are equal, which are not parted."""
+    _, value_N, count_V = np.unique(probability_N, return_inverse=True, return_counts=True)
+    middle_V = np.cumsum(count_V) - (count_V + 1) / 2
+    bin_V = np.floor(middle_V * bins / max(len(probability_N), 1)).astype(int)
+    return [np.flatnonzero(bin_V[value_N] == k) for k in np.unique(bin_V)]
 
 
 def reliabilities(

@@ -27,10 +27,15 @@ _ROWS = 256
 
 
 def floor_texts(
-    references: Sequence[str], source: Sequence[str], parse: Parse, is_train: bool = False
+    references: Sequence[str],
+    source: Sequence[str],
+    parse: Parse,
+    is_train: bool = False,
+    groups: Sequence[str] | None = None,
 ) -> dict[str, list[str]]:
     """One draft per reference, for each floor that is a text. `source`: where they come from;
-    `is_train`: other reports than the references, so that any of them may be taken."""
+    `is_train`: other reports than the references, so that any of them may be taken. `groups`: whose each
+    reference is; nobody's other report is taken for theirs. None: each is somebody else's."""
     texts = {"constant": [best_constant(source)] * len(references)}
     normal = [text for text in source if is_normal(parse(text))]
     if normal:
@@ -40,8 +45,9 @@ def floor_texts(
         texts["random"] = [source[k] for k in drawn]
         texts[NEAREST] = [source[k] for k in nearest(references, source)]
     elif len(references) > 1:
-        texts["random"] = [references[k] for k in random_others(len(references))]
-        texts[NEAREST] = [references[k] for k in nearest(references, references, apart=True)]
+        whose = list(map(str, range(len(references)))) if groups is None else groups
+        texts["random"] = [references[k] for k in random_others(whose)]
+        texts[NEAREST] = [references[k] for k in nearest(references, references, apart=whose)]
     return texts
 
 
@@ -106,30 +112,40 @@ def centrality(texts: Sequence[str]) -> np.ndarray:
     return np.asarray(words @ words.sum(axis=0).T).ravel()
 
 
-def nearest(texts: Sequence[str], source: Sequence[str], apart: bool = False) -> list[int]:
+def nearest(texts: Sequence[str], source: Sequence[str], apart: Sequence[str] | None = None) -> list[int]:
     """Place in `source` of the report nearest in its words (cosine of tf-idf), the first of equals.
-    `apart`: nobody is their own neighbour."""
+    `apart`: whose each is, where both are the same; nobody is their own neighbour, unless there is nobody
+    else."""
     vocabulary = _vocabulary(source)
     found = np.zeros(len(vocabulary))
     for text in source:
         found[[vocabulary[word] for word in set(_words(text))]] += 1
     weight = np.log((1 + len(source)) / (1 + found)) + 1
     ours, theirs = (_rows(t, vocabulary, weight) for t in (texts, source))
+    owner_N = np.unique(np.asarray(apart or [], dtype=object).astype(str), return_inverse=True)[1]
     places: list[int] = []
     for first in range(0, len(texts), _ROWS):
         likeness = np.asarray((ours[first : first + _ROWS] @ theirs.T).todense())
-        if apart:
+        if apart is not None:
             rows = np.arange(len(likeness))
-            likeness[rows, first + rows] = -1
+            likeness[owner_N[first + rows][:, None] == owner_N] = -1
+            likeness[rows, first + rows] = -2
         places += [int(k) for k in np.argmax(np.round(likeness, 9), axis=1)]
     return places
 
 
-def random_others(count: int) -> list[int]:
-    """A permutation in which nobody keeps their place: each takes the next in a shuffled ring."""
-    ring = np.random.default_rng(RANDOM_SEED).permutation(count)
-    others = np.empty(count, dtype=int)
-    others[ring] = np.roll(ring, -1)
+def random_others(groups: Sequence[str]) -> list[int]:
+    """A permutation in which nobody takes what is of their own group: each takes the next in a shuffled ring,
+    in which groups stand together, behind the largest. Where that one is more than half, nobody keeps their
+    place."""
+    ring = np.random.default_rng(RANDOM_SEED).permutation(len(groups))
+    first: dict[str, int] = {}
+    for place, k in enumerate(ring):
+        first.setdefault(groups[k], place)
+    ring = np.array(sorted(ring, key=lambda k: first[groups[k]]), dtype=int)
+    most = max(Counter(groups).values(), default=1)
+    others = np.empty(len(groups), dtype=int)
+    others[ring] = np.roll(ring, -most if 2 * most <= len(groups) else -1)
     return [int(k) for k in others]
 
 

@@ -295,7 +295,7 @@ def floor_texts(
     """`source`: reports of the training; None: the references themselves, nobody their own."""
     style, count = load_style(STYLE, language), len(references)
     if source is None:
-        others = [references[k] for k in random_others(count)]
+        others = [references[k] for k in random_others([str(k) for k in range(count)])]
     else:
         drawn = np.random.default_rng(RANDOM_SEED).integers(len(source), size=count)
         others = [source[k] for k in drawn]

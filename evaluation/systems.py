@@ -117,7 +117,7 @@ class Systems:
         self.is_train = source is not None
         self.source = list(source) if source is not None else self.references
         self.codes = self._codes(self.references, self.drafts)
-        floors = floor_texts(self.references, self.source, self.parse, self.is_train)
+        floors = floor_texts(self.references, self.source, self.parse, self.is_train, self.groups)
         self.constant = floors["constant"][0]
         texts = {"drafts": self.drafts, **floors}
         scores = score_systems(self.references, texts, options.words)

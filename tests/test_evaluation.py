@@ -295,8 +295,21 @@ def test_median_counts_each_value_as_often_as_its_report():
 
 @pytest.mark.parametrize("count", [2, 3, 50])
 def test_random_draft_is_never_the_own_reference(count):
-    others = random_others(count)
+    others = random_others([str(k) for k in range(count)])
     assert sorted(others) == list(range(count))
+    assert all(k != other for k, other in enumerate(others))
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 1, 2), (1, 4, 1, 3), (1,) * 7 + (5,)])
+def test_random_draft_is_never_another_report_of_the_same_patient(sizes):
+    groups = [f"p{n}" for n, size in enumerate(sizes) for _ in range(size)]
+    others = random_others(groups)
+    assert sorted(others) == list(range(len(groups)))
+    assert all(groups[k] != groups[other] for k, other in enumerate(others))
+
+
+def test_where_one_patient_is_most_of_them_nobody_keeps_their_own():
+    others = random_others(["a", "a", "a", "b"])
     assert all(k != other for k, other in enumerate(others))
 
 

@@ -189,7 +189,10 @@ def test_the_neighbour_is_the_report_with_the_nearest_words_and_never_the_own():
         "a nodule in one lung",
         "effusion on the left",
     ]
-    assert nearest(texts, texts, apart=True) == [2, 3, 0, 1]
+    assert nearest(texts, texts, apart=["a", "b", "c", "d"]) == [2, 3, 0, 1]
+    # not another report of one's own patient
+    assert nearest(texts, texts, apart=["a", "b", "a", "d"])[0] != 2
+    assert nearest(texts, texts, apart=["a"] * 4) == [1, 0, 0, 0]
     assert nearest(["effusion"], texts) == [3]
 
 
@@ -292,6 +295,38 @@ def test_a_group_that_is_worse_is_found_and_a_small_one_gets_no_score():
     assert rows["F"].gap > 0
     assert math.isnan(rows["O"].value)
     assert math.isnan(rows["O"].p)
+
+
+def test_a_field_that_varies_within_a_patient_is_tested_within_her():
+    """Every patient was reconstructed with both kernels, and with one of them everything fails."""
+    names = [f"p{k // 2}" for k in range(120)]
+    meta = [{"kernel": "B60" if k % 2 else "B30"} for k in range(120)]
+    drawn = draw_resamples(names, "patient", 200)
+    for fails, p in (((0.0, 1.0), pytest.approx(1 / 1001)), ((0.5, 0.5), 1.0)):
+        measure = mean_measure([fails[k % 2] for k in range(120)])
+        rows = {r.group: r for r in subgroup_rows([measure], meta, drawn, names)}
+        assert rows["B30"].p == p
+        assert rows["B30"].is_worse == (fails == (0.0, 1.0))
+
+
+def test_recall_of_what_nobody_has_is_no_number():
+    codes, count = ("a", "b"), 60
+    there = (Finding("a", Presence.PRESENT),)
+    references = [there if k == 0 else () for k in range(count)]
+    drafts = [there if k in (0, 1) else () for k in range(count)]
+    measures = {m.name: m for m in finding_measures(count_findings(references, drafts, codes))}
+    without = np.ones((1, count))
+    without[0, 0] = 0
+    assert measures["recall macro"].statistic(np.ones((1, count)))[0] == 1.0
+    assert math.isnan(measures["recall macro"].statistic(without)[0])
+
+
+def test_equal_probabilities_are_in_one_bin_of_equal_mass_whatever_their_order():
+    p, so = np.full(300, 0.5), np.repeat([0.0, 1.0], 150)
+    for order in (np.arange(300), np.random.default_rng(0).permutation(300)):
+        assert reliability("a", p, so[order]).ece_equal_mass == 0.0
+    apart = np.linspace(0, 1, 300)
+    assert reliability("a", apart, np.zeros(300)).ece_equal_mass == pytest.approx(0.5)
 
 
 def test_groups_without_a_difference_are_not_called_worse():

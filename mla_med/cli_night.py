@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -115,7 +116,7 @@ def serve(
     """Every night, at the times that the settings say, on this machine alone and without a Prefect
     server. Ends on Ctrl-C or SIGTERM, after the studies under work."""
     _start_logging(log_level)
-    from mla_med.night.run import whole_night
+    from mla_med.night.run import was_cut_off, whole_night
     from mla_med.night.schedule import serve as serve_schedule
     from mla_med.night.settings import read_night
 
@@ -135,7 +136,8 @@ def serve(
         ]
         if settings.drift_cron:
             work.append(("drift", settings.drift_cron, lambda: _drift_apart(settings_file)))
-        serve_schedule(work, settings.timezone, stop, tell=tell)
+        at_once = ("night",) if was_cut_off(settings, time.time()) else ()
+        serve_schedule(work, settings.timezone, stop, tell=tell, at_once=at_once)
 
 
 def _drift_apart(settings_file: Path) -> None:

@@ -38,7 +38,8 @@ from mla_med.night.claims import CLAIM_S, MAX_TRIES, Claims
 from mla_med.night.cluster import Cluster
 from mla_med.night.loop import PASSES, Night, by_threads, open_site, run_night
 from mla_med.night.pool import Pool, threads_of
-from mla_med.night.run import night_with, release_all
+from mla_med.night.run import UNDER_WAY, night_with, release_all, was_cut_off
+from mla_med.night.settings import read_night
 from mla_med.night.work import Drafted, Worker
 from mla_med.pacs.inbox import clear_images, review_folder
 from mla_med.pacs.peer import SeriesCount
@@ -538,6 +539,9 @@ def test_people_who_cannot_be_told_do_not_cost_the_account_of_the_night(tmp_path
         account = night_with(replace(here, peer=OneStudy(down="CONNECT")), submit, 1, pause=pause)
     assert alarm_of(account.audit) is not None
     assert (account.folder / "night.json").is_file()
+    # it lasted until its window was over
+    assert account.folder.parent.joinpath(UNDER_WAY).is_file() == account.audit.night.stopped
+    assert not was_cut_off(read_night(path), now[0])
 
 
 @pytest.mark.parametrize(

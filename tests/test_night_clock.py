@@ -16,6 +16,7 @@ import pytest
 from night_site import ROOT, write_settings
 
 from mla_med.errors import ConfigError, LedgerError
+from mla_med.night.run import UNDER_WAY, was_cut_off
 from mla_med.night.schedule import next_time_s, serve
 from mla_med.night.settings import NightSettings, read_night
 from mla_med.pacs.settings import read_settings
@@ -23,6 +24,32 @@ from mla_med.pacs.settings import read_settings
 
 def at(text: str) -> float:
     return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo("Europe/Berlin")).timestamp()
+
+
+@pytest.mark.parametrize(("killed_h", "began"), [(1.0, "at once"), (11.0, "at its time")])
+def test_a_night_that_was_cut_off_goes_on_at_once(tmp_path, killed_h, began):
+    path = write_settings(tmp_path, "http://127.0.0.1:9")
+    night = replace(read_night(path), records=str(tmp_path / "records"), window_h=10.0)
+    now = [at("2026-11-26T19:00")]
+    assert not was_cut_off(night, now[0])
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / UNDER_WAY).write_text(f"{now[0]:.0f}\n")
+    now[0] += 3600 * killed_h
+    cut_off, stop, nights = was_cut_off(night, now[0]), threading.Event(), []
+
+    def pause(seconds: float) -> None:
+        now[0] += seconds
+
+    def do() -> None:
+        nights.append(now[0])
+        stop.set()
+
+    started = now[0]
+    work = [("night", "0 19 * * *", do)]
+    serve(work, "Europe/Berlin", stop, lambda: now[0], pause, at_once=("night",) if cut_off else ())
+    assert nights == [started if began == "at once" else at("2026-11-27T19:00")]
+    (tmp_path / "records" / UNDER_WAY).write_text("nonsense")
+    assert not was_cut_off(night, now[0])
 
 
 @pytest.mark.parametrize(

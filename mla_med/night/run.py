@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from mla_med.night.metrics import NightMetrics
 from mla_med.night.pool import Pool
 from mla_med.night.settings import NightSettings
 from mla_med.night.work import Drafted, release
+
+UNDER_WAY = "under-way"
+"""Among the records while a night lasts: when it began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,10 @@ def night_with(
         metrics.observe_draft(drafted)
         done(drafted)
 
+    under_way = Path(site.night.records) / UNDER_WAY
+    with suppress(OSError):  # the disk may be what is full: this night at least is done
+        under_way.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        under_way.write_text(f"{site.book.clock():.0f}\n")
     with metrics.running(), ReaderProcess() as reader:
         night = run_night(
             site,
@@ -84,6 +92,8 @@ def night_with(
             observe=metrics.observe,
             pause=pause,
         )
+    if not night.stopped:
+        under_way.unlink(missing_ok=True)
     metrics.end(night)
     audit = audit_night(site, night)
     if message := alarm_of(audit):
@@ -92,6 +102,15 @@ def night_with(
         except MlaMedError as error:  # a password that cannot be read: the account is written all the same
             log("alarm_failed", level="error", code=error.code)
     return Account(audit, write_audit(audit, Path(site.night.records)))
+
+
+def was_cut_off(night: NightSettings, now_s: float) -> bool:
+    """Whether a night that began within its window was stopped or killed: the studies of it still wait."""
+    try:
+        began_s = float((Path(night.records) / UNDER_WAY).read_text())
+    except (OSError, ValueError):
+        return False
+    return 0 <= now_s - began_s < 3600 * night.window_h
 
 
 def release_all(site: Site, among: Collection[str] | None = None) -> list[Job]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -44,11 +44,12 @@ def serve(
     clock: Callable[[], float] = time.time,
     pause: Callable[[float], object] | None = None,
     tell: Callable[[str, float], object] = lambda name, next_s: None,
+    at_once: Collection[str] = (),
 ) -> None:
     """`work`: name, crontab line and what to do. Two that come at once are done one after the other; one
     whose time comes while it is under work is left out. What fails is logged, and its next time comes;
-    `tell` hears of each next time."""
-    due = {name: math.inf for name, _, _ in work}
+    `tell` hears of each next time. `at_once`: names of what was cut off and begins now."""
+    due = {name: clock() if name in at_once else math.inf for name, _, _ in work}
 
     def plan(name: str, cron: str) -> None:
         next_s = min(due[name], next_time_s(cron, timezone, clock()))

@@ -33,16 +33,17 @@ from mla_med.ledger.ledger import Ledger
 from mla_med.ledger.nouns import JobState
 from mla_med.ledger.owners import owner
 from mla_med.night.alarm import alarm_of
-from mla_med.night.audit import Audit, audit_night
+from mla_med.night.audit import Audit, audit_night, write_audit
 from mla_med.night.claims import CLAIM_S, MAX_TRIES, Claims
 from mla_med.night.cluster import Cluster
-from mla_med.night.loop import PASSES, Night, by_threads, open_site, run_night
+from mla_med.night.loop import PASSES, Night, by_threads, open_site, run_night, since_last_night
 from mla_med.night.pool import Pool, threads_of
 from mla_med.night.run import UNDER_WAY, night_with, release_all, was_cut_off
 from mla_med.night.settings import read_night
 from mla_med.night.work import Drafted, Worker
 from mla_med.pacs.inbox import clear_images, review_folder
 from mla_med.pacs.peer import SeriesCount
+from mla_med.pacs.settings import PacsSettings
 from mla_med.review.settings import read_review
 
 SLOW = bool(os.environ.get("MLA_MED_SLOW"))
@@ -449,6 +450,31 @@ def night_of(path, peer, state: str = "held", stop=None, began_s: float | None =
     ):
         site = replace(here, peer=peer, pacs=replace(here.pacs, **pacs))
         return run_night(site, submit, 1, stop=stop, pause=pause)
+
+
+def test_studies_are_asked_for_since_the_last_night_that_was(tmp_path):
+    """A weekend without nights, a broken account, and a night to which the PACS told nothing."""
+    pacs, now, records = (
+        PacsSettings(dicomweb_url="http://127.0.0.1:9", days=2),
+        time.time(),
+        tmp_path / "records",
+    )
+    assert since_last_night(pacs, records, now) == pacs
+
+    def account(name: str, days_ago: float, unasked: bool = False) -> None:
+        night = Night(name, now - 86400 * days_ago, now, {}, {}, 0, unasked=unasked)
+        write_audit(Audit(night, "main", ()), records)
+
+    account("a", 40)
+    assert since_last_night(pacs, records, now).days == 31
+    account("b", 4.2)
+    assert since_last_night(pacs, records, now).days == 6
+    account("c", 1, unasked=True)
+    (records / "20991231T000000Z-d").mkdir()
+    (records / "20991231T000000Z-d" / "night.json").write_text("{")
+    assert since_last_night(pacs, records, now).days == 6
+    account("e", 0.9)
+    assert since_last_night(pacs, records, now).days == 2
 
 
 def test_what_grew_while_it_was_fetched_is_looked_at_twice_more_in_the_same_night(tmp_path):

@@ -9,6 +9,7 @@ Knows neither Prefect nor Dask: who runs it says how a job id is handed to a wor
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 import time
@@ -17,7 +18,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -44,6 +46,9 @@ FIRST_WAIT_S, MAX_WAIT_S = 30.0, 900.0
 """Of a PACS that does not answer queries, doubled each time; as the ledger does for deliveries."""
 TRIES = 3
 """Of a study whose worker died or whose reader was too slow, in one night."""
+MOST_DAYS, ACCOUNTS = 31, 100
+"""So far back studies are asked for after nights that were not, and so many accounts of nights are looked
+through for the last that was."""
 FATAL = frozenset(("WORKER_DIED", "DRAFT_TIMEOUT"))
 """What a worker ended of, and with it all that it had under work: nobody knows yet which study it was."""
 ELSEWHERE_S = 5.0
@@ -216,12 +221,13 @@ class _Shift:
 
     def _pull(self) -> None:
         wait_s, passes = FIRST_WAIT_S, 0
+        pacs = since_last_night(self.site.pacs, Path(self.site.night.records), self.began_s)
         watched = _Watched(self.site.peer)
         peer = cast(Peer, watched)
         while not self._over():
             watched.failures.clear()
             try:
-                for pulled in pull_due(self.site.book, peer, self.site.pacs, self.call):
+                for pulled in pull_due(self.site.book, peer, pacs, self.call):
                     self.asked = True
                     self.tell("pulled", pulled.job.id, pulled.job.state)
                     if pulled.folder is not None and not self._offer(pulled.job.id):
@@ -420,6 +426,20 @@ class _Shift:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and not self._over():
             self.stop.wait(min(left, _TICK_S))
+
+
+def since_last_night(pacs: PacsSettings, records: Path, now_s: float) -> PacsSettings:
+    """With so many days as lie behind the last night that was told of its studies, if these are more: after a
+    weekend without nights, or a week without the machine, none of them is passed over."""
+    for account in sorted(records.glob("*/night.json"), reverse=True)[:ACCOUNTS]:
+        try:
+            night = json.loads(account.read_text(encoding="utf-8"))["night"]
+            began_s, unasked = float(night["began_s"]), bool(night["unasked"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if not unasked:
+            return replace(pacs, days=max(pacs.days, min(MOST_DAYS, ceil((now_s - began_s) / 86400) + 1)))
+    return pacs
 
 
 class _Watched:

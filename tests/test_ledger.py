@@ -272,6 +272,23 @@ def test_a_permanent_failure_parks_at_once_and_a_person_can_retry_it(ledger):
     assert lease.attempt == 2  # it may have been stored: it is looked for first
 
 
+def test_a_draft_of_half_a_study_that_was_parked_never_follows_that_of_the_whole(ledger):
+    half = ledger.see("1.2.3", 4)
+    ledger.ready(half.id, 4)
+    ledger.commit("1.2.3", ["half"], [document(1)], ["main"], half.id)
+    (lease,) = ledger.lease("main", "a")
+    ledger.record([(lease, Outcome(Kind.PERMANENT, "DIMSE_C000"))])
+    whole = ledger.see("1.2.3", 8)
+    with pytest.raises(LedgerError, match="was revised") as caught:
+        ledger.retry(half.id)
+    assert caught.value.code == "STATE_WRONG"
+    ledger.ready(whole.id, 8)
+    ledger.commit("1.2.3", ["whole"], [document(2)], ["main"], whole.id, supersede=True, predecessors=())
+    assert ledger.job(half.id).state is JobState.SUPERSEDED
+    (lease,) = ledger.lease("main", "a")
+    assert lease.uid == "1.2.2"
+
+
 def test_a_document_is_parked_when_its_72_hours_are_over(tmp_path, clock):
     ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db", SECRET, clock)
     job = commit(ledger)

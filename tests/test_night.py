@@ -28,9 +28,10 @@ from ledgers import default_kind, new_ledger_url
 from night_site import ROOT, Stub, documents, ready_job, run, upload, write_settings
 
 from mla_med.dicom.ahead import Ahead
+from mla_med.documents.sr import draft_to_sr
 from mla_med.errors import CheckpointError, ConfigError, LedgerError, PacsError, StudyError
 from mla_med.ledger.ledger import Ledger
-from mla_med.ledger.nouns import JobState
+from mla_med.ledger.nouns import JobState, Kind, Outcome
 from mla_med.ledger.owners import owner
 from mla_med.night.alarm import alarm_of
 from mla_med.night.audit import Audit, audit_night, write_audit
@@ -40,7 +41,7 @@ from mla_med.night.loop import PASSES, Night, by_threads, open_site, run_night, 
 from mla_med.night.pool import Pool, threads_of
 from mla_med.night.run import UNDER_WAY, night_with, release_all, was_cut_off
 from mla_med.night.settings import read_night
-from mla_med.night.work import Drafted, Worker
+from mla_med.night.work import Drafted, Worker, release
 from mla_med.pacs.inbox import clear_images, review_folder
 from mla_med.pacs.peer import SeriesCount
 from mla_med.pacs.settings import PacsSettings
@@ -450,6 +451,51 @@ def night_of(path, peer, state: str = "held", stop=None, began_s: float | None =
     ):
         site = replace(here, peer=peer, pacs=replace(here.pacs, **pacs))
         return run_night(site, submit, 1, stop=stop, pause=pause)
+
+
+def draw_sr(folder, out, keep, revision, alone=False):
+    """A draft of other images where more lie there; it names what it takes the place of."""
+    images = sorted(folder.iterdir())
+    draft = drafts.draft(1, f"{len(images)} images.")
+    series = draft.verdicts[0].series
+    some = series.instances[:3] if len(images) > 4 else series.instances
+    verdict = replace(draft.verdicts[0], series=replace(series, instances=some))
+    out.mkdir(parents=True)
+    sr = draft_to_sr(replace(draft, verdicts=(verdict,)), images[0], revision)
+    (out / "draft.dcm").write_bytes(drafts.to_bytes(sr))
+    return True, (), [out / "draft.dcm"]
+
+
+@pytest.mark.parametrize("sent_meanwhile", [False, True])
+def test_a_held_revision_supersedes_what_was_not_sent_and_is_drafted_anew_after_what_was(
+    tmp_path, sent_meanwhile
+):
+    with open_site(write_settings(tmp_path, "http://127.0.0.1:9")) as here:
+        worker = Worker(here.pacs, here.night, here.book, here.claims, draw_sr)
+        first = ready_job(here, 1, tmp_path)
+        worker.draft(first, True)
+        release(here.book, here.claims, here.pacs, here.night, first)
+        grown = here.book.see(drafts.study_uid(1), 5)
+        here.book.ready(grown.id, 5)
+        folder = tmp_path / "inbox" / grown.id
+        folder.mkdir(parents=True)
+        for k in range(1, 6):
+            (folder / f"{k}.dcm").write_bytes(drafts.to_bytes(drafts.image(1, k)))
+        assert worker.draft(grown.id, True).state == "held"
+        if sent_meanwhile:
+            (leased,) = here.book.lease("main", "x")
+            here.book.record([(leased, Outcome(Kind.DELIVERED))])
+        released = release_all(here)
+        states = {job.id: job.state for job in here.book.list_jobs()}
+        if sent_meanwhile:
+            assert released == []
+            assert states == {first: JobState.DELIVERED, grown.id: JobState.READY}
+            assert not here.claims.standing("HELD")
+            assert worker.draft(grown.id, True).state == "held"  # and now it names what was sent
+            assert [job.id for job in release_all(here)] == [grown.id]
+        else:
+            assert [job.id for job in released] == [grown.id]
+            assert states == {first: JobState.SUPERSEDED, grown.id: JobState.DRAFTED}
 
 
 def test_studies_are_asked_for_since_the_last_night_that_was(tmp_path):

@@ -264,7 +264,8 @@ class Ledger:
         its bytes are erased. What may be there is left to be delivered: half a delivery helps nobody."""
         now, earlier = self.clock(), tuple(jobs_before(c, job_id))
         lock_destinations(c, earlier)
-        waiting = sa.and_(outbox.c.job_id.in_(earlier), outbox.c.state == DocumentState.PENDING)
+        unsent_states = (DocumentState.PENDING, DocumentState.PARKED)
+        waiting = sa.and_(outbox.c.job_id.in_(earlier), outbox.c.state.in_(unsent_states))
         rows = c.execute(select(outbox).where(waiting).with_for_update()).mappings().all()
         unsent = [row for row in rows if not may_be_there(c, row)]
         for row in unsent:
@@ -530,12 +531,20 @@ class Ledger:
     # A person's part
 
     def retry(self, job_id: str) -> Job:
-        """Parked documents are due again, with a new deadline; a quarantined study is asked for again."""
+        """Parked documents are due again, with a new deadline; a quarantined study is asked for again. Not
+        where a newer job took its place: a draft of half a study would follow that of the whole."""
         now = self.clock()
         with self._write() as c:
             lock_destinations(c, [job_id])
             row = one_row(c, jobs, job_id, lock=True)
             expect_state(row, JobState.PARKED, JobState.QUARANTINED)
+            newest = newest_job(c, row["study_hash"])
+            if newest is not None and newest["id"] != job_id:
+                raise LedgerError(
+                    f"Job {job_id} was revised: job {newest['id']} is of more images of its study. "
+                    "Discard the older one.",
+                    code="STATE_WRONG",
+                )
             if row["state"] == JobState.QUARANTINED:
                 self._move_job(c, job_id, JobState.DISCOVERED, "RETRIED")
             parked = sa.and_(outbox.c.job_id == job_id, outbox.c.state == DocumentState.PARKED)

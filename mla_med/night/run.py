@@ -114,7 +114,14 @@ def was_cut_off(night: NightSettings, now_s: float) -> bool:
 
 
 def release_all(site: Site, among: Collection[str] | None = None) -> list[Job]:
-    """Every held draft goes out, but of what grew meanwhile or was discarded. `among`: of these alone."""
+    """Every held draft goes out, but of what grew meanwhile or was discarded. `among`: of these alone. One
+    that must not go out stops no other."""
     held = [one.job_id for one in site.claims.standing("HELD") if among is None or one.job_id in among]
     ready = [job_id for job_id in held if site.book.job(job_id).state is JobState.READY]
-    return [release(site.book, site.claims, site.pacs, site.night, job_id) for job_id in ready]
+    released = []
+    for job_id in ready:
+        try:
+            released.append(release(site.book, site.claims, site.pacs, site.night, job_id))
+        except MlaMedError as error:
+            log("release_failed", level="warning", job=job_id, code=error.code)
+    return released

@@ -32,7 +32,7 @@ from mla_med.night.claims import CLAIM_S, Claim, Claims
 from mla_med.night.settings import NightSettings, read_night
 from mla_med.pacs.deliver import commit_documents
 from mla_med.pacs.inbox import clear_left
-from mla_med.pacs.letter import read_content, read_place
+from mla_med.pacs.letter import predecessors_of, read_content, read_place
 from mla_med.pacs.pull import folder_of
 from mla_med.pacs.run import open_ledger
 from mla_med.pacs.settings import PacsSettings, read_settings
@@ -214,7 +214,14 @@ def release(book: Ledger, claims: Claims, pacs: PacsSettings, night: NightSettin
         raise ConfigError(
             f"No document of job {job_id} lies in {night.out}; mla-med night retry drafts anew."
         )
-    job = commit(book, pacs, job_id, contents)
+    # what it was drafted to take the place of, which may be nothing: what was not sent then is superseded now
+    named = sorted({uid for content in contents for uid in predecessors_of(content)})
+    try:
+        job = commit(book, pacs, job_id, contents, named)
+    except LedgerError as error:
+        if error.code == "PREDECESSORS_CHANGED":
+            claims.free(job_id)  # the next night drafts it anew, with what was sent meanwhile named
+        raise
     claims.free(job_id)
     return job
 

@@ -336,7 +336,7 @@ def test_a_message_of_another_system_is_read_with_its_escapes_characters_and_sec
     assert written.report == (
         "FINDINGS: Mass & effusion in Ms [removed]. Size 42^mm. No pneumothorax.\nIMPRESSION: Mass."
     )
-    assert written.context == "Cough for Müster three weeks"
+    assert written.context == "Cough for über three weeks"
     assert (written.study_uid, written.accessions, written.patient) == (
         "1.2.3.4.5.6",
         ("ACC77", "P9"),

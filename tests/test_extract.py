@@ -315,7 +315,7 @@ def test_labels_are_scored_by_precision_and_recall():
     cells = {row.label: (row.num, *row.cells[:2]) for row in rows}
     assert cells["Lung nodule"] == (2, "1.000", "0.500")
     assert cells["Pleural effusion"] == (1, "1.000", "1.000")
-    assert cells["Emphysema"] == (0, "0.000", "0.000")
+    assert cells["Emphysema"] == (0, "0.000", "–")
     assert means["micro"] == pytest.approx(2 * 2 / (3 + 3))
 
 

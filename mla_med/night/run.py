@@ -93,7 +93,8 @@ def night_with(
             pause=pause,
         )
     if not night.stopped:
-        under_way.unlink(missing_ok=True)
+        with suppress(OSError):
+            under_way.unlink()
     metrics.end(night)
     audit = audit_night(site, night)
     if message := alarm_of(audit):

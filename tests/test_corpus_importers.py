@@ -318,7 +318,7 @@ MESSAGE = "\r".join(
     (
         "MSH|^~\\&|RIS|HOSPITAL|||20260301||ORU^R01|17|P|2.3||||||8859/1",
         "PID|1||4711^^^HOSPITAL^MR||Muster^Erika||19600101|F",
-        "OBR|1|P9|ACC77^RIS|71250^CT Chest|||202603010900||||||Cough for M\xfcster\\.br\\three weeks"
+        "OBR|1|P9|ACC77^RIS|71250^CT Chest|||202603010900||||||Cough for \xfcber\\.br\\three weeks"
         "|||||ACC77|||||||F",
         "OBX|1|TX|71250&GDT^CT Chest||Mass \\T\\ effusion in Ms Erika Muster.~Size 42\\S\\mm.||||||F",
         "OBX|2|TX|71250&GDT^CT Chest||No pneumothorax.||||||F",

@@ -29,7 +29,6 @@ SAME = 1e-3
 """Affines that differ by less are the same to MONAI (AFFINE_TOL), and nothing is interpolated."""
 DIAGONAL = 1e-9
 """A matrix without larger entries beside its diagonal takes each axis by itself."""
-
 PLANES = 16
 """So many are written in another order of memory at a time: a line of the cache."""
 

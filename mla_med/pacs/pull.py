@@ -47,8 +47,8 @@ def pull_due(
 ) -> Iterator[Pulled]:
     """One pass over the PACS's newest studies, and older ones that are held; each that was judged in it.
     `call` runs the reader, here or in a child process with limits. One study that fails stops none."""
-    # a study has the date of where it was made: in Greenwich it may be tomorrow
     check_room(settings)
+    # a study has the date of where it was made: in Greenwich it may be tomorrow
     first = datetime.fromtimestamp(ledger.clock()) - timedelta(days=settings.days)
     found = peer.find_studies(first.date(), settings.modalities)
     for study_uid in dict.fromkeys((*found, *ledger.open_studies())):

@@ -12,7 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from evaluation.score import Interval
-from evaluation.statistics import TRIALS, Estimate, Measure, Resamples, estimate, holm, paired_randomisation
+from evaluation.statistics import (
+    TRIALS,
+    Measure,
+    Resamples,
+    difference,
+    estimate,
+    holm,
+    paired_randomisation,
+    to_gap,
+)
 
 SEED = 23
 
@@ -58,16 +67,15 @@ def _row(a: Measure, b: Measure, drawn: Resamples, groups: Sequence[str], trials
     assert a.name == b.name
     assert a.sums is not None
     assert b.sums is not None
-    sign = 1 if a.higher_is_better else -1
     of_a, of_b = (estimate(measure.statistic, drawn) for measure in (a, b))
-    gap = Estimate(sign * (of_b.value - of_a.value), sign * (of_b.draws_B - of_a.draws_B))
+    gap = to_gap(difference(a.statistic, b.statistic, of_a, of_b, drawn), a.higher_is_better)
     p, smallest = paired_randomisation(a.sums.each_RT, b.sums.each_RT, a.sums.value_of, groups, trials, SEED)
     return ComparisonRow(
         score=a.name,
         a=of_a.value,
         b=of_b.value,
-        gap=gap.value,
-        gap_ci95=gap.ci95,
+        gap=math.nan if gap is None else gap.value,
+        gap_ci95=(math.nan, math.nan) if gap is None else gap.ci95,
         p=p,
         p_holm=math.nan,
         smallest_p=smallest,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evaluation.calibration import risk_coverage as of_risks
 from mla_med.model.calibrate import Calibration
 from mla_med.model.conformal import Coverage, calibration_error, coverage_of
 
@@ -43,8 +44,9 @@ class Curve:
 
     @property
     def area(self) -> float:
-        """Mean risk over all coverages (AURC); 0 is the best."""
-        return float(np.mean(self.risk))
+        """Mean risk over all coverages (AURC); 0 is the best. A risk that answers of one confidence share
+        counts as often as they are many."""
+        return float(np.dot(self.risk, np.diff(self.coverage, prepend=0.0)))
 
     def risk_at(self, coverage: float) -> float:
         place = int(np.searchsorted(self.coverage, coverage - 1e-9))
@@ -53,14 +55,8 @@ class Curve:
 
 def risk_coverage(confidence_N: np.ndarray, right_N: np.ndarray) -> Curve:
     """Confidence of each answer and whether it is right -> the curve. Equal confidences enter together."""
-    confidence_N = np.asarray(confidence_N, float)
-    order = np.argsort(-confidence_N, kind="stable")
-    wrong = 1 - np.asarray(right_N, float)[order]
-    risk = np.cumsum(wrong) / np.arange(1, len(wrong) + 1)
-    sure = confidence_N[order]
-    last = np.append(sure[1:] != sure[:-1], True)
-    counts = np.arange(1, len(wrong) + 1)[last]
-    return Curve(tuple((counts / len(wrong)).tolist()), tuple(risk[last].tolist()))
+    curve = of_risks(confidence_N, 1 - np.asarray(right_N, float))
+    return Curve(curve.coverage, curve.risk)
 
 
 def rows_of(

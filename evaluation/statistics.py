@@ -246,11 +246,26 @@ def to_score(measure: Measure, measured: Estimate, made: str, resamples: Resampl
     return Score(measure.name, measured.value, measured.ci95, signature, resamples.num_reports)
 
 
-def to_gap(drafts: Estimate, floor: Estimate, higher_is_better: bool) -> Gap | None:
-    """None where either has no value."""
-    sign = 1 if higher_is_better else -1
-    difference = Estimate(sign * (drafts.value - floor.value), sign * (drafts.draws_B - floor.draws_B))
-    return None if np.isnan(difference.value) else Gap(difference.value, difference.ci95)
+def difference(
+    first: Statistic, second: Statistic, of_first: Estimate, of_second: Estimate, resamples: Resamples
+) -> Estimate:
+    """The second less the first, by the same resamples; of few groups its interval is corrected, too."""
+    value, draws_B = of_second.value - of_first.value, of_second.draws_B - of_first.draws_B
+    if not 2 <= resamples.num_groups < FEW_GROUPS:
+        return Estimate(value, draws_B)
+
+    def apart(counts_BR: np.ndarray) -> np.ndarray:
+        return second(counts_BR) - first(counts_BR)
+
+    return Estimate(value, draws_B, _bca_percentiles(apart, value, draws_B, resamples.group_R))
+
+
+def to_gap(apart: Estimate, higher_is_better: bool) -> Gap | None:
+    """Positive where it is better; None where there is no value."""
+    if np.isnan(apart.value):
+        return None
+    low, high = apart.ci95
+    return Gap(apart.value, (low, high)) if higher_is_better else Gap(-apart.value, (-high, -low))
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -40,6 +40,7 @@ from evaluation.statistics import (
     SEED,
     Estimate,
     Measure,
+    difference,
     draw_resamples,
     estimate,
     to_gap,
@@ -326,7 +327,7 @@ class Systems:
         measure = drafts.measures[name]
         floors = {k: s for k, s in systems.items() if k != "drafts" and name in s.measures}
         better = measure.higher_is_better
-        gaps = {k: to_gap(drafts.estimates[name], s.estimates[name], better) for k, s in floors.items()}
+        gaps = {k: to_gap(self._apart(name, s, drafts), better) for k, s in floors.items()}
 
         def scored(system: System) -> Score:
             return to_score(system.measures[name], system.estimates[name], self._made, self.drawn)
@@ -338,6 +339,10 @@ class Systems:
             floors={k: scored(s) for k, s in floors.items()},
             gaps={k: gap for k, gap in gaps.items() if gap is not None} if name not in UNFLOORED else {},
         )
+
+    def _apart(self, name: str, floor: System, drafts: System) -> Estimate:
+        first, second = floor.measures[name].statistic, drafts.measures[name].statistic
+        return difference(first, second, floor.estimates[name], drafts.estimates[name], self.drawn)
 
     def _template(self, text: str) -> float:
         if text not in self._templates:

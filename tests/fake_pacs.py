@@ -213,14 +213,14 @@ def silent_port() -> Iterator[int]:
 
 
 @contextmanager
-def dripping_port() -> Iterator[int]:
-    """Answers 200 with a body of a space every tenth of a second."""
+def dripping_port(kind: str = "application/dicom") -> Iterator[int]:
+    """Answers 200 with a body of this content type, a space every tenth of a second."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def drip(one: socket.socket) -> None:
             with one, suppress(OSError):
                 one.recv(2**20)
-                one.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/dicom\r\n")
+                one.sendall(f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n".encode())
                 one.sendall(b"Content-Length: 100000\r\n\r\n")
                 while True:
                     one.sendall(b" ")

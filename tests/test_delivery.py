@@ -388,6 +388,17 @@ def test_r5_a_pacs_that_says_a_byte_now_and_then_holds_no_thread(network):
     print(f"R5: a dripping port, asked three times with 0.5 s each: {seconds:.1f} s")
 
 
+@pytest.mark.parametrize("kind", ["application/dicom", "multipart/related; boundary=b"])
+def test_r5_a_series_that_comes_a_byte_now_and_then_holds_no_thread(network, kind):
+    with dripping_port(kind) as port:
+        peer, start = web(f"http://127.0.0.1:{port}", timeout_s=0.5), time.monotonic()
+        with pytest.raises(PacsError) as caught:
+            peer.retrieve("1.2.3", "1.2.3.4", lambda content: None)
+        seconds = time.monotonic() - start
+    assert caught.value.code == "TIMEOUT"
+    assert seconds < 0.5 + 1
+
+
 @pytest.mark.parametrize(
     "make", [lambda port: web(f"http://127.0.0.1:{port}", 1), lambda port: dimse(port, "X", 1)]
 )

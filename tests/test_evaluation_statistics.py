@@ -7,15 +7,18 @@ import pytest
 from scipy.stats import bootstrap
 
 from evaluation.protocols import Smoothing
+from evaluation.score import Gap
 from evaluation.statistics import (
     bca_ci,
     benjamini_hochberg,
     bootstrap_ci,
+    difference,
     draw_resamples,
     estimate,
     holm,
     paired_randomisation,
     ratio,
+    to_gap,
 )
 from evaluation.text import bleu, text_scores
 
@@ -52,6 +55,19 @@ def test_few_reports_get_bca_and_many_get_percentiles_and_both_say_so():
     assert estimate(mean_of(SKEWED), few).ci95 == bca_ci(mean_of(SKEWED), few)
     values = np.arange(60.0)
     assert estimate(mean_of(values), many).ci95 == bootstrap_ci(mean_of(values), many)
+
+
+@pytest.mark.parametrize("num", [20, 60])
+def test_the_interval_of_a_gap_is_that_of_the_differences(num):
+    """BCa below 50 groups, as that of the values beside it."""
+    ours, theirs = np.random.default_rng(1).lognormal(size=(2, num))
+    drawn = draw_resamples(each(num), "report", 500)
+    of_both = (estimate(mean_of(values), drawn) for values in (theirs, ours))
+    apart = difference(mean_of(theirs), mean_of(ours), *of_both, drawn)
+    assert apart.ci95 == pytest.approx(estimate(mean_of(ours - theirs), drawn).ci95)
+    low, high = apart.ci95
+    assert to_gap(apart, higher_is_better=True) == Gap(apart.value, (low, high))
+    assert to_gap(apart, higher_is_better=False) == Gap(-apart.value, (-high, -low))
 
 
 def test_a_value_without_spread_has_an_interval_of_width_zero_and_one_patient_has_none():

@@ -290,6 +290,16 @@ def test_a_report_of_the_training_is_found_whole_or_nearly():
     assert 0.8 < leaks[2].share < 1
 
 
+def test_a_chinese_report_of_the_training_is_found_nearly_too():
+    """It has no blanks: as one word each, no clause had a run."""
+    seen = "右肺上叶见一枚实性结节，直径约8毫米，边缘毛糙，邻近胸膜稍牵拉。"
+    seen += "双侧胸腔未见积液。心影大小正常，主动脉壁见钙化。"
+    texts = [f"今日所见：{seen}", "左肺下叶见片状磨玻璃影，边界不清，其内可见支气管充气征，考虑感染性病变。"]
+    (leak,) = find_leaks(texts, ["双肺未见异常。", seen])
+    assert (leak.text, leak.train, leak.is_same) == (0, 1, False)
+    assert 0.8 < leak.share < 1
+
+
 def test_the_bench_prints_a_row_for_every_package_or_says_that_it_is_missing(capsys):
     assert main(["--pairs", "4", "--peer-pairs", "2", "--cases", "3", "--words", "20"]) == 0
     printed = capsys.readouterr().out

@@ -21,7 +21,7 @@ def test_the_surest_answers_come_first_and_ties_enter_together():
     assert curve.risk == (0.0, 0.0, 0.25)
     assert curve.risk_at(0.5) == 0.0
     assert curve.risk_at(0.75) == 0.25
-    assert curve.area == pytest.approx(0.25 / 3)
+    assert curve.area == pytest.approx(0.5 * 0.25)  # two of the four answers share the last risk
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,8 @@ _JSON = "application/dicom+json"
 _PAGE = 200
 """Studies; a server that computes what it tells of each is slow."""
 _CHUNK = 2**16
+_SLOWEST = 2**14
+"""Bytes a second of a series: what comes slower does not come."""
 
 # (0008,1199) ReferencedSOPSequence, (0008,1198) FailedSOPSequence, (0008,1155) ReferencedSOPInstanceUID,
 # (0008,1197) FailureReason: PS3.18 annex I.2
@@ -203,7 +205,7 @@ class WebPeer:
     def _ask(
         self, method: str, place: str, headers: dict[str, str], stream: bool = False, **more: Any
     ) -> requests.Response:
-        """Of what is no `stream` the whole answer, in time."""
+        """Of what is no `stream` the whole answer, in time; a stream in what time its bytes may take."""
         timeout_s = self._settings.timeout_s
         response = self._client()._session.request(
             method,
@@ -214,8 +216,10 @@ class WebPeer:
             allow_redirects=False,
             **more,
         )
-        if not stream:
-            response._content = _read_within(response, timeout_s)
+        if stream:
+            response.iter_content = partial(_within, response, timeout_s, _SLOWEST)
+        else:
+            response._content = b"".join(_within(response, timeout_s))
         return response
 
     def _parts(self, response: requests.Response, stream: bool = False) -> Iterator[bytes]:
@@ -245,18 +249,21 @@ class WebPeer:
         return self._local.client
 
 
-def _read_within(response: requests.Response, seconds: float) -> bytes:
-    """The time-out of a session is for each byte: who sends one now and then would hold a thread for ever."""
-    until, content = time.monotonic() + seconds, bytearray()
+def _within(
+    response: requests.Response, seconds: float, least: float = 0.0, chunk_size: int = _CHUNK
+) -> Iterator[bytes]:
+    """The time-out of a session is for each byte: who sends one now and then would hold a thread for ever.
+    The answer may take longer by a second for every `least` bytes of it."""
+    until = time.monotonic() + seconds
     with response:
         try:
-            while part := response.raw.read1(_CHUNK, decode_content=True):
-                content += part
+            while part := response.raw.read1(chunk_size, decode_content=True):
+                yield part
+                until += len(part) / least if least else 0.0
                 if time.monotonic() > until:
                     raise requests.ReadTimeout()
         except HTTPError as error:
             raise requests.ConnectionError(error) from error
-    return bytes(content)
 
 
 def _is_private(url: str) -> bool:

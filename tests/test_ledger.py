@@ -367,6 +367,28 @@ def test_one_document_that_is_denied_while_others_are_stored_spares_nobody(ledge
     assert (ledger.denied("main"), ledger.is_open("main")) == ("", False)
 
 
+def test_one_document_that_is_denied_for_days_while_others_are_stored_is_parked(ledger, clock):
+    """Whenever another was let in it had another 72 hours, and was asked for and denied for ever."""
+    alone, denied = commit(ledger, 1).id, Outcome(Kind.DENIED, "ACCESS_DENIED")
+
+    def days(number: int) -> str:
+        for _ in range(number):
+            clock.now += 86400
+            other = commit(ledger, round(clock.now)).id
+            while ledger.job(other).state != JobState.DELIVERED:
+                for one in ledger.lease("main", "a", 1):
+                    ledger.record([(one, denied if one.job_id == alone else DELIVERED)])
+                clock.now += MAX_BACKOFF_S
+        return ledger.job(alone).state
+
+    assert days(3) == JobState.DRAFTED
+    assert days(2) == JobState.PARKED
+    assert ledger.job(alone).reason == "ACCESS_DENIED"
+    ledger.retry(alone)
+    assert days(3) == JobState.DRAFTED  # a person saw to it: from the beginning
+    assert days(2) == JobState.PARKED
+
+
 def damage(ledger: Ledger, document_id: str, **values) -> None:
     """As a bad disk does: behind the ledger's back."""
     with ledger._engine.begin() as c:

@@ -32,12 +32,14 @@ from mla_med.ledger.nouns import (
 )
 from mla_med.ledger.owners import is_dead
 from mla_med.ledger.rows import (
+    DEADLINE_S,
     FIRST_BACKOFF_S,
     MAX_BACKOFF_S,
     breaker_of,
     change_after,
     event_row,
     expect_state,
+    is_denied_alone,
     jobs_before,
     lock_destinations,
     lock_study,
@@ -54,8 +56,6 @@ from mla_med.ledger.rows import (
 from mla_med.ledger.seal import SiteKey
 from mla_med.ledger.tables import breakers, events, jobs, outbox
 
-DEADLINE_S = 72 * 3600.0
-"""A weekend with a PACS that is down; after it a person has to look."""
 LEASE_S = 300.0
 """Longer than any try may take; a worker that died holds its documents for as long."""
 BREAKER_THRESHOLD = 3
@@ -447,7 +447,8 @@ class Ledger:
             for lease, outcome in outcomes:
                 row = rows[lease.document_id]
                 holds = row.fence == lease.fence and row.state == DocumentState.SENDING
-                change = change_after(row, lease, outcome, now)
+                alone = holds and outcome.kind is Kind.DENIED and is_denied_alone(c, lease, now)
+                change = change_after(row, lease, outcome, now, alone)
                 kept.append(holds)
                 changes += [change] if holds else []
                 happened.append(

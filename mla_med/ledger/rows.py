@@ -16,6 +16,8 @@ from mla_med.errors import LedgerError
 from mla_med.ledger.nouns import Document, DocumentState, Job, JobState, Kind, Lease, OutboxEntry, Outcome
 from mla_med.ledger.tables import breakers, events, jobs, outbox
 
+DEADLINE_S = 72 * 3600.0
+"""A weekend with a PACS that is down; after it a person has to look."""
 FIRST_BACKOFF_S = 30.0
 MAX_BACKOFF_S = 15 * 60.0
 
@@ -154,12 +156,39 @@ def to_lease(row: RowMapping, document: Document, until: float) -> Lease:
     )
 
 
-def change_after(row: Any, lease: Lease, outcome: Outcome, now: float) -> dict[str, Any]:
-    """Of a document's row, after a try."""
+def is_denied_alone(c: Connection, lease: Lease, now: float) -> bool:
+    """Was this document, which is denied again, first denied a deadline ago, and has its destination let
+    another in since the last time? Then it is about the document after all."""
+    mine = select(events.c.event, events.c.at).where(
+        events.c.job_id == lease.job_id, events.c.document_id == lease.document_id
+    )
+    denied_at: list[float] = []
+    for event, at in c.execute(mine.order_by(events.c.id)):
+        if event == "RETRIED":  # a person saw to it
+            denied_at.clear()
+        elif event == "DENIED":
+            denied_at.append(at)
+    if not denied_at or now - denied_at[0] < DEADLINE_S:
+        return False
+    let_in = (
+        select(events.c.id)
+        .join(outbox, outbox.c.id == events.c.document_id)
+        .where(
+            outbox.c.destination == lease.destination,
+            events.c.event == "DELIVERED",
+            events.c.at > denied_at[-1],
+        )
+    )
+    return c.execute(let_in.limit(1)).first() is not None
+
+
+def change_after(row: Any, lease: Lease, outcome: Outcome, now: float, is_alone: bool) -> dict[str, Any]:
+    """Of a document's row, after a try; `is_alone`: it is denied where others are let in."""
     state, next_at = DocumentState.PENDING, now + backoff_s(lease.attempt)
+    late = now >= row.deadline_at and outcome.kind is not Kind.DENIED
     if outcome.kind is Kind.DELIVERED:
         state, next_at = DocumentState.DELIVERED, row.next_at
-    elif outcome.kind is Kind.PERMANENT or (outcome.kind is not Kind.DENIED and now >= row.deadline_at):
+    elif outcome.kind is Kind.PERMANENT or late or is_alone:
         state, next_at = DocumentState.PARKED, row.next_at
     return {
         "document": lease.document_id,

@@ -203,6 +203,8 @@ class Evidence:
     1 is the best, 0.5 is chance. None where it was not measured."""
     heat: tuple[HeatCell, ...] = ()
     """The cells that carry the finding, the strongest first."""
+    frames: tuple[int, ...] = ()
+    """Of the first cited instance, if it has frames: the cited ones, from 1, the most important first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ import numpy as np
 import pydicom
 import pytest
 from conftest import sr_errors
+from highdicom.legacy import LegacyConvertedEnhancedCTImage
 from phantoms import volume_series
+from pydicom.uid import generate_uid
 
 from mla_med.acceptance import TEST_SEEDS, draft_phantoms
 from mla_med.dicom.study import read_study
@@ -59,6 +61,25 @@ def test_every_present_finding_cites_slices_of_the_study(drafted):
         low, high = np.array(finding.evidence.box_mm)
         assert (high > low).all()
         assert 0.0 <= finding.confidence <= 1.0
+
+
+def test_of_an_enhanced_object_the_frames_are_cited(phantom_series, checkpoint, tmp_path):
+    """All slices have one UID: without frame numbers (PS3.3 10.3) a viewer opens the first."""
+    classic = [pydicom.dcmread(path) for path in sorted(phantom_series.iterdir())]
+    enhanced = LegacyConvertedEnhancedCTImage(classic, generate_uid(), 1, generate_uid(), 1)
+    enhanced.save_as(tmp_path / "1.dcm")
+    draft, _ = draft_study(read_study(tmp_path), checkpoint)
+    mass = next(f for f in draft.report.findings if f.code == "lung_mass")
+    (first, *_), (uid,) = mass.evidence.frames, mass.evidence.sop_instance_uids
+    assert uid == enhanced.SOPInstanceUID
+    low, high = (corner[2] for corner in mass.evidence.box_mm)
+    place = enhanced.PerFrameFunctionalGroupsSequence[first - 1].PlanePositionSequence[0]
+    assert place.ImagePositionPatient[2] == pytest.approx((low + high) / 2, abs=3.0)
+    sr = draft_to_sr(draft, tmp_path / "1.dcm")
+    numbers = [e.value for e in sr.iterall() if e.keyword == "ReferencedFrameNumber"]
+    assert list(mass.evidence.frames) in numbers
+    sr.save_as(tmp_path / "draft.dcm", enforce_file_format=True)
+    assert not sr_errors(tmp_path / "draft.dcm")
 
 
 def test_evidence_lies_on_the_side_that_is_stated(drafted):

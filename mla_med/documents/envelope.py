@@ -382,10 +382,14 @@ def observers(provenance: Provenance, revision: Revision | None) -> ObservationC
     )
 
 
-def cited(findings: Iterable[Finding]) -> list[str]:
-    """The SOP Instance UIDs of the slices that these findings were seen on, each once."""
-    uids = [uid for f in findings if f.evidence for uid in f.evidence.sop_instance_uids]
-    return list(dict.fromkeys(uids))
+def cited(findings: Iterable[Finding]) -> dict[str, list[int] | None]:
+    """The SOP Instance UIDs of the slices that these findings were seen on, each once, and which frames of
+    it, if it has several."""
+    found: dict[str, dict[int, None]] = {}
+    for evidence in (f.evidence for f in findings if f.evidence):
+        for n, uid in enumerate(evidence.sop_instance_uids):
+            found.setdefault(uid, {}).update(dict.fromkeys(() if n else evidence.frames))
+    return {uid: list(frames) or None for uid, frames in found.items()}
 
 
 def class_of(draft: Draft) -> dict[str, str]:

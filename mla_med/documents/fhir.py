@@ -297,7 +297,8 @@ def evidence_words(finding: Finding) -> str:
     low, high = (min(-x0, -x1), min(-y0, -y1), z0), (max(-x0, -x1), max(-y0, -y1), z1)
     corners = " to ".join("(" + ", ".join(f"{v:.1f}" for v in corner) + ")" for corner in (low, high))
     images = " ".join(f"urn:oid:{uid}" for uid in finding.evidence.sop_instance_uids)
-    return f"Box {corners} mm LPS; images {images}"
+    frames = ", ".join(map(str, finding.evidence.frames))
+    return f"Box {corners} mm LPS; images {images}" + (f", frames {frames}" if frames else "")
 
 
 def _quantity(value: float, unit: Code) -> dict[str, Any]:

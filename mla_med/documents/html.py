@@ -291,7 +291,10 @@ def _key_slice(
         for k, instance in enumerate(volume.series.instances)
         if instance.sop_instance_uid in evidence.sop_instance_uids[:1]
     ]
-    # The frames of a multi-frame object share one UID: of those the one in the middle of the box.
+    if evidence.frames:
+        cited = [k for k in cited if volume.series.instances[k].frame == evidence.frames[0] - 1] or cited
+    # The frames of a multi-frame object share one UID; an older draft does not say which: of those the one
+    # in the middle of the box.
     k = min(cited, key=lambda k: abs(k - near), default=near)
     return (k if runs_up else slices - 1 - k), k + 1
 

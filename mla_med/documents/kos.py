@@ -42,31 +42,35 @@ CONTAINS = RelationshipTypeValues.CONTAINS
 
 def key_objects(draft: Draft, header: Dataset, revision: Revision | None) -> Dataset | None:
     """None where nothing is cited. `header`: envelope.read_header."""
-    uids = _chosen_images(draft)
-    if not uids:
+    images = _chosen_images(draft)
+    if not images:
         return None
     document = envelope(draft, header, KEY_OBJECTS, revision)
     document.ReferencedPerformedProcedureStepSequence = []
     # the module has no predecessor (PS3.3 C.17.6.2); the description says whose revision it is
     document.update(evidence(draft, header))
-    document.update(_content(draft, uids, revision))
+    document.update(_content(draft, images, revision))
     return finish(document, draft.provenance)
 
 
-def _chosen_images(draft: Draft) -> list[str]:
+def _chosen_images(draft: Draft) -> dict[str, list[int] | None]:
     if draft.report is not None:
         return cited(draft.report.findings)
     seen = [v.series.instances for v in draft.verdicts if v.series.instances]
-    return [instances[len(instances) // 2].sop_instance_uid for instances in seen]
+    middle = [instances[len(instances) // 2] for instances in seen]
+    return {i.sop_instance_uid: None if i.frame is None else [i.frame + 1] for i in middle}
 
 
-def _content(draft: Draft, uids: list[str], revision: Revision | None) -> Dataset:
+def _content(draft: Draft, images: dict[str, list[int] | None], revision: Revision | None) -> Dataset:
     classes = class_of(draft)
     root = ContainerContentItem(OF_INTEREST, is_content_continuous=False, template_id="2010")
     root.ContentSequence = [
         *observers(draft.provenance, revision),
         TextContentItem(KEY_OBJECT_DESCRIPTION, _description(draft, revision), CONTAINS),
-        *(ImageContentItem(SOURCE, classes[uid], uid, relationship_type=CONTAINS) for uid in uids),
+        *(
+            ImageContentItem(SOURCE, classes[uid], uid, frames, relationship_type=CONTAINS)
+            for uid, frames in images.items()
+        ),
     ]
     for item in root.ContentSequence:
         if item.ValueType == "IMAGE":

@@ -96,7 +96,7 @@ def encapsulated_pdf(draft: Draft, header: Dataset, revision: Revision | None, p
 def _sources(draft: Draft) -> list[Dataset]:
     """What the draft cites; where it cites nothing, the first image of each series that it is about."""
     classes = class_of(draft)
-    uids = cited(draft.report.findings) if draft.report else []
+    uids = list(cited(draft.report.findings)) if draft.report else []
     used = [v.series.instances for v in draft.verdicts if v.chosen or draft.report is None]
     uids = uids or [instances[0].sop_instance_uid for instances in used if instances]
     items = []

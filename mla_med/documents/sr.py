@@ -134,7 +134,7 @@ def _statements(concept: CodedConcept, sentences: tuple[Sentence, ...], draft: D
     items = []
     for sentence, findings in zip(sentences, sentence_findings(sentences, draft.report), strict=True):
         item = _text(concept, sentence.text)
-        if images := [_image(uid, classes[uid]) for uid in cited(findings)]:
+        if images := [_image(uid, classes[uid], frames) for uid, frames in cited(findings).items()]:
             item.ContentSequence = images
         items.append(item)
     return items
@@ -145,7 +145,7 @@ def _text(concept: CodedConcept, words: str) -> TextContentItem:
     return TextContentItem(concept, words.rstrip(), CONTAINS)
 
 
-def _image(sop_instance_uid: str, sop_class_uid: str) -> ImageContentItem:
+def _image(sop_instance_uid: str, sop_class_uid: str, frames: list[int] | None) -> ImageContentItem:
     return ImageContentItem(
-        BEST_ILLUSTRATION, sop_class_uid, sop_instance_uid, relationship_type=INFERRED_FROM
+        BEST_ILLUSTRATION, sop_class_uid, sop_instance_uid, frames, relationship_type=INFERRED_FROM
     )

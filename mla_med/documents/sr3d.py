@@ -39,6 +39,7 @@ from mla_med.documents.envelope import (
     MANUFACTURER,
     Kind,
     Revision,
+    cited,
     class_of,
     codes_in,
     derived_uid,
@@ -149,16 +150,16 @@ def _group(finding: Finding, n: int, draft: Draft, header: Dataset) -> Group:
         "qualitative_evaluations": _evaluations(finding),
     }
     classes = class_of(draft)
-    uids = finding.evidence.sop_instance_uids if finding.evidence else ()
-    frame = _frame_of_reference(uids[0], draft, header) if uids else None
+    seen_on = [(classes[uid], uid, frames) for uid, frames in cited([finding]).items()]
+    frame = _frame_of_reference(seen_on[0][1], draft, header) if seen_on else None
     if finding.evidence is None or frame is None:
-        images = [SourceImageForMeasurementGroup(classes[uid], uid) for uid in uids]
+        images = [SourceImageForMeasurementGroup(*image) for image in seen_on]
         return MeasurementsAndQualitativeEvaluations(**common, source_images=images or None)
     surface = VolumeSurface(
         GraphicTypeValues3D.POLYGON,
         box_outlines(finding.evidence.box_mm),
         frame_of_reference_uid=frame,
-        source_images=[SourceImageForSegmentation(classes[uid], uid) for uid in uids],
+        source_images=[SourceImageForSegmentation(*image) for image in seen_on],
     )
     return VolumetricROIMeasurementsAndQualitativeEvaluations(**common, referenced_volume_surface=surface)
 

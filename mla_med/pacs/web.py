@@ -217,7 +217,8 @@ class WebPeer:
             **more,
         )
         if stream:
-            response.iter_content = partial(_within, response, timeout_s, _SLOWEST)
+            # what the library reads a stream by
+            response.iter_content = partial(_within, response, timeout_s, _SLOWEST)  # type: ignore[method-assign]
         else:
             response._content = b"".join(_within(response, timeout_s))
         return response

@@ -17,7 +17,7 @@ from mla_med.model.calibrate import Calibration
 from mla_med.model.mla import MLAModel
 
 NAMES = {"chest_ct": "mla_med chest CT (phantom)", "brain_mr": "mla_med brain MR (phantom)"}
-VERSION = "0.5.0"
+VERSION = "0.6.0"
 TERMS = {"chest_ct": "chest CT", "brain_mr": "brain MR"}
 
 

@@ -132,8 +132,23 @@ def _words_of(text: str) -> tuple[str, ...]:
 
 
 def _nearest(words: Sequence[Sequence[str]], num_texts: int) -> tuple[np.ndarray, np.ndarray]:
-    chinese = [bool(re.match(f"[{_CHINESE}]", word)) for told in words for word in told]
-    *_, runs = count_grams(number_words(words), RUN_CHINESE if 2 * sum(chinese) > len(chinese) else RUN)
+    """Of each of the first texts the nearest of the others, by runs of the length of its own language."""
+    nearest, shares = np.zeros(num_texts, np.intp), np.zeros(num_texts)
+    is_chinese = np.array([2 * sum(map(_is_chinese, told)) > len(told) for told in words[:num_texts]], bool)
+    for chinese, run in ((False, RUN), (True, RUN_CHINESE)):
+        which = np.flatnonzero(is_chinese == chinese)
+        if which.size:
+            asked = [*(words[int(k)] for k in which), *words[num_texts:]]
+            nearest[which], shares[which] = _nearest_by(asked, len(which), run)
+    return nearest, shares
+
+
+def _is_chinese(word: str) -> bool:
+    return "\u4e00" <= word[0] <= "\u9fff"
+
+
+def _nearest_by(words: Sequence[Sequence[str]], num_texts: int, run: int) -> tuple[np.ndarray, np.ndarray]:
+    *_, runs = count_grams(number_words(words), run)
     tested, trained = runs.of(0, num_texts), runs.of(num_texts, len(words))
     _, number_G = np.unique(runs.gram_G, return_inverse=True)
     num_runs = int(number_G.max(initial=0)) + 1

@@ -145,7 +145,9 @@ def _bca_percentiles(
 ) -> tuple[float, float]:
     """The acceleration is that of leaving out one group at a time."""
     finite = draws_B[np.isfinite(draws_B)]
-    below = (np.sum(finite < value) + np.sum(finite == value) / 2) / max(finite.size, 1)
+    # equal sums, added in another order, may differ in the last digits
+    is_equal = np.abs(finite - value) <= 1e-12 * max(1.0, abs(value))
+    below = (np.sum((finite < value) & ~is_equal) + np.sum(is_equal) / 2) / max(finite.size, 1)
     if not 0 < below < 1:  # all on one side, or nothing to draw from: no correction is defined
         return _PERCENTILES
     without_GR = np.stack([group_R != group for group in range(int(group_R.max()) + 1)]).astype(np.float64)

@@ -337,8 +337,10 @@ def _evidence(
     columns, rows, slices = volume.voxels.shape
     cited = slices_in_box(box, volume.affine, slices, ((columns - 1) / 2, (rows - 1) / 2))
     instances = volume.series.instances
-    uids = tuple(dict.fromkeys(instances[k].sop_instance_uid for k in cited))
-    # a slice of a NIfTI volume has a UID of its own
-    stored = [instances[k] for k in cited if instances[k].sop_class_uid]
-    frames = tuple(i.frame + 1 for i in stored if i.sop_instance_uid == uids[0] and i.frame is not None)
-    return Evidence(uids, box, heat=heat_map(fused, outputs, f), frames=frames)
+    found: dict[str, tuple[int, ...]] = {}
+    for one in (instances[k] for k in cited):
+        number = one.frame_number
+        known = found.get(one.sop_instance_uid, ())
+        found[one.sop_instance_uid] = known if number is None else (*known, number)
+    frames = tuple(found.values()) if any(found.values()) else ()
+    return Evidence(tuple(found), box, heat=heat_map(fused, outputs, f), frames=frames)

@@ -57,14 +57,25 @@ class Reason:
     words: str
 
 
+_WITHOUT_FRAMES = ("", "1.2.840.10008.5.1.4.1.1.4")
+"""No DICOM, and MR Image Storage."""
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One stored object, or one frame of it. `frame` counts from 0, None in a single-frame object."""
+    """One stored object, or one slice of it. `frame` counts from 0, None in an object of one slice."""
 
     sop_instance_uid: str
     sop_class_uid: str
     path: Path
     frame: int | None = None
+
+    @property
+    def frame_number(self) -> int | None:
+        """Referenced Frame Number (0008,1160), from 1; None where a reference has none: the tiles of a mosaic
+        are no frames, and a slice of a NIfTI file has a UID of its own (PS3.3 10.3)."""
+        has_frames = self.frame is not None and self.sop_class_uid not in _WITHOUT_FRAMES
+        return 1 + (self.frame or 0) if has_frames else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +214,21 @@ class Evidence:
     1 is the best, 0.5 is chance. None where it was not measured."""
     heat: tuple[HeatCell, ...] = ()
     """The cells that carry the finding, the strongest first."""
-    frames: tuple[int, ...] = ()
-    """Of the first cited instance, if it has frames: the cited ones, from 1, the most important first."""
+    frames: tuple[tuple[int, ...], ...] = ()
+    """Of each cited instance its cited frames, from 1, the most important first, and () of one without; empty
+    where none has frames."""
+
+    @property
+    def cited(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The instances and their frames."""
+        frames = self.frames or ((),) * len(self.sop_instance_uids)
+        return tuple(zip(self.sop_instance_uids, frames, strict=True))
+
+    def is_first(self, instance: Instance) -> bool:
+        """Is it the slice that is cited first? An older draft does not say which frame: then any of them."""
+        for uid, frames in self.cited[:1]:
+            return instance.sop_instance_uid == uid and (not frames or instance.frame_number == frames[0])
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -399,6 +399,18 @@ def test_r5_a_series_that_comes_a_byte_now_and_then_holds_no_thread(network, kin
     assert seconds < 0.5 + 1
 
 
+def test_r5_a_disk_that_is_slow_is_not_the_pacs(server):
+    letter, kept = read_letter(drafts.sr(1)), []
+    web(server.dicomweb_url).store([letter])
+
+    def write(content: bytes) -> None:
+        time.sleep(0.8)
+        kept.append(content)
+
+    web(server.dicomweb_url, timeout_s=0.5).retrieve(letter.study_uid, letter.series_uid, write)
+    assert len(kept) == 1
+
+
 @pytest.mark.parametrize(
     "make", [lambda port: web(f"http://127.0.0.1:{port}", 1), lambda port: dimse(port, "X", 1)]
 )

@@ -21,7 +21,7 @@ from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.data import get_charset_files, get_testdata_file
 
-from mla_med.documents.envelope import source_zone
+from mla_med.documents.envelope import cited, source_zone
 from mla_med.documents.html import draft_to_html
 from mla_med.documents.json import draft_from_json, draft_to_json, told_name
 from mla_med.documents.sr import draft_to_sr
@@ -543,6 +543,17 @@ def test_sr_cites_the_evidence_of_each_sentence(draft):
     assert {i.ConceptNameCodeSequence[0].CodeValue for i in images} == {"121080"}
     assert {i.RelationshipType for i in images} == {"INFERRED FROM"}
     assert "ContentSequence" not in items["No pneumothorax and no consolidation."]
+
+
+def test_frames_of_several_findings_come_together_and_a_whole_object_stays_whole(draft):
+    present = next(f for f in draft.report.findings if f.evidence)
+
+    def seen(uids: tuple[str, ...], *frames: tuple[int, ...]):
+        return replace(present, evidence=replace(present.evidence, sop_instance_uids=uids, frames=frames))
+
+    assert cited([seen(("1", "2"), (3, 4), (5,)), seen(("2",), (7, 5))]) == {"1": [3, 4], "2": [5, 7]}
+    assert cited([seen(("1",)), seen(("1",), (3,))]) == {"1": None}
+    assert cited([seen(("1",), (3,)), seen(("1",))]) == {"1": None}
 
 
 def test_sr_follows_the_order_of_tid_2000(draft):

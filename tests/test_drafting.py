@@ -70,14 +70,14 @@ def test_of_an_enhanced_object_the_frames_are_cited(phantom_series, checkpoint, 
     enhanced.save_as(tmp_path / "1.dcm")
     draft, _ = draft_study(read_study(tmp_path), checkpoint)
     mass = next(f for f in draft.report.findings if f.code == "lung_mass")
-    (first, *_), (uid,) = mass.evidence.frames, mass.evidence.sop_instance_uids
+    ((uid, frames),) = mass.evidence.cited
     assert uid == enhanced.SOPInstanceUID
     low, high = (corner[2] for corner in mass.evidence.box_mm)
-    place = enhanced.PerFrameFunctionalGroupsSequence[first - 1].PlanePositionSequence[0]
+    place = enhanced.PerFrameFunctionalGroupsSequence[frames[0] - 1].PlanePositionSequence[0]
     assert place.ImagePositionPatient[2] == pytest.approx((low + high) / 2, abs=3.0)
     sr = draft_to_sr(draft, tmp_path / "1.dcm")
     numbers = [e.value for e in sr.iterall() if e.keyword == "ReferencedFrameNumber"]
-    assert list(mass.evidence.frames) in numbers
+    assert list(frames) in numbers
     sr.save_as(tmp_path / "draft.dcm", enforce_file_format=True)
     assert not sr_errors(tmp_path / "draft.dcm")
 

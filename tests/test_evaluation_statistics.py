@@ -70,6 +70,16 @@ def test_the_interval_of_a_gap_is_that_of_the_differences(num):
     assert to_gap(apart, higher_is_better=False) == Gap(-apart.value, (-high, -low))
 
 
+def test_the_interval_of_a_gap_counts_draws_on_it_as_ties_though_their_last_digits_differ():
+    """0.35 - 0.30 is not 0.40 - 0.35: which side of the value those fall on moved one interval in two."""
+    ours, theirs = np.random.default_rng(9).integers(0, 2, (2, 17)).astype(float)
+    drawn = draw_resamples(each(17), "report", 500)
+    of_both = (estimate(mean_of(values), drawn) for values in (theirs, ours))
+    apart = difference(mean_of(theirs), mean_of(ours), *of_both, drawn)
+    whole = estimate(lambda counts_BR: counts_BR @ (ours - theirs), drawn)  # whole numbers, then divided
+    assert apart.ci95 == pytest.approx(tuple(end / 17 for end in whole.ci95))
+
+
 def test_a_value_without_spread_has_an_interval_of_width_zero_and_one_patient_has_none():
     drawn = draw_resamples(each(5), "report", 100)
     assert estimate(mean_of(np.ones(5)), drawn).ci95 == (1.0, 1.0)

@@ -300,6 +300,14 @@ def test_a_chinese_report_of_the_training_is_found_nearly_too():
     assert 0.8 < leak.share < 1
 
 
+def test_leaks_of_one_language_are_found_whatever_else_the_training_holds():
+    english = "There is a solid nodule of 8 mm in the right upper lobe."
+    chinese = "双肺未见明显异常密度影。"
+    train = [f"As before. {english} No effusion.", f"{chinese}心影大小正常。", "右肺上叶见结节。" * 20]
+    found = [(leak.text, leak.train, leak.share) for leak in find_leaks([english, chinese], train)]
+    assert found == [(0, 0, 1.0)]  # a short Chinese report is an idiom, in whatever company
+
+
 def test_the_bench_prints_a_row_for_every_package_or_says_that_it_is_missing(capsys):
     assert main(["--pairs", "4", "--peer-pairs", "2", "--cases", "3", "--words", "20"]) == 0
     printed = capsys.readouterr().out

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -387,6 +388,20 @@ def test_one_document_that_is_denied_for_days_while_others_are_stored_is_parked(
     ledger.retry(alone)
     assert days(3) == JobState.DRAFTED  # a person saw to it: from the beginning
     assert days(2) == JobState.PARKED
+
+
+def test_one_more_refusal_after_days_without_entry_parks_nothing(ledger, clock):
+    ids = [commit(ledger, number).id for number in range(4)]
+    for _ in range(5):  # days
+        clock.now += 86400
+        ledger.record([(lease, DENIED) for lease in ledger.lease("main", "a", 9)])
+    clock.now += 86400
+    ledger.record([(lease, DELIVERED) for lease in ledger.lease("main", "a", 9)])  # the password was mended
+    clock.now += 1
+    refused = ledger.lease("main", "a", 9)
+    assert len(refused) == 3
+    ledger.record([(lease, DENIED) for lease in refused])
+    assert Counter(ledger.job(job_id).state for job_id in ids) == {JobState.DRAFTED: 3, JobState.DELIVERED: 1}
 
 
 def damage(ledger: Ledger, document_id: str, **values) -> None:

@@ -152,6 +152,22 @@ def test_of_frames_that_share_a_uid_the_one_in_the_middle_of_the_box_is_the_key_
     assert key_slice(Evidence(("1.2.3",), box), (frames,)) == (0, 11)
 
 
+def test_of_two_series_of_one_object_that_with_the_cited_frame_is_shown(draft):
+    (shown,) = series_of(draft)
+    kind, last = "1.2.840.10008.5.1.4.1.1.4.1", len(shown.series.instances)
+
+    def of_frames(first: int):
+        instances = tuple(
+            replace(one, sop_instance_uid="1.2.3", sop_class_uid=kind, frame=2 * n + first)
+            for n, one in enumerate(shown.series.instances)
+        )
+        return replace(shown, series=replace(shown.series, instances=instances))
+
+    both = of_frames(0), of_frames(1)
+    assert key_slice(Evidence(("1.2.3",), BOX, frames=((6, 4),)), both) == (1, 2)
+    assert key_slice(Evidence(("1.2.3",), BOX, frames=((2 * last - 1,),)), both) == (0, last - 1)
+
+
 def test_what_cites_no_series_that_can_be_shown_has_no_place(draft):
     assert key_slice(Evidence(("9.9.9",), BOX), series_of(draft)) is None
 

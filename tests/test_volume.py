@@ -260,6 +260,7 @@ def test_enhanced_frames_make_one_volume_per_echo(tmp_path):
     # Frames 0, 2, .. run downwards from 8 mm; the slope of the shared group is 2.
     assert np.array_equal(first.voxels[:, :, 0], anatomy(8).T * 2)
     assert [i.frame for i in second.series.instances] == [9, 7, 5, 3, 1]
+    assert [i.frame_number for i in second.series.instances] == [10, 8, 6, 4, 2]
 
 
 # Values
@@ -528,6 +529,7 @@ def test_a_mosaic_in_nine_encodings_equals_its_reference(number):
     reference = nibabel.as_closest_canonical(nibabel.load(folder / f"Ref/{number}.nii"))
     found = nibabel.as_closest_canonical(nibabel.Nifti1Image(volume.voxels, volume.affine))
     assert volume.voxels.shape == (64, 64, 35)
+    assert {i.frame_number for i in volume.series.instances} == {None}  # tiles: no frames to refer to
     assert np.array_equal(found.get_fdata(), reference.get_fdata())
     assert np.abs(found.affine - reference.affine).max() < 1e-4
 

@@ -384,12 +384,12 @@ def observers(provenance: Provenance, revision: Revision | None) -> ObservationC
 
 def cited(findings: Iterable[Finding]) -> dict[str, list[int] | None]:
     """The SOP Instance UIDs of the slices that these findings were seen on, each once, and which frames of
-    it, if it has several."""
-    found: dict[str, dict[int, None]] = {}
-    for evidence in (f.evidence for f in findings if f.evidence):
-        for n, uid in enumerate(evidence.sop_instance_uids):
-            found.setdefault(uid, {}).update(dict.fromkeys(() if n else evidence.frames))
-    return {uid: list(frames) or None for uid, frames in found.items()}
+    it; None: the whole."""
+    found: dict[str, list[int] | None] = {}
+    for uid, frames in (cited for f in findings if f.evidence for cited in f.evidence.cited):
+        known = found.setdefault(uid, [])
+        found[uid] = None if known is None or not frames else list(dict.fromkeys((*known, *frames)))
+    return found
 
 
 def class_of(draft: Draft) -> dict[str, str]:

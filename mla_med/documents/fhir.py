@@ -296,9 +296,11 @@ def evidence_words(finding: Finding) -> str:
     (x0, y0, z0), (x1, y1, z1) = finding.evidence.box_mm
     low, high = (min(-x0, -x1), min(-y0, -y1), z0), (max(-x0, -x1), max(-y0, -y1), z1)
     corners = " to ".join("(" + ", ".join(f"{v:.1f}" for v in corner) + ")" for corner in (low, high))
-    images = " ".join(f"urn:oid:{uid}" for uid in finding.evidence.sop_instance_uids)
-    frames = ", ".join(map(str, finding.evidence.frames))
-    return f"Box {corners} mm LPS; images {images}" + (f", frames {frames}" if frames else "")
+    images = " ".join(
+        f"urn:oid:{uid}" + (f" (frames {', '.join(map(str, frames))})" if frames else "")
+        for uid, frames in finding.evidence.cited
+    )
+    return f"Box {corners} mm LPS; images {images}"
 
 
 def _quantity(value: float, unit: Code) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def _template() -> Template:
 def _cards(draft: Draft, volumes: Sequence[Volume], edge_px: int, language: str) -> tuple[Card, ...]:
     report = draft.report
     assert report is not None
-    turned: dict[str, Canonical] = {}
+    turned: dict[int, Canonical] = {}
     compared = {c.code: c for c in draft.prior.comparisons} if draft.prior else {}
     schema = schema_of(report.examination)
     return tuple(
@@ -216,15 +216,14 @@ def _lines(report: Report) -> tuple[list[Line], list[Line]]:
 
 
 def _pictures_of(
-    finding: Finding, volumes: Sequence[Volume], turned: dict[str, Canonical], edge_px: int, language: str
+    finding: Finding, volumes: Sequence[Volume], turned: dict[int, Canonical], edge_px: int, language: str
 ) -> tuple[Picture, ...]:
-    """In the volume that holds what is cited first. `turned`: by series, what was turned already."""
+    """In the volume that holds what is cited first. `turned`: by volume, what was turned already."""
     if finding.evidence is None or not volumes:
         return ()
-    cited = finding.evidence.sop_instance_uids[:1]
-    of_series = (v for v in volumes if any(i.sop_instance_uid in cited for i in v.series.instances))
+    of_series = (v for v in volumes if any(map(finding.evidence.is_first, v.series.instances)))
     volume = next(of_series, volumes[0])
-    key = volume.series.series_uid
+    key = id(volume)  # one series may be several volumes
     if key not in turned:
         turned[key] = _canonical(volume)
     return _pictures(finding, volume, turned[key], edge_px, language)
@@ -286,15 +285,8 @@ def _key_slice(
     runs_up = nibabel.orientations.io_orientation(volume.affine)[2, 1] > 0
     middle = int(point[canonical.slice_axis])
     near = middle if runs_up else slices - 1 - middle
-    cited = [
-        k
-        for k, instance in enumerate(volume.series.instances)
-        if instance.sop_instance_uid in evidence.sop_instance_uids[:1]
-    ]
-    if evidence.frames:
-        cited = [k for k in cited if volume.series.instances[k].frame == evidence.frames[0] - 1] or cited
-    # The frames of a multi-frame object share one UID; an older draft does not say which: of those the one
-    # in the middle of the box.
+    cited = [k for k, instance in enumerate(volume.series.instances) if evidence.is_first(instance)]
+    # the slices of a mosaic share one UID: of those the one in the middle of the box
     k = min(cited, key=lambda k: abs(k - near), default=near)
     return (k if runs_up else slices - 1 - k), k + 1
 

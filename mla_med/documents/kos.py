@@ -57,8 +57,12 @@ def _chosen_images(draft: Draft) -> dict[str, list[int] | None]:
     if draft.report is not None:
         return cited(draft.report.findings)
     seen = [v.series.instances for v in draft.verdicts if v.series.instances]
-    middle = [instances[len(instances) // 2] for instances in seen]
-    return {i.sop_instance_uid: None if i.frame is None else [i.frame + 1] for i in middle}
+    found: dict[str, list[int] | None] = {}
+    for middle in (instances[len(instances) // 2] for instances in seen):
+        # time points of one object are series of their own
+        known, number = found.get(middle.sop_instance_uid) or [], middle.frame_number
+        found[middle.sop_instance_uid] = None if number is None else [*known, number]
+    return found
 
 
 def _content(draft: Draft, images: dict[str, list[int] | None], revision: Revision | None) -> Dataset:

@@ -157,29 +157,32 @@ def to_lease(row: RowMapping, document: Document, until: float) -> Lease:
 
 
 def is_denied_alone(c: Connection, lease: Lease, now: float) -> bool:
-    """Was this document, which is denied again, first denied a deadline ago, and has its destination let
-    another in since the last time? Then it is about the document after all."""
-    mine = select(events.c.event, events.c.at).where(
+    """Has the destination let others in while it denied this document, a deadline ago for the first time and
+    again since the last? Then it is about the document after all. The time for which nobody was let in does
+    not count."""
+    mine = select(events.c.id, events.c.event).where(
         events.c.job_id == lease.job_id, events.c.document_id == lease.document_id
     )
-    denied_at: list[float] = []
-    for event, at in c.execute(mine.order_by(events.c.id)):
+    denials: list[int] = []
+    for event_id, event in c.execute(mine.order_by(events.c.id)):
         if event == "RETRIED":  # a person saw to it
-            denied_at.clear()
+            denials.clear()
         elif event == "DENIED":
-            denied_at.append(at)
-    if not denied_at or now - denied_at[0] < DEADLINE_S:
+            denials.append(event_id)
+    if not denials:
         return False
     let_in = (
-        select(events.c.id)
+        select(events.c.at)
         .join(outbox, outbox.c.id == events.c.document_id)
-        .where(
-            outbox.c.destination == lease.destination,
-            events.c.event == "DELIVERED",
-            events.c.at > denied_at[-1],
-        )
+        .where(outbox.c.destination == lease.destination, events.c.event == "DELIVERED")
+        .order_by(events.c.id)
+        .limit(1)
     )
-    return c.execute(let_in.limit(1)).first() is not None
+    # by number: a range of the primary key, however long the ledger is
+    first_at = c.execute(let_in.where(events.c.id > denials[0])).scalar()
+    if first_at is None or now - first_at < DEADLINE_S:
+        return False
+    return c.execute(let_in.where(events.c.id > denials[-1])).scalar() is not None
 
 
 def change_after(row: Any, lease: Lease, outcome: Outcome, now: float, is_alone: bool) -> dict[str, Any]:

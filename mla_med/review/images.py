@@ -162,16 +162,13 @@ def _evidence(evidence: Evidence, shown: Sequence[Shown]) -> dict[str, Any] | No
 
 
 def key_slice(evidence: Evidence, shown: Sequence[Shown]) -> tuple[int, int] | None:
-    """Number of the series, and of the slice that is cited first, both from 0. The frames of a multi-frame
-    object share one UID; an older draft does not say which: of those the one in the middle of the box."""
-    cited = evidence.sop_instance_uids[:1]
+    """Number of the series, and of the slice that is cited first, both from 0. The slices of a mosaic share
+    one UID: of those the one in the middle of the box."""
     for k, one in enumerate(shown):
         if one.certificate is None or not one.ordered:
             continue
-        places = [i for i, instance in enumerate(one.series.instances) if instance.sop_instance_uid in cited]
-        if frames := evidence.frames[:1]:
-            places = [i for i in places if one.series.instances[i].frame == frames[0] - 1] or places
-        if places or not cited:
+        places = [i for i, instance in enumerate(one.series.instances) if evidence.is_first(instance)]
+        if places or not evidence.sop_instance_uids:
             middle = [*np.mean(evidence.box_mm, axis=0), 1.0]
             near = float((np.linalg.inv(np.array(one.certificate.affine)) @ middle)[2])
             places = places or list(range(one.certificate.shape[2]))

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from mla_med.errors import CheckpointError, ConfigError
 from mla_med.model.config import tiny
-from mla_med.model.image_encoder import MonaiResNet, read_backbone
+from mla_med.model.image_encoder import MonaiResNet, between_corners, read_backbone
 from mla_med.model.mla import MLAModel
 
 
@@ -74,6 +74,29 @@ def test_published_weights_of_one_channel_are_spread_over_three(tmp_path, suffix
     three = encoder.net.conv1(grey.expand(-1, 3, -1, -1, -1))
     one = torch.nn.functional.conv3d(grey, weights["conv1.weight"], stride=2, padding=3)
     torch.testing.assert_close(three, one, atol=1e-5, rtol=1e-4)
+
+
+def test_with_published_weights_every_level_is_that_of_the_published_network(tmp_path):
+    """A gate within the stream, or a bias for presence, would leave the norms' statistics of another one."""
+    theirs = ResNetFeatures("resnet10", pretrained=False, in_channels=3)
+    torch.manual_seed(6)
+    for name, value in theirs.state_dict().items():
+        if name.endswith(("running_mean", "running_var", "bias")):
+            value.uniform_(0.2, 1.5)
+    save_file(
+        {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}, tmp_path / "w.safetensors"
+    )
+    encoder = a_model().image_encoder
+    read_backbone(encoder, tmp_path / "w.safetensors")
+    ungated: list[torch.Tensor] = []
+    for gate in encoder.gates:
+        gate.register_forward_pre_hook(lambda _, given: ungated.append(given[0]))
+    image = torch.rand(1, 3, 48, 32, 64)
+    with torch.no_grad():
+        encoder(image, torch.ones(1, 3, dtype=torch.bool))
+        wanted = theirs.eval()(image)[1:4]
+    for ours, level in zip(ungated, wanted, strict=True):
+        torch.testing.assert_close(ours, between_corners(level), atol=1e-4, rtol=1e-4)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):

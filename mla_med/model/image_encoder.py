@@ -127,12 +127,14 @@ class ImageEncoder(nn.Module):
 
 class MonaiResNet(nn.Module):
     """A 3-D ResNet of MONAI (Chen et al., MedicalNet, arXiv:1904.00625), whose published weights
-    `read_backbone` loads, with a channel gate after each of its levels."""
+    `read_backbone` loads, with a channel gate on what leaves each of its levels. Between the levels nothing
+    is changed, and at first nothing is added for presence: with published weights it is the published
+    network."""
 
     def __init__(self, channels: int, name: str):
         super().__init__()
         self.channels = channels
-        self.presence = nn.Linear(channels, 64)
+        self.presence = SilentLinear(channels, 64)
         self.net = ResNetFeatures(name, pretrained=False, spatial_dims=3, in_channels=channels)
         # the deepest stage, at stride 32, is no level here
         self.net.layer4 = nn.Identity()
@@ -146,9 +148,17 @@ class MonaiResNet(nn.Module):
         levels = []
         stages = (net.layer1, net.layer2, net.layer3)
         for stage, gate, stride in zip(stages, self.gates, STRIDES, strict=True):
-            x = gate(stage(x))
-            levels.append(Level(between_corners(x), stride))
+            x = stage(x)
+            levels.append(Level(gate(between_corners(x)), stride))
         return levels
+
+
+class SilentLinear(nn.Linear):
+    """Adds nothing at first."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
 
 def between_corners(x_BDIJK: Tensor) -> Tensor:
@@ -172,12 +182,14 @@ def read_backbone(encoder: nn.Module, path: Path) -> int:
     if conv is not None and conv.shape[1] == 1:
         given["conv1.weight"] = conv.expand(-1, encoder.channels, -1, -1, -1) / encoder.channels
     fitting = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
-    if missing := sorted(set(own) - set(fitting)):
+    # how many batches a norm has seen matters to no output, and older files do not say
+    missing = sorted(key for key in set(own) - set(fitting) if not key.endswith("num_batches_tracked"))
+    if missing:
         raise CheckpointError(
             f"{path.name} does not fit: it lacks {len(missing)} of {len(own)} tensors, {missing[0]} first. "
             "Is it of another depth?"
         )
-    encoder.net.load_state_dict(fitting)
+    encoder.net.load_state_dict(own | fitting)
     return len(fitting)
 
 

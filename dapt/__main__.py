@@ -23,7 +23,8 @@ from mla_med.errors import ConfigError, MlaMedError, OutputError
 from mla_med.imaging.grid import Preprocessing
 from mla_med.memory import keep_freed
 from mla_med.model.checkpoint import load_checkpoint
-from mla_med.model.config import FUSION_TYPES
+from mla_med.model.config import BACKBONES, FUSION_TYPES
+from mla_med.model.image_encoder import MonaiResNet, read_backbone
 from mla_med.phantom.cohort import CohortConfig, make_cohort
 
 
@@ -55,9 +56,11 @@ def main() -> int:
             fusion_type=fusion,
             widths=tuple(options.widths),
             units=tuple(options.units),
+            backbone=options.backbone,
             seed=options.training_seed,
             device=options.device,
         )
+        _check_backbone(options)
         for each in (*options.unseen, *options.rich):  # what is wrong with one shall not be found after hours
             _check_read(each, options)
         patients = make_cohort(cohort, work / "cohort", _progress("patient"))
@@ -74,6 +77,7 @@ def main() -> int:
             start=options.start,
             unseen=options.unseen,
             rich=options.rich,
+            backbone_weights=options.backbone_weights,
         )
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
@@ -97,7 +101,7 @@ def _fusion_of(options: argparse.Namespace) -> str:
     """Of the model that will be trained. What is wrong with a checkpoint shall not be found after hours."""
     if options.start is None:
         settings = settings_of(options.examination, options.spacing)
-        stages_of(settings, tuple(options.widths), tuple(options.units))
+        stages_of(settings, tuple(options.widths), tuple(options.units), options.backbone)
         return options.fusion or TrainConfig().fusion_type
     model = load_checkpoint(options.start).model
     there = model.config.fusion_type
@@ -114,6 +118,17 @@ def _fusion_of(options: argparse.Namespace) -> str:
     if options.units:
         check_units(options.units, units)
     return there
+
+
+def _check_backbone(options: argparse.Namespace) -> None:
+    """What is wrong with a file shall not be found after hours."""
+    if options.start is not None and options.backbone:
+        raise ConfigError("The model of --start has its image encoder: --backbone is of a new model.")
+    if options.backbone_weights is not None:
+        if not options.backbone:
+            raise ConfigError("--backbone says which network the weights of --backbone-weights are of.")
+        channels = settings_of(options.examination, options.spacing).channels
+        read_backbone(MonaiResNet(channels, options.backbone), options.backbone_weights)
 
 
 def _check_read(corpus: Path, options: argparse.Namespace) -> None:
@@ -159,6 +174,15 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=training.units,
         help="convolutions in each of those stages; with --start it gets them where it has none",
+    )
+    parser.add_argument(
+        "--backbone",
+        choices=tuple(BACKBONES),
+        default=training.backbone,
+        help="MONAI's network as the image encoder of a new model, in place of such stages",
+    )
+    parser.add_argument(
+        "--backbone-weights", type=Path, help="a file of published weights of it: .safetensors, .pt or .pth"
     )
     parser.add_argument("--start", type=Path, help="a checkpoint to go on with, instead of a new model")
     parser.add_argument(

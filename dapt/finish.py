@@ -65,13 +65,23 @@ def train_checkpoint(
     start: Path | None = None,
     unseen: Sequence[Path] = (),
     rich: Sequence[Path] = (),
+    backbone_weights: Path | None = None,
 ) -> Path:
     """Corpus -> trained, calibrated checkpoint directory. Resumable through `work`. `unseen`: other corpora
-    to calibrate on as well. `rich`: others to learn from as well."""
+    to calibrate on as well. `rich`: others to learn from as well. `backbone_weights`: see pretrain."""
     # what is wrong with them shall not be found after hours
     _strangers((corpus, *rich), unseen)
     _check_usual(corpus, unseen)
-    model = pretrain(corpus, work, config, log=log, validate=score_findings, start=start, rich=rich)
+    model = pretrain(
+        corpus,
+        work,
+        config,
+        log=log,
+        validate=score_findings,
+        start=start,
+        rich=rich,
+        backbone_weights=backbone_weights,
+    )
     return finish(model, corpus, work, out, command, unseen=unseen, rich=rich)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ from mla_med.errors import CheckpointError, ConfigError
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.checkpoint import load_checkpoint
 from mla_med.model.config import LEVELS, ModalConfig, default, findings_of
+from mla_med.model.image_encoder import read_backbone
 from mla_med.model.mla import MLAModel
 from mla_med.report.schema import schema_of
 
@@ -47,6 +49,7 @@ def pretrain(
     limit: int | None = None,
     image_encoder: Path | None = None,
     rich: Sequence[Path] = (),
+    backbone_weights: Path | None = None,
 ) -> MLAModel:
     """Trains on `corpus` and returns the model with averaged weights, on the CPU, in eval mode.
 
@@ -54,7 +57,8 @@ def pretrain(
     split after each epoch; its numbers go to the log. `start`: a checkpoint whose weights and tokenizer
     are gone on with, instead of a new model. `image_encoder`: a checkpoint whose image encoder a
     new model begins with. `limit`: so many examples of the train split, its first. `rich`: corpora whose
-    train splits are learnt from as well.
+    train splits are learnt from as well. `backbone_weights`: a file of weights that a new model's MONAI
+    network begins with.
     """
     config = config or TrainConfig()
     out.mkdir(parents=True, exist_ok=True)
@@ -73,7 +77,7 @@ def pretrain(
             fusion_type=config.fusion_type,
             channels=settings.channels,
             image_dim=settings.shape,
-            **stages_of(settings, config.widths, config.units),
+            **stages_of(settings, config.widths, config.units, config.backbone),
             vocab_size=VOCABULARY,
             decoder={"n_positions": POSITIONS, "attn_pdrop": 0.0},
         )
@@ -85,6 +89,8 @@ def pretrain(
             seeing = load_checkpoint(image_encoder).model
             seeing = _fitting(seeing, image_encoder, settings, examination, train)
             model.image_encoder.load_state_dict(seeing.image_encoder.state_dict())
+        if backbone_weights is not None:
+            read_backbone(model.image_encoder, backbone_weights)
         begun = model
     begun_with = digest_of(begun, (f"{e.id} {e.image and e.image.name}" for e in train))
     trainer = Trainer(model, config, out, log or (lambda row: None), begun_with)
@@ -96,10 +102,15 @@ def pretrain(
 
 
 def stages_of(
-    settings: Preprocessing, wanted_widths: tuple[int, ...] = (), wanted_units: tuple[int, ...] = ()
-) -> dict[str, tuple[int, ...]]:
+    settings: Preprocessing,
+    wanted_widths: tuple[int, ...] = (),
+    wanted_units: tuple[int, ...] = (),
+    backbone: str = "",
+) -> dict[str, Any]:
     """Of the image encoder: one without convolutions in front for each halving of the usual voxels, and in
-    each as many channels and convolutions as are wanted."""
+    each as many channels and convolutions as are wanted; or those of a MONAI network."""
+    if backbone:
+        return {"backbone": backbone}
     widths, units = tuple(default().widths), tuple(default().units)
     while 2 ** (len(widths) - LEVELS + 1) * settings.spacing_mm < LEAST_CELL_MM:
         widths, units = (width_of(settings.channels), *widths), (0, *units)

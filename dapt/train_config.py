@@ -9,7 +9,7 @@ import torch
 
 from dapt.augment import Augment
 from mla_med.errors import ConfigError
-from mla_med.model.config import FUSION_TYPES
+from mla_med.model.config import FUSION_TYPES, backbone_widths
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,8 @@ class TrainConfig:
     units: tuple[int, ...] = ()
     """Convolutions in each of those stages: of a new model, or of one that is gone on with, which gets them
     where it had none (deepen.py). (): as they are."""
+    backbone: str = ""
+    """Of a new model, in place of those stages: one of config.BACKBONES, MONAI's."""
     freeze_image_encoder: bool = False
     """It stays what it was at the start, its norms' statistics too."""
     seed: int = 0
@@ -77,6 +79,10 @@ class TrainConfig:
             raise ConfigError(f"A learning rate lies between 0 and 1, not {self.lr}, {self.round_lr}.")
         if self.fusion_type not in FUSION_TYPES:
             raise ConfigError(f"No fusion '{self.fusion_type}'; there are: {', '.join(FUSION_TYPES)}.")
+        if self.backbone:
+            backbone_widths(self.backbone)
+            if self.widths or self.units:
+                raise ConfigError(f"{self.backbone} has stages of its own: widths and units are not for it.")
         _check_device(self.device)
 
     def to_dict(self) -> dict[str, Any]:

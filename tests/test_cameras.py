@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import SHARED
 from PIL import Image
 
 from evaluation.cameras import BOTH, INFRARED, VISIBLE, look, look_at_pairs, make_parts, read_pairs, train
@@ -57,6 +58,18 @@ def test_what_a_missing_camera_holds_changes_nothing(model):
     with torch.no_grad():
         one, other = (model(pictures, present)[0] for pictures in (parts.pictures_BMIJ, spoilt))
     assert torch.equal(one, other)
+
+
+def test_real_pairs_are_looked_at(model):
+    folder = SHARED / "roadscene_150"
+    if not folder.is_dir():
+        pytest.skip("development data is not here: roadscene_150")
+    pictures = read_pairs(folder, most=8)
+    assert len(pictures) == 8
+    found = look_at_pairs(model, pictures)
+    assert np.isfinite(found["both"]).all()
+    assert np.ptp(found["both"][:, 0]) > 0  # they follow the pair
+    assert found["infrared missing"].tolist() == [[1.0, 0.0]] * 8
 
 
 def test_pairs_are_read_by_their_names(model, tmp_path):

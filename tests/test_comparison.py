@@ -28,6 +28,8 @@ from mla_med.documents.text import draft_to_text
 from mla_med.documents.write import write_draft
 from mla_med.drafting import Options, draft_study
 from mla_med.errors import StudyError
+from mla_med.model import CHECKPOINTS
+from mla_med.model.checkpoint import load_checkpoint
 from mla_med.phantom.examine import stated
 from mla_med.report.parse import parse_report
 from mla_med.report.render import body_text
@@ -227,6 +229,43 @@ def test_changes_are_measured_on_the_images_of_the_prior(compared):
     assert draft.complaints == ()
     assert parse_report(body_text(draft.report)).findings == draft.report.findings
     assert "Compared by measurement with the examination of 2025-03-01." in draft.report.technique
+
+
+def smaller(today, code: str, factor: float):
+    """The same body before, with nothing but what has this code, which was so much smaller."""
+    lesions = tuple(lesion.regrown(factor) for lesion in today.lesions if lesion.finding.code == code)
+    found = stated(lesions, today.examination)
+    return replace(today, lesions=lesions, findings=found, taken=datetime(2025, 3, 1, 9, 0))
+
+
+def test_a_mass_that_has_grown_is_said_to_have_grown_in_every_document(now, checkpoint, tmp_path):
+    earlier = smaller(patient("lung_mass", "hiatal_hernia"), "lung_mass", 0.7)
+    prior = read_study(volume_series(write_study(earlier, tmp_path)))
+    draft, _ = draft_study(now, checkpoint, options=Options(prior=prior))
+    mass = next(f for f in draft.report.findings if f.code == "lung_mass")
+    assert mass.change is Change.INCREASED
+    assert draft.complaints == ()
+    sr = draft_to_sr(draft, now.series[0].instances[0].path)
+    told = [item.value for item in sr.iterall() if item.keyword == "TextValue"]
+    for lines in (draft_to_text(draft).splitlines(), told):
+        assert any("mass" in line and "increased since the prior examination" in line for line in lines)
+
+
+def test_a_mass_of_a_head_that_has_grown_is_found_at_its_place_in_the_head(tmp_path):
+    """Two examinations have two frames of reference."""
+    today = patient("brain_mass", examination="brain_mr")
+    earlier = smaller(today, "brain_mass", 0.5)
+    now, prior = (
+        read_study(write_study(one, tmp_path / n)) for n, one in (("now", today), ("then", earlier))
+    )
+    frames = {pydicom.dcmread(s.series[0].instances[0].path).FrameOfReferenceUID for s in (now, prior)}
+    assert len(frames) == 2
+    draft, _ = draft_study(now, load_checkpoint(CHECKPOINTS["brain_mr"]), options=Options(prior=prior))
+    mass = next(f for f in draft.report.findings if f.code == "brain_mass")
+    (compared,) = (c for c in draft.prior.comparisons if c.code == "brain_mass")
+    assert compared.change is mass.change is Change.INCREASED, compared.words
+    assert re.match(r"\d+ mm then, \d+ mm now", compared.words)
+    assert draft.complaints == ()
 
 
 def test_every_document_shows_the_change_and_what_it_was_measured_on(compared, now, then):

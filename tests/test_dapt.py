@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from monai.networks.nets.resnet import ResNetFeatures
+from safetensors.torch import load_file, save_file
 
 import mla_med
 from dapt.__main__ import main as train_on_phantoms
@@ -279,6 +280,10 @@ def test_a_model_without_a_map_is_taught_no_patches(corpus, tmp_path):
         (["--start", str(PACKAGED), "--units", "1", "1"], "CONFIG_INVALID", "only where there are none"),
         (["--spacing", "1.5", "--units", "1", "1"], "CONFIG_INVALID", "want 5 stages, not 2 units"),
         (["--unseen", "nowhere"], "CORPUS_MISSING", "No corpus at nowhere"),
+        (["--backbone", "resnet10", "--widths", "8"], "CONFIG_INVALID", "stages of its own"),
+        (["--backbone", "resnet10", "--start", str(PACKAGED)], "CONFIG_INVALID", "of a new model"),
+        (["--backbone-weights", "nowhere"], "CONFIG_INVALID", "--backbone says which"),
+        (["--backbone", "resnet10", "--backbone-weights", "no.pth"], "CHECKPOINT_MISSING", "no.pth"),
     ],
 )
 def test_a_wrong_wish_is_one_line_before_anything_is_made(wanted, code, words, tmp_path, monkeypatch, capsys):
@@ -290,6 +295,18 @@ def test_a_wrong_wish_is_one_line_before_anything_is_made(wanted, code, words, t
     assert words in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "work").exists()
+
+
+def test_a_new_model_begins_with_published_weights_of_monais_network(corpus, tmp_path):
+    theirs = ResNetFeatures("resnet10", pretrained=False, in_channels=1).state_dict()
+    save_file(theirs, tmp_path / "resnet10.safetensors")
+    config = TrainConfig(text_epochs=0, rounds=0, epochs=0, backbone="resnet10")
+    weights = tmp_path / "resnet10.safetensors"
+    model = pretrain(corpus, tmp_path / "work", config, backbone_weights=weights)
+    assert model.config.backbone == "resnet10"
+    ours = model.image_encoder.net.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name != "conv1.weight")
+    assert torch.allclose(ours["conv1.weight"].sum(1, keepdim=True), theirs["conv1.weight"], atol=1e-6)
 
 
 def test_images_that_the_model_will_not_read_calibrate_nothing(corpus, tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from mla_med.documents.html import draft_to_html
 from mla_med.drafting import Options, draft_study
 from mla_med.imaging.transforms import Preprocessing, hu_of, inside_body, window_channels
 from mla_med.looking import Prepared, see, with_faithfulness
-from mla_med.model.config import tiny
+from mla_med.model.config import FUSION_TYPES, tiny
 from mla_med.model.evidence import (
     Faithfulness,
     box_voxels,
@@ -31,10 +31,11 @@ from mla_med.model.seen import FindingOutputs
 from mla_med.types import Evidence, Finding, Presence, Side
 
 
-@pytest.fixture(scope="module")
-def seen():
+@pytest.fixture(scope="module", params=FUSION_TYPES)
+def seen(request):
+    """Of `hffn` and `full` a map of each finding says where, of the others the weights of its query."""
     torch.manual_seed(0)
-    model = MLAModel(tiny()).eval()
+    model = MLAModel(tiny(fusion_type=request.param)).eval()
     image = torch.rand(3, 32, 32, 32)
     affine = torch.diag(torch.tensor([3.0, 3.0, 3.0, 1.0]))
     return model, see(Prepared.whole(image, affine), "61 years", model)

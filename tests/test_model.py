@@ -218,7 +218,7 @@ def test_the_whole_model_says_the_same_masked_and_gathered(monkeypatch):
     gathered = model("cough", image)
     monkeypatch.setattr(model.fusion, "training", True)
     monkeypatch.setattr(
-        "mla_med.model.fusion.choose_kept", lambda *a, noisy, of_B: choose_kept(*a, of_B=of_B)
+        "mla_med.model.fusion.choose_kept", lambda *a, noisy=False, **more: choose_kept(*a, **more)
     )
     masked = model("cough", image)
     assert masked.fused.tokens_BSD.shape[1] > gathered.fused.tokens_BSD.shape[1]

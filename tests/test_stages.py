@@ -52,14 +52,29 @@ def test_kept_tokens_keep_their_place_through_all_stages():
     assert torch.equal(fused.positions_BS3[0, kept], expected)
 
 
+@pytest.mark.parametrize(("per_slice", "least"), [(0, 0), (5, 5), (10, 10)])
+def test_no_slice_is_left_to_the_fused_rest_alone(per_slice, least):
+    """Scores that want the lowest slices alone, and how many of each of the four are kept all the same."""
+    model = a_model(keep_per_slice=per_slice)
+    lowest_first = torch.arange(120) % 4 * -50.0
+    for scorer in (model.fusion.scorer, *model.fusion.later_scorers):
+        scorer.forward = lambda x_BND, mask_BN: lowest_first[: x_BND.shape[1]].expand(len(x_BND), -1)
+    fused = model.encode(images(), ["cough", ""])
+    kept = (fused.strides_BS[0] == 8) & fused.located_BS[0]
+    assert int(kept.sum()) == 41
+    counts = torch.bincount(fused.index_BS[0, kept] % 4, minlength=4)
+    assert int(counts.min()) == least
+
+
+@pytest.mark.parametrize("per_slice", [0, 4])
 @pytest.mark.parametrize("present", [[1, 1], [1, 0]])
-def test_masked_and_gathered_agree_through_all_stages(monkeypatch, present):
+def test_masked_and_gathered_agree_through_all_stages(monkeypatch, present, per_slice):
     # the noise of training would choose others
     monkeypatch.setattr(
-        "mla_med.model.fusion.choose_kept", lambda *a, noisy, of_B: choose_kept(*a, of_B=of_B)
+        "mla_med.model.fusion.choose_kept", lambda *a, noisy=False, **more: choose_kept(*a, **more)
     )
-    gathered = a_model(masked_training=True, modality_dropout=(0.0, 0.0))
-    masked = a_model(masked_training=True, modality_dropout=(0.0, 0.0))
+    changes = {"masked_training": True, "modality_dropout": (0.0, 0.0), "keep_per_slice": per_slice}
+    gathered, masked = a_model(**changes), a_model(**changes)
     masked.fusion.train()
     present_BC = torch.tensor(present)[:, None].expand(2, 3)
     one, other = (m.find(m.encode(images(), ["a", "bc"], present_BC)) for m in (gathered, masked))

@@ -121,6 +121,10 @@ def blank_padding(x_BND: Tensor, mask_BN: Tensor) -> Tensor:
     return torch.where(mask_BN.unsqueeze(-1), x_BND, torch.zeros_like(x_BND))
 
 
+FIRST = 1e4
+"""More than scores differ by."""
+
+
 def keep_count(valid_B: Tensor, keep_ratio: float, budget: int) -> Tensor:
     """How many tokens of each sample are kept; at least one of a sample that has any."""
     return torch.ceil(valid_B * keep_ratio).clamp(max=budget).long()
@@ -133,17 +137,31 @@ def choose_kept(
     budget: int,
     noisy: bool = False,
     of_B: Tensor | None = None,
+    first_BN: Tensor | None = None,
 ) -> Tensor:
-    """The top K valid tokens of each sample, K a share of `of_B` (of the valid ones where None);
-    `noisy` adds logistic (the difference of two Gumbel) noise, so that training tries others."""
+    """The top K valid tokens of each sample, K a share of `of_B` (of the valid ones where None), before all
+    others those of `first_BN`; `noisy` adds logistic (the difference of two Gumbel) noise, so that training
+    tries others."""
     count_B = keep_count(mask_BN.sum(1) if of_B is None else of_B, keep_ratio, budget)
     scores_BN = scores_BN.detach()
     if noisy:
         uniform_BN = torch.rand_like(scores_BN).clamp(1e-6, 1 - 1e-6)
         scores_BN = scores_BN + torch.logit(uniform_BN)
+    if first_BN is not None:
+        scores_BN = scores_BN + FIRST * first_BN
     order_BN = order_of(scores_BN.masked_fill(~mask_BN, -torch.inf), descending=True)
     rank_BN = order_of(order_BN)
     return (rank_BN < count_B[:, None]) & mask_BN
+
+
+def best_of_each_slice(
+    scores_BN: Tensor, mask_BN: Tensor, slice_BN: Tensor, slices: int, least: int
+) -> Tensor:
+    """So many of the valid tokens of every slice, those with the largest scores."""
+    best_BN = torch.zeros_like(mask_BN)
+    for number in range(slices):
+        best_BN = best_BN | choose_kept(scores_BN, mask_BN & (slice_BN == number), 1.0, least)
+    return best_BN
 
 
 def order_of(x_BN: Tensor, descending: bool = False) -> Tensor:

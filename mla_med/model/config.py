@@ -74,6 +74,9 @@ class ModalConfig(PreTrainedConfig):
     keep_stages: tuple[float, ...] | list[float] = ()
     """After each further group of blocks, the share of the valid stride-8 tokens that is still kept, as
     (0.49, 0.34) after a `keep_ratio` of 0.7 (DynamicViT, Rao et al. 2021); at most one fewer than `depth`."""
+    keep_per_slice: int = 0
+    """In every stage, of each slice of stride-8 cells (across the last axis, which is along the body) so many
+    are kept before any other, so that no part of the body is left to the fused rest alone."""
     token_budget: int = 256
     coarse_budget: int = 384
     """Most tokens of the stride-16 level, and of the pooled one; a larger grid is averaged until it fits."""

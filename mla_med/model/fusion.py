@@ -18,6 +18,7 @@ from mla_med.model.attention import (
     DynamicWeightGenerator,
     Kept,
     MaskedTransformerBlock,
+    best_of_each_slice,
     blank_padding,
     choose_kept,
     join_heads,
@@ -348,13 +349,14 @@ class HierarchicalFeatureFusion(nn.Module):
         lesions = self.map_lesions(finest, middle, frame, image_present_B)
         to_fine, to_middle, to_coarse = self.to_tokens
         grid = to_middle(middle, frame, image_present_B)
-        kept, selection = self.select(grid)
+        slices = middle.features_BDIJK.shape[-1]
+        kept, selection = self.select(grid, slices)
         image = [
             to_fine(fit_budget(fine, budget), frame, image_present_B, located=False),
             kept,
             to_coarse(fit_budget(coarse, budget), frame, image_present_B),
         ]
-        image, selection = self.refine(image, selection)
+        image, selection = self.refine(image, selection, slices)
         text = text_tokens(text_BLD, mask_BL)
         for level, bridge in enumerate(self.bridges):
             image[level], text = cross(bridge, image[level], text)  # type: ignore[arg-type]
@@ -375,23 +377,28 @@ class HierarchicalFeatureFusion(nn.Module):
         places_BNW = place_waves(positions_BN3, whole or frame)
         return self.lesion_map(finest, around, places_BNW, frame, image_present_B)
 
-    def select(self, grid: Tokens) -> tuple[Tokens, Selection]:
+    def select(self, grid: Tokens, slices: int) -> tuple[Tokens, Selection]:
         """The first stage: from the whole grid."""
         mask_BN = grid.weights_BS > 0
-        kept, stage = self.choose(grid, mask_BN, self.scorer, self.config.keep_ratio, mask_BN.sum(1))
+        kept, stage = self.choose(grid, mask_BN, self.scorer, self.config.keep_ratio, mask_BN.sum(1), slices)
         loss = keep_ratio_loss(stage.scores_BN, stage.mask_BN, stage.keep_BN)
         seen = {field.name: getattr(stage, field.name) for field in fields(Stage)}
         return kept, Selection(**seen, keep_ratio_loss=loss)
 
     def choose(
-        self, tokens: Tokens, may_stay_BN: Tensor, scorer: nn.Module, share: float, of_B: Tensor
+        self, tokens: Tokens, may_stay_BN: Tensor, scorer: nn.Module, share: float, of_B: Tensor, slices: int
     ) -> tuple[Tokens, Stage]:
-        """Keeps a share of `of_B` among the tokens that may stay; every other valid one goes into the
-        fused rest, by its weight."""
+        """Keeps a share of `of_B` among the tokens that may stay, of each of the `slices` of their grid at
+        least what the config wants; every other valid one goes into the fused rest, by its weight."""
         mask_BN = tokens.weights_BS > 0
         scores_BN = scorer(tokens.tokens_BSD, mask_BN)
+        least, budget = self.config.keep_per_slice, self.config.token_budget
+        first_BN = None
+        if least:
+            slice_BN = tokens.index_BS % slices
+            first_BN = best_of_each_slice(scores_BN, may_stay_BN, slice_BN, slices, least)
         keep_BN = choose_kept(
-            scores_BN, may_stay_BN, share, self.config.token_budget, noisy=self.training, of_B=of_B
+            scores_BN, may_stay_BN, share, budget, noisy=self.training, of_B=of_B, first_BN=first_BN
         )
         if self.training and self.config.masked_training:
             kept = keep_masked(tokens.tokens_BSD, scores_BN, mask_BN, keep_BN)
@@ -401,7 +408,9 @@ class HierarchicalFeatureFusion(nn.Module):
         placed = place_kept(kept, tokens, token_weights(scores_BN, mask_BN & ~keep_BN))
         return placed, Stage(scores_BN, may_stay_BN, keep_BN, tokens.positions_BS3, tokens.half_cells_BS3)
 
-    def refine(self, parts: list[Tokens], selection: Selection) -> tuple[list[Tokens], Selection]:
+    def refine(
+        self, parts: list[Tokens], selection: Selection, slices: int
+    ) -> tuple[list[Tokens], Selection]:
         """The blocks, in as many groups as there are stages; a stage drops tokens before its group, and
         what the stage before fused goes into the new rest."""
         of_B = selection.mask_BN.sum(1)
@@ -411,7 +420,7 @@ class HierarchicalFeatureFusion(nn.Module):
             if number:
                 may_stay_BN = parts[1].located_BS
                 scorer, share = self.later_scorers[number - 1], self.config.keep_stages[number - 1]
-                parts[1], stage = self.choose(parts[1], may_stay_BN, scorer, share, of_B)
+                parts[1], stage = self.choose(parts[1], may_stay_BN, scorer, share, of_B, slices)
                 later.append(stage)
             first, last = (len(self.blocks) * n // stages for n in (number, number + 1))
             parts = self.attend(parts, first, last)

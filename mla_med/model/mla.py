@@ -5,8 +5,8 @@
     findings = model.find(fused)
     ids = model.generate(fused=fused, max_new_tokens=128)
 
-On a GPU, PyTorch computes convolutions of float32 in TF32 unless `torch.backends.cudnn.allow_tf32` is False; it
-is with False that a batch is held to the same as one patient alone there, to 1e-4.
+On a GPU, PyTorch computes convolutions of float32 in TF32 unless `torch.backends.cudnn.allow_tf32` is False;
+it is with False that a batch is held there to the same as one patient alone, to 1e-4.
 
 Knows tensors and ids. Knows nothing of DICOM, of schemas beyond its config, or of how it is trained.
 """

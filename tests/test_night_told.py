@@ -133,7 +133,7 @@ def test_the_account_of_a_night_names_every_study_by_job_and_nobody(server, sett
     everything = (
         page + (account.folder / "night.csv").read_text() + (account.folder / "night.json").read_text()
     )
-    assert not [w for w in ("Quercy", "Xanthippe", "4711", "2.25.7000") if w in everything]
+    assert not [w for w in ("Quercy", "Xanthippe", "MRN-4711", "2.25.7000") if w in everything]
     assert alarm_of(account.audit) is None
 
 

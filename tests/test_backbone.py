@@ -36,6 +36,32 @@ def test_the_whole_model_runs_on_a_monai_backbone(tmp_path):
     )
 
 
+def test_the_invariants_hold_on_a_monai_backbone():
+    """A patient changes nobody else, an absent window full of NaN changes nothing, every gate learns."""
+    model = MLAModel(tiny(backbone="resnet10", modality_dropout=(0.0, 0.0))).eval()
+    image, present = torch.rand(2, 3, 32, 32, 32), torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
+
+    def said(images: torch.Tensor) -> torch.Tensor:
+        return model(["cough", ""], images, present_BC=present).findings.presence_logits_BF
+
+    with torch.no_grad():
+        before = said(image)
+        other, spoilt = image.clone(), image.clone()
+        other[1] = torch.rand(3, 32, 32, 32)
+        spoilt[1, 2] = torch.nan
+        after = said(other)
+        torch.testing.assert_close(after[0], before[0])
+        assert not torch.allclose(after[1], before[1])
+        torch.testing.assert_close(said(spoilt), before)
+        alone = model(["cough"], image[:1], present_BC=present[:1]).findings.presence_logits_BF
+        torch.testing.assert_close(alone, before[:1], atol=1e-4, rtol=1e-4)
+    model.train()
+    said(image).square().sum().backward()
+    for gate in model.image_encoder.gates:
+        assert all(float(weights.grad.abs().sum()) > 0 for weights in gate.parameters())
+    assert float(model.image_encoder.presence.weight.grad.abs().sum()) > 0
+
+
 def test_levels_have_the_strides_and_widths_of_the_network():
     levels = a_model().image_encoder(torch.rand(1, 3, 40, 33, 32), torch.ones(1, 3, dtype=torch.bool))
     assert [tuple(level.features_BDIJK.shape[1:]) for level in levels] == [

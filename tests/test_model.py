@@ -332,7 +332,7 @@ def test_a_batch_without_any_image_is_told_by_its_words(fusion_type, masked_trai
         assert output.findings.presence_logits_BF.isfinite().all()
 
 
-@pytest.mark.parametrize("fusion_type", ["dma", "full"])
+@pytest.mark.parametrize("fusion_type", FUSION_TYPES)
 def test_a_missing_sequence_or_text_or_image_is_harmless(fusion_type):
     model, image = a_model(fusion_type=fusion_type), images(3)
     present_BC = torch.tensor([[1, 0, 1], [1, 1, 1], [0, 0, 0]])

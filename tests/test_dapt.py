@@ -38,6 +38,7 @@ from mla_med.model.mla import MLAModel
 from mla_med.phantom.cohort import CohortConfig, make_cohort, split_of
 from mla_med.report.check import check_text
 from mla_med.report.parse import parse_report
+from mla_med.report.schema import schema_of
 from mla_med.report.style import load_style
 from mla_med.types import ClinicalContext, Modality, Presence
 
@@ -307,6 +308,36 @@ def test_a_new_model_begins_with_published_weights_of_monais_network(corpus, tmp
     ours = model.image_encoder.net.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name != "conv1.weight")
     assert torch.allclose(ours["conv1.weight"].sum(1, keepdim=True), theirs["conv1.weight"], atol=1e-6)
+
+
+@pytest.mark.parametrize("examination", ["chest_ct", "brain_mr"])
+def test_one_command_makes_a_checkpoint_that_drafts(examination, tmp_path, monkeypatch, capsys):
+    """Phantoms, corpus, training and calibration; how sizes repeat is measured by a test of its own."""
+    monkeypatch.setattr("dapt.finish.size_differences_mm", lambda *_: {})
+    small = [
+        "--n",
+        "10",
+        "--rounds",
+        "0",
+        "--epochs",
+        "1",
+        "--patches",
+        "2",
+        "--spacing",
+        "8",
+        "--seed",
+        "3990",
+    ]
+    command = ["dapt", "--examination", examination, *small, "--work", str(tmp_path / "work")]
+    monkeypatch.setattr("sys.argv", command)
+    assert train_on_phantoms() == 0
+    assert "written after" in capsys.readouterr().out
+    made = load_checkpoint(tmp_path / "work" / "checkpoint")
+    assert made.scope.examination == examination
+    assert made.model.config.finding_keys == tuple(schema_of(examination))
+    assert set(made.calibration.answers) == set(schema_of(examination))
+    card = (tmp_path / "work" / "checkpoint" / "README.md").read_text()
+    assert f"| command | `python -m dapt --examination {examination} --n 10 " in card
 
 
 def test_images_that_the_model_will_not_read_calibrate_nothing(corpus, tmp_path, monkeypatch, capsys):

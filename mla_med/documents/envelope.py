@@ -386,7 +386,7 @@ def cited(findings: Iterable[Finding]) -> dict[str, list[int] | None]:
     """The SOP Instance UIDs of the slices that these findings were seen on, each once, and which frames of
     it; None: the whole."""
     found: dict[str, list[int] | None] = {}
-    for uid, frames in (cited for f in findings if f.evidence for cited in f.evidence.cited):
+    for uid, frames in (image for f in findings if f.evidence for image in f.evidence.cited):
         known = found.setdefault(uid, [])
         found[uid] = None if known is None or not frames else list(dict.fromkeys((*known, *frames)))
     return found

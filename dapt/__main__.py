@@ -15,6 +15,7 @@ from dapt.corpus import PREPROCESSING, prepare_corpus, settings_of
 from dapt.deepen import check_units
 from dapt.finer import is_half, width_of
 from dapt.finish import train_checkpoint
+from dapt.tell import check_told
 from dapt.train import check_fits, stages_of
 from dapt.train_config import TrainConfig
 from dapt.widen import check_widths
@@ -56,6 +57,7 @@ def main() -> int:
             fusion_type=fusion,
             widths=tuple(options.widths),
             units=tuple(options.units),
+            hessian=tuple(options.hessian),
             backbone=options.backbone,
             seed=options.training_seed,
             device=options.device,
@@ -102,6 +104,7 @@ def _fusion_of(options: argparse.Namespace) -> str:
     if options.start is None:
         settings = settings_of(options.examination, options.spacing)
         stages_of(settings, tuple(options.widths), tuple(options.units), options.backbone)
+        check_told(options.hessian, settings.channels)
         return options.fusion or TrainConfig().fusion_type
     model = load_checkpoint(options.start).model
     there = model.config.fusion_type
@@ -117,6 +120,8 @@ def _fusion_of(options: argparse.Namespace) -> str:
         check_widths(options.widths, widths)
     if options.units:
         check_units(options.units, units)
+    if options.hessian:
+        check_told(options.hessian, settings.channels, model.config.hessian)
     return there
 
 
@@ -174,6 +179,14 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=training.units,
         help="convolutions in each of those stages; with --start it gets them where it has none",
+    )
+    parser.add_argument(
+        "--hessian",
+        type=int,
+        nargs="+",
+        default=training.hessian,
+        help="channels of the image (0: the first) of which the image encoder is told where blobs and lines "
+        "are; with --start too",
     )
     parser.add_argument(
         "--backbone",

@@ -19,7 +19,7 @@ from torch import Tensor
 from dapt.widen import check_own
 from mla_med.errors import ConfigError
 from mla_med.model.config import LEVELS
-from mla_med.model.image_encoder import SLOPE
+from mla_med.model.image_encoder import SLOPE, TOLD
 from mla_med.model.mla import MLAModel
 
 STAGE = "image_encoder.stages."
@@ -66,8 +66,11 @@ def _fill(state: dict[str, Tensor], number: int, units: int, eps: float, is_told
     named = [f"{stage}norm.weight", f"{stage}norm.bias"]
     # which channels are absent is added behind the norm of the stage in front of the levels
     named += [f"image_encoder.presence.{part}" for part in ("weight", "bias")] if is_told else []
+    # so is what is told of blobs and lines
+    named += [f"image_encoder.told.{number - 1}.weight"] if 0 < number <= TOLD else []
     for name in named:
-        state[name] /= s
+        if name in state:
+            state[name] /= s
     mean_D, scale_D = -state[f"{stage}norm.bias"], state[f"{stage}norm.weight"].abs()
     for n in range(units):
         conv, norm = f"{stage}refine.conv.unit{n}.conv.", f"{stage}refine.conv.unit{n}.adn.N."

@@ -24,22 +24,20 @@ from dapt.stages import Shelf
 from mla_med.corpus import Example, load_channels, load_image
 from mla_med.errors import ConfigError, MlaMedError, ReportError
 from mla_med.imaging.transforms import Preprocessing
+from mla_med.imaging.values import Values, values_of
 from mla_med.looking import Prepared, Seen, find
 from mla_med.model.calibrate import (
     Calibration,
     best_threshold,
     familiar_features,
-    familiar_lung,
-    histogram_of,
-    usual_histogram,
 )
 from mla_med.model.checkpoint import as_stored, load_checkpoint, save_checkpoint
 from mla_med.model.conformal import COVERAGE, fit_answer
-from mla_med.model.gate import SCOPES, lung_share, pixel_reasons
+from mla_med.model.gate import SCOPES, feature_reasons, value_reasons
 from mla_med.model.generate import report_slots, write_texts
 from mla_med.model.mla import MLAModel
+from mla_med.model.usual import usual_of
 from mla_med.report.style import load_style
-from mla_med.types import Modality
 
 LEAST = 9
 """Studies with a finding, and without it, below which a conformal set of 90 % says nothing: the
@@ -85,9 +83,7 @@ class Judged:
     present_NF: np.ndarray
     """1, 0, or NaN where nobody knows."""
     feature_ND: np.ndarray
-    lung_share_N: np.ndarray
-    """Of CT alone, as the next; else empty."""
-    histogram_NH: np.ndarray
+    values: tuple[Values, ...]
 
 
 def deliver(model: MLAModel, shelf: Shelf, out: Path, chain: str) -> Path:
@@ -118,7 +114,7 @@ def deliver(model: MLAModel, shelf: Shelf, out: Path, chain: str) -> Path:
             f"{best}), so nothing could be said with a stated coverage. Label more of the site's validation "
             "split."
         )
-    calibration = calibration_of(keys, judged, seen)
+    calibration = calibration_of(keys, judged, seen, shelf.settings.modality)
     passing = sum(not _refused(calibration, judged, n) for n in range(len(held_out)))
     if passing < PASSING * len(held_out):
         raise DeliveryRefused(
@@ -149,7 +145,7 @@ def deliver(model: MLAModel, shelf: Shelf, out: Path, chain: str) -> Path:
     return out
 
 
-def calibration_of(keys: Sequence[str], judged: Judged, seen: Judged) -> Calibration:
+def calibration_of(keys: Sequence[str], judged: Judged, seen: Judged, modality: str) -> Calibration:
     """Each finding on the studies of which it is known."""
     thresholds, answers = {}, {}
     for f, code in enumerate(keys):
@@ -158,14 +154,13 @@ def calibration_of(keys: Sequence[str], judged: Judged, seen: Judged) -> Calibra
         # of a finding that nobody has, the threshold of best F1 is anywhere
         thresholds[code] = best_threshold(p_N, present_N) if present_N.any() else 0.9
         answers[code] = fit_answer(p_N, present_N, thresholds[code])
-    ct = len(judged.lung_share_N) > 0
+    shares, histograms = [v.share for v in judged.values], [v.histograms for v in judged.values]
     return Calibration(
         **familiar_features(judged.feature_ND, seen.feature_ND),
-        lung_range=familiar_lung(judged.lung_share_N) if ct else (0.0, 1.0),
         thresholds=thresholds,
         answers=answers,
         coverage=COVERAGE,
-        **(usual_histogram(judged.histogram_NH) if ct else {}),
+        usual=usual_of(modality, shares, histograms),
     )
 
 
@@ -185,13 +180,11 @@ def judge_studies(
         truth_IF = unknown_IF if some.targets is None else some.targets.presence_BF
         truths.append(truth_IF.double().cpu().numpy())
         features.append(model.image_embedding_BD(fused).double().cpu().numpy())
-    images = [load_image(e, settings) for e in examples] if settings.modality == Modality.CT else []
     return Judged(
         np.concatenate(probabilities),
         np.concatenate(truths),
         np.concatenate(features),
-        np.array([lung_share(hu) for hu in images]),
-        np.array([histogram_of(hu) for hu in images]),
+        tuple(values_of(load_image(e, settings), e.present, settings) for e in examples),
     )
 
 
@@ -218,11 +211,11 @@ def _counts(present_N: np.ndarray) -> tuple[int, int]:
 
 
 def _refused(calibration: Calibration, judged: Judged, n: int) -> bool:
-    distance = calibration.feature_distance(judged.feature_ND[n])
-    if not len(judged.lung_share_N):
-        return bool(pixel_reasons(calibration, None, distance))
-    histogram = calibration.histogram_distance(judged.histogram_NH[n])
-    return bool(pixel_reasons(calibration, float(judged.lung_share_N[n]), distance, histogram))
+    distance, values = calibration.feature_distance(judged.feature_ND[n]), judged.values[n]
+    return bool(
+        value_reasons(calibration.usual, values.share, values.histograms)
+        or feature_reasons(calibration, distance)
+    )
 
 
 def deliver_once(model: MLAModel, shelf: Shelf, out: Path, chain: str, fingerprint: str) -> str:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dapt.widen import check_own
+from mla_med.errors import ConfigError
 from mla_med.imaging.grid import Preprocessing
 from mla_med.model.image_encoder import SLOPE
 from mla_med.model.mla import MLAModel
@@ -43,9 +44,13 @@ def halve_voxels(model: MLAModel, image_BCIJK: Tensor, seed: int = 0) -> MLAMode
     """-> a new model that finds in images of half the voxel size what `model` finds in their means.
 
     image_BCIJK: some of these images, for the statistics of the new norm. ConfigError where the image encoder
-    is MONAI's or was pruned."""
+    is MONAI's or was pruned, or is told of blobs and lines."""
     config = model.config
     check_own(config)
+    if config.hessian:
+        raise ConfigError(
+            "What the image encoder is told of blobs and lines, it would be told of others. Halve first."
+        )
     channels = config.channels
     width = width_of(channels)
     weight_DCIJK = _first_weights(channels, seed)

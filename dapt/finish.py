@@ -31,16 +31,17 @@ from dapt.trainer import Log
 from mla_med.corpus import Example, load_image, place, read_about, read_examples, read_settings
 from mla_med.errors import ConfigError, MlaMedError
 from mla_med.imaging.transforms import Preprocessing, window_channels
+from mla_med.imaging.values import values_of
 from mla_med.looking import peaks
 from mla_med.memory import keep_freed
-from mla_med.model.calibrate import MIN_RETESTED, Calibration, calibrate, histogram_of
+from mla_med.model.calibrate import MIN_RETESTED, Calibration, calibrate
 from mla_med.model.checkpoint import as_stored, load_checkpoint, save_checkpoint
 from mla_med.model.conformal import COVERAGE
-from mla_med.model.gate import SCOPES, lung_share
+from mla_med.model.gate import SCOPES
 from mla_med.model.mla import MLAModel
+from mla_med.model.usual import usual_of
 from mla_med.report.context import context_text
 from mla_med.report.schema import schema_of
-from mla_med.types import Modality
 
 HELD_OUT = ("validation", "test")
 FAMILIAR = 600
@@ -200,12 +201,8 @@ def calibrate_on(
     said, keys = predict(model, held_out), model.config.finding_keys
     varied = predict(model, held_out, vary=np.random.default_rng(RETEST_COHORT))
     known = predict(model, read_examples(corpus, "train")[:FAMILIAR])
-    density: dict[str, np.ndarray] = {}
-    if settings.modality == Modality.CT:
-        # one image at a time: all of them fill the memory
-        images = (load_image(example, settings) for example in held_out)
-        shares, histograms = zip(*((lung_share(hu), histogram_of(hu)) for hu in images), strict=True)
-        density = {"lung_share_N": np.array(shares), "histogram_NH": np.stack(histograms)}
+    # one image at a time: all of them fill the memory
+    values = [values_of(load_image(e, settings), e.present, settings) for e in held_out]
     calibration = calibrate(
         keys,
         said.probability_NF,
@@ -214,8 +211,8 @@ def calibrate_on(
         known.feature_ND,
         size_differences_mm(model, examination, retest),
         further_limits(model, held_out, examination),
-        coverage=coverage,
-        **density,
+        usual_of(settings.modality, [v.share for v in values], [v.histograms for v in values]),
+        coverage,
     )
     return calibration, score_predictions(said, held_out, keys, model.config.sites), len(held_out)
 

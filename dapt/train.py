@@ -15,6 +15,7 @@ import torch
 from dapt.deepen import deepen
 from dapt.finer import halve_voxels, is_half, width_of
 from dapt.state import digest_of
+from dapt.tell import tell
 from dapt.tokenizer import train_tokenizer
 from dapt.train_config import TrainConfig
 from dapt.trainer import Log, Trainer
@@ -71,12 +72,14 @@ def pretrain(
         model = _fitting(begun, start, settings, examination, train)
         model = widen(model, config.widths) if config.widths else model
         model = deepen(model, config.units) if config.units else model
+        model = tell(model, config.hessian) if config.hessian else model
     else:
         model_config = model_config or default(
             findings=findings_of(schema_of(examination)),
             fusion_type=config.fusion_type,
             channels=settings.channels,
             image_dim=settings.shape,
+            hessian=config.hessian,
             **stages_of(settings, config.widths, config.units, config.backbone),
             vocab_size=VOCABULARY,
             decoder={"n_positions": POSITIONS, "attn_pdrop": 0.0},

@@ -61,6 +61,8 @@ class TrainConfig:
     units: tuple[int, ...] = ()
     """Convolutions in each of those stages: of a new model, or of one that is gone on with, which gets them
     where it had none (deepen.py). (): as they are."""
+    hessian: tuple[int, ...] = ()
+    """Channels of the image of which its encoder is told blobs and lines (tell.py). (): as it is."""
     backbone: str = ""
     """Of a new model, in place of those stages: one of config.BACKBONES, MONAI's."""
     freeze_image_encoder: bool = False
@@ -81,13 +83,16 @@ class TrainConfig:
             raise ConfigError(f"No fusion '{self.fusion_type}'; there are: {', '.join(FUSION_TYPES)}.")
         if self.backbone:
             backbone_widths(self.backbone)
-            if self.widths or self.units:
-                raise ConfigError(f"{self.backbone} has stages of its own: widths and units are not for it.")
+            if self.widths or self.units or self.hessian:
+                raise ConfigError(
+                    f"{self.backbone} has stages of its own: widths, units and hessian are not for it."
+                )
         _check_device(self.device)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON gives it back."""
-        return asdict(self) | {"widths": list(self.widths), "units": list(self.units)}
+        listed = {name: list(getattr(self, name)) for name in ("widths", "units", "hessian")}
+        return asdict(self) | listed
 
     def augment(self, cell: int) -> Augment:
         """Of images of whose voxels `cell` are the edge of a cell."""

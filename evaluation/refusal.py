@@ -12,8 +12,8 @@ research, such as an abdomen.
 
 How well features alone tell: the area under the ROC curve (Mann and Whitney) of the Mahalanobis distance of
 what is strange (real volumes and phantoms of the other examination) against phantoms of the training's site,
-whatever the headers say; and of the whole gate, the largest of distance, histogram and lung beside their
-limits, infinite where the volume cannot be placed at all. `--out` gets refusal.json, refusal.md and
+whatever the headers say; and of the whole gate, the largest of distance, histograms and lung or head beside
+their limits, infinite where the volume cannot be placed at all. `--out` gets refusal.json, refusal.md and
 refusal.png.
 """
 
@@ -45,12 +45,12 @@ from mla_med.errors import MlaMedError, SeriesError, StudyError
 from mla_med.files import write_text
 from mla_med.imaging.sequences import place_images, to_channels
 from mla_med.imaging.transforms import Preprocessing, hu_of, to_tensor, window_channels
+from mla_med.imaging.values import values_of
 from mla_med.looking import Prepared, image_feature, see
 from mla_med.memory import keep_freed
 from mla_med.model import CHECKPOINTS
-from mla_med.model.calibrate import Calibration, histogram_of
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
-from mla_med.model.gate import lung_share
+from mla_med.model.usual import Usual
 from mla_med.phantom.examine import examine
 from mla_med.phantom.scanning import to_array, write_dicom
 from mla_med.phantom.sites import site_of
@@ -158,19 +158,18 @@ def score(kind: str, familiar: bool, prepared: Prepared | None, checkpoint: Chec
     distance = calibration.feature_distance(image_feature(checkpoint.model, seen)) / calibration.feature_limit
     if math.isnan(distance):
         distance = math.inf
-    gate = max(distance, _pixels(prepared, checkpoint, calibration))
+    gate = max(distance, _pixels(prepared, checkpoint, calibration.usual))
     return Scored(model, kind, familiar, distance, gate)
 
 
-def _pixels(prepared: Prepared, checkpoint: Checkpoint, calibration: Calibration) -> float:
-    """Histogram and share of lung beside their limits; 0 of an MR, where nothing is limited."""
+def _pixels(prepared: Prepared, checkpoint: Checkpoint, usual: Usual) -> float:
+    """Histograms and share of lung or head beside their limits, the worst of them."""
     settings = Preprocessing.from_dict(checkpoint.model.config.preprocessing)
-    if settings.modality != Modality.CT:
-        return 0.0
-    hu = hu_of(prepared.image_CIJK, settings)
-    share, (low, high) = lung_share(hu), calibration.lung_range
-    lung = max(share / high if high else 0.0, low / share if share else math.inf)
-    return max(lung, calibration.histogram_distance(histogram_of(hu)) / calibration.histogram_limit)
+    image = hu_of(prepared.image_CIJK, settings) if settings.modality == Modality.CT else prepared.image_CIJK
+    values, (low, high) = values_of(image, np.asarray(prepared.present_C).tolist(), settings), usual.share
+    little = low / values.share if values.share else math.inf if low else 0.0
+    distances = usual.distances(values.histograms)
+    return max([values.share / high, little, *(d / usual.limits[name] for name, d in distances.items())])
 
 
 def prepared_volume(volume: Volume, checkpoint: Checkpoint) -> Prepared | None:

@@ -32,6 +32,7 @@ from mla_med.imaging import lungs
 from mla_med.imaging.grid import Preprocessing, hu_of, inside_body
 from mla_med.imaging.head import inside_head
 from mla_med.imaging.nifti import read_nifti
+from mla_med.imaging.values import values_of
 from mla_med.looking import (
     Prepared,
     Seen,
@@ -43,15 +44,14 @@ from mla_med.looking import (
     with_faithfulness,
 )
 from mla_med.model import CHECKPOINTS
-from mla_med.model.calibrate import histogram_of
 from mla_med.model.checkpoint import Checkpoint, load_checkpoint
 from mla_med.model.gate import (
     content_reasons,
     cut_off_reasons,
+    feature_reasons,
     header_reasons,
-    lung_share,
     missing_reasons,
-    pixel_reasons,
+    value_reasons,
 )
 from mla_med.model.network import Network
 from mla_med.model.seen import Fused, of_patients
@@ -502,28 +502,27 @@ def _look_first(
     checkpoint: Checkpoint, prepared: Prepared, settings: Preprocessing, certificates: list[Certificate]
 ) -> tuple[dict[str, float], tuple[Reason, ...]]:
     """What the gate measures before the network runs, and why it refuses."""
-    if settings.modality != Modality.CT:
-        return {}, ()
+    ct, usual = settings.modality == Modality.CT, checkpoint.calibration.usual
+    image = hu_of(prepared.image_CIJK, settings) if ct else prepared.image_CIJK
+    values = values_of(image, np.asarray(prepared.present_C).tolist(), settings)
+    scores = {"lung_share" if ct else "head_share": round(values.share, 4)}
+    for channel, distance in usual.distances(values.histograms).items():
+        scores["histogram_distance" if ct else f"histogram_distance {channel}"] = round(distance, 4)
+    reasons = value_reasons(usual, values.share, values.histograms)
+    if not ct:
+        return scores, reasons
     (certificate,) = certificates
-    hu = hu_of(prepared.image_CIJK, settings)
-    share, histogram = lung_share(hu), checkpoint.calibration.histogram_distance(histogram_of(hu))
-    cut_off_cm2 = lungs.cut_off_cm2(hu, settings.spacing_mm)
-    scores = {
-        "lung_share": round(share, 4),
-        "histogram_distance": round(histogram, 4),
-        "lung_cut_off_cm2": round(cut_off_cm2, 1),
-    }
+    cut_off_cm2 = lungs.cut_off_cm2(image, settings.spacing_mm)
     shown, header, pixels = (
         certificate.body_part_pixels,
         certificate.contrast_header,
         certificate.contrast_pixels,
     )
-    reasons = (
+    return scores | {"lung_cut_off_cm2": round(cut_off_cm2, 1)}, (
         *content_reasons(checkpoint.scope, shown, header, pixels),
-        *pixel_reasons(checkpoint.calibration, share, None, histogram),
+        *reasons,
         *cut_off_reasons(cut_off_cm2),
     )
-    return scores, reasons
 
 
 def _taken(volumes: dict[str, Volume], certificates: Iterable[Certificate]) -> frozenset[str]:
@@ -615,7 +614,7 @@ def _find(placed: Placed, batch: SeenTogether, row: int) -> Found | Draft:
     checkpoint, options, seen = placed.checkpoint, placed.options, batch.patients[row]
     distance = checkpoint.calibration.feature_distance(image_feature(checkpoint.model, seen))
     scores = placed.scores | {"feature_distance": round(distance, 3)}
-    if reasons := pixel_reasons(checkpoint.calibration, None, distance):
+    if reasons := feature_reasons(checkpoint.calibration, distance):
         return _refuse(placed, reasons, scores)
     asked = _present_then(options.prior)
     findings = find(seen, checkpoint.model, checkpoint.calibration, placed.chosen, placed.taken, asked)

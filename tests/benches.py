@@ -77,7 +77,6 @@ def calibration(cut: float = 0.5, codes=tuple(CHEST_CT), **changes) -> Calibrati
         "feature_mean": (0.0,) * 32,
         "feature_precision": tuple(map(tuple, np.eye(32).tolist())),
         "feature_limit": 1e6,
-        "lung_range": (0.0, 1.0),
         "answers": dict.fromkeys(codes, answer),
         "coverage": 0.9,
     }

@@ -80,7 +80,6 @@ def brain_model(tmp_path_factory):
         feature_mean=(0.0,) * width,
         feature_precision=((0.0,) * width,) * width,
         feature_limit=1.0,
-        lung_range=(0.0, 1.0),
     )
     folder = tmp_path_factory.mktemp("model") / "brain_mr"
     save_checkpoint(folder, model, calibration, SCOPES["brain_mr"], "random brain MR", "0.0.0", "# Nothing\n")

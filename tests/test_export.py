@@ -63,7 +63,6 @@ def folders(tmp_path_factory):
         feature_mean=(0.0,) * width,
         feature_precision=tuple(map(tuple, np.eye(width).tolist())),
         feature_limit=1e9,
-        lung_range=(0.0, 1.0),
         further_from=dict.fromkeys(codes, -9.0),
     )
     home = tmp_path_factory.mktemp("exported")

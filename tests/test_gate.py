@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mla_med.imaging.values import HISTOGRAM_HU, histogram_of, lung_share
 from mla_med.model import DEFAULT_CHECKPOINT
-from mla_med.model.calibrate import Calibration, calibrate, histogram_of, total_variation
-from mla_med.model.gate import Scope, content_reasons, header_reasons, lung_share, pixel_reasons
+from mla_med.model.calibrate import Calibration, calibrate
+from mla_med.model.gate import Scope, content_reasons, feature_reasons, header_reasons, value_reasons
+from mla_med.model.usual import Usual, total_variation, usual_of
 from mla_med.types import Presence
 
 CHEST = {
@@ -73,30 +75,73 @@ def test_a_model_that_saw_contrast_medium_reads_it():
     assert content_reasons(Scope(enhanced=True), "chest", True, True) == ()
 
 
+def ct(values) -> dict[str, np.ndarray]:
+    return {"CT": histogram_of(values, HISTOGRAM_HU)}
+
+
 def test_the_histogram_tells_densities_that_were_never_seen(calibration):
-    rng = np.random.default_rng(1)
-    usual = np.concatenate([rng.normal(-850, 40, 600), rng.normal(40, 20, 400)])
-    metal = np.concatenate([usual[:500], np.full(500, 3000.0)])
-    assert histogram_of(usual).sum() == pytest.approx(1.0)
-    near, far = (calibration.histogram_distance(histogram_of(hu)) for hu in (usual, metal))
-    assert near < calibration.histogram_limit < far
-    assert pixel_reasons(calibration, 0.25, None, near) == ()
-    (reason,) = pixel_reasons(calibration, 0.25, None, far)
+    rng, usual = np.random.default_rng(1), calibration.usual
+    known = np.concatenate([rng.normal(-850, 40, 600), rng.normal(40, 20, 400)])
+    metal = np.concatenate([known[:500], np.full(500, 3000.0)])
+    assert ct(known)["CT"].sum() == pytest.approx(1.0)
+    (near,), (far,) = (usual.distances(ct(hu)).values() for hu in (known, metal))
+    assert near < usual.limits["CT"] < far
+    assert value_reasons(usual, 0.25, ct(known)) == ()
+    (reason,) = value_reasons(usual, 0.25, ct(metal))
     assert reason.code == "HISTOGRAM_UNFAMILIAR"
     assert "other densities" in reason.words
     assert total_variation(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == 1.0
+
+
+def test_each_sequence_of_a_head_has_its_own_limit():
+    rng = np.random.default_rng(0)
+    steady = [np.array([0.5, 0.5]) + x * np.array([1, -1]) for x in rng.uniform(-0.02, 0.02, 50)]
+    varied = [np.array([0.5, 0.5]) + x * np.array([1, -1]) for x in rng.uniform(-0.2, 0.2, 50)]
+    # T2 of every other head
+    heads = [
+        {"T1": t1} | ({"T2": t2} if n % 2 else {})
+        for n, (t1, t2) in enumerate(zip(steady, varied, strict=True))
+    ]
+    usual = usual_of("MR", rng.uniform(0.5, 0.6, 50), heads)
+    assert usual.limits["T1"] < 0.05 < 0.3 < usual.limits["T2"]
+    assert 0.42 < usual.share[0] < 0.44 < 0.68 < usual.share[1] < 0.7
+    odd = np.array([0.6, 0.4])
+    assert value_reasons(usual, 0.55, {"T2": odd, "SWI": np.array([0.0, 1.0])}) == ()  # SWI: nobody had one
+    (reason,) = value_reasons(usual, 0.55, {"T1": odd, "T2": odd})
+    assert reason.code == "HISTOGRAM_UNFAMILIAR"
+    assert reason.words == (
+        "10 % of the head is brighter or darker on T1 than the images that this model knows; the limit is "
+        "4 %."
+    )
+    (reason,) = value_reasons(usual, 0.91, {"T1": odd})
+    assert reason.words == (
+        "91 % of the image lies in the head; in the images that this model knows it is 44 to 69 %."
+    )
 
 
 def test_a_calibration_from_before_there_were_answers_still_answers(calibration):
     old = {
         name: value
         for name, value in calibration.to_dict().items()
-        if name in ("thresholds", "feature_mean", "feature_precision", "feature_limit", "lung_range")
+        if name in ("thresholds", "feature_mean", "feature_precision", "feature_limit")
     }
-    loaded = Calibration.from_dict(old)
+    loaded = Calibration.from_dict(old | {"lung_range": [0.2, 0.4]})
     assert loaded.answer("a", 0.9) == (Presence.PRESENT, 0.9)
     assert loaded.answer("a", 0.25) == (Presence.ABSENT, 0.75)
-    assert loaded.histogram_distance(np.zeros(20)) == 0.0
+    assert loaded.usual == Usual((0.2, 0.4))
+    assert loaded.usual.distances(ct(np.zeros(20))) == {}  # nothing was known of them
+
+
+def test_a_calibration_from_before_there_were_limits_of_mr_has_those_of_ct(calibration):
+    old = calibration.to_dict() | {
+        "lung_range": [0.2, 0.4],
+        "histogram": [0.25, 0.75],
+        "histogram_limit": 0.1,
+    }
+    del old["usual"]
+    assert Calibration.from_dict(old).usual == Usual((0.2, 0.4), {"CT": (0.25, 0.75)}, {"CT": 0.1})
+    of_mr = old | {"lung_range": [0.0, 1.0], "histogram": [], "histogram_limit": 1.0}
+    assert Calibration.from_dict(of_mr).usual == Usual()
 
 
 def test_the_packaged_checkpoint_states_its_coverage_and_can_say_that_it_cannot():
@@ -120,20 +165,15 @@ def calibration() -> Calibration:
     features = rng.normal(size=(300, 8)) * np.linspace(0.2, 1, 8)
     known, held_out = features[:200], features[100:]
     share = rng.uniform(0.5, 0.7, 300)
-    histograms = np.stack(
-        [
-            histogram_of(np.concatenate([rng.normal(-850, 40, int(1000 * s)), rng.normal(40, 20, 400)]))
-            for s in share
-        ]
-    )
+    images = [np.concatenate([rng.normal(-850, 40, int(1000 * s)), rng.normal(40, 20, 400)]) for s in share]
+    usual = usual_of("CT", rng.uniform(0.2, 0.3, 300), [ct(image) for image in images])
     return calibrate(
         ("a", "b"),
         probability,
         present,
         held_out,
         known,
-        lung_share_N=rng.uniform(0.2, 0.3, 300),
-        histogram_NH=histograms,
+        usual=usual,
     )
 
 
@@ -144,8 +184,8 @@ def test_thresholds_lie_between_present_and_absent(calibration):
 
 def test_the_familiar_passes_and_the_far_away_is_refused(calibration):
     near, far = np.zeros(8), np.full(8, 10.0)
-    assert pixel_reasons(calibration, 0.25, calibration.feature_distance(near)) == ()
-    (reason,) = pixel_reasons(calibration, 0.25, calibration.feature_distance(far))
+    assert feature_reasons(calibration, calibration.feature_distance(near)) == ()
+    (reason,) = feature_reasons(calibration, calibration.feature_distance(far))
     assert reason.code == "FEATURES_UNFAMILIAR"
 
 
@@ -158,7 +198,8 @@ def test_distance_counts_in_units_of_what_was_seen(calibration):
 def test_an_image_without_lungs_is_refused(calibration):
     head = np.full((20, 20, 20), 40.0)
     assert lung_share(head) == 0.0
-    assert [r.code for r in pixel_reasons(calibration, lung_share(head), None)] == ["HISTOGRAM_UNFAMILIAR"]
+    reasons = value_reasons(calibration.usual, lung_share(head), {})
+    assert [r.code for r in reasons] == ["HISTOGRAM_UNFAMILIAR"]
 
 
 def test_a_calibration_survives_json(calibration):
@@ -170,5 +211,8 @@ def test_a_calibration_survives_json(calibration):
 
 def test_what_is_not_a_number_is_unfamiliar(calibration):
     distance = calibration.feature_distance(np.full(8, np.nan))
-    assert [r.code for r in pixel_reasons(calibration, 0.25, distance)] == ["FEATURES_UNFAMILIAR"]
-    assert [r.code for r in pixel_reasons(calibration, float("nan"), None)] == ["HISTOGRAM_UNFAMILIAR"]
+    assert [r.code for r in feature_reasons(calibration, distance)] == ["FEATURES_UNFAMILIAR"]
+    nothing = np.full(len(HISTOGRAM_HU) + 1, np.nan)
+    for share, histograms in ((float("nan"), {}), (0.25, {"CT": nothing})):
+        reasons = value_reasons(calibration.usual, share, histograms)
+        assert [r.code for r in reasons] == ["HISTOGRAM_UNFAMILIAR"]

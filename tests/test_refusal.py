@@ -33,6 +33,7 @@ from evaluation.refusal import (
 from mla_med.errors import CheckpointError, SeriesError
 from mla_med.looking import Prepared
 from mla_med.model.checkpoint import load_checkpoint
+from mla_med.model.usual import Usual
 from mla_med.types import Draft, Gate, Provenance, Reason
 
 
@@ -119,8 +120,8 @@ def test_the_gate_is_the_worst_of_its_parts(checkpoint):
     assert score("x", True, prepared, checkpoint).gate >= score("x", True, prepared, checkpoint).distance
     # all air: no lung, where some is usual
     air = Prepared.whole(torch.zeros(3, *SETTINGS.shape), torch.eye(4))
-    usual = calibration(lung_range=(0.1, 0.4))
-    assert _pixels(air, checkpoint, usual) == math.inf
+    usual = calibration(usual=Usual(share=(0.1, 0.4)))
+    assert _pixels(air, checkpoint, usual.usual) == math.inf
     assert score("x", True, air, replace(checkpoint, calibration=usual)).gate == math.inf
 
 

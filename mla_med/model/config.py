@@ -61,6 +61,9 @@ class ModalConfig(PreTrainedConfig):
     stage more: the last three, whose cells are then as many millimetres, are the levels."""
     units: tuple[int, ...] | list[int] = (1, 3, 3, 2)
     """3 x 3 x 3 convolutions in each stage; 0: the stage is a patch embedding."""
+    hessian: tuple[int, ...] | list[int] = ()
+    """Channels of the image of which our own encoder is told where blobs and lines are (hessian.py): in CT
+    the windows of the lung and of soft tissue, 0 and 1."""
     width: int = 128
     """Width D of the fused tokens."""
     heads: int = 4

@@ -6,15 +6,15 @@ before the network, the features before any finding.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from mla_med.model.calibrate import Calibration
-from mla_med.types import Reason
+from mla_med.model.usual import Usual
+from mla_med.types import Modality, Reason
 
-LUNG_HU = (-990.0, -650.0)
 CUT_OFF_CM2 = 40.0
 """So much lung may lie on the last slices of a scan: recesses; of 80 phantoms 25 cm2 at most."""
 
@@ -188,11 +188,6 @@ def content_reasons(
     return tuple(reasons)
 
 
-def lung_share(hu: np.ndarray) -> float:
-    """Share of the voxels of a placed image (I, J, K) in HU that have the density of lung."""
-    return float(((hu > LUNG_HU[0]) & (hu < LUNG_HU[1])).mean())
-
-
 def cut_off_reasons(area_cm2: float) -> tuple[Reason, ...]:
     """Refusal of a scan that begins or ends within the lungs (`imaging.lungs.cut_off_cm2`)."""
     if area_cm2 <= CUT_OFF_CM2:
@@ -204,35 +199,50 @@ def cut_off_reasons(area_cm2: float) -> tuple[Reason, ...]:
     return (Reason("LUNGS_CUT_OFF", words),)
 
 
-def pixel_reasons(
-    calibration: Calibration, share: float | None, distance: float | None, histogram: float | None = None
-) -> tuple[Reason, ...]:
-    """Refusals that the image justifies: no lungs, other densities than usual, or features unlike any of
-    the training. `histogram`: Calibration.histogram_distance of the image. None: not looked at."""
-    low, high = calibration.lung_range
-    reasons = []
-    if share is not None and not low <= share <= high:
-        reasons.append(
-            Reason(
-                "HISTOGRAM_UNFAMILIAR",
-                f"{100 * share:.0f} % of the image has the density of lung; in the images that this model "
-                f"knows it is {100 * low:.0f} to {100 * high:.0f} %.",
-            )
+def value_reasons(usual: Usual, share: float, histograms: Mapping[str, np.ndarray]) -> tuple[Reason, ...]:
+    """Refusals that the values of the voxels justify, before the network runs: too little or too much lung
+    or head, or values that are rare in familiar images. Arguments: those of imaging.values.Values."""
+    low, high = usual.share
+    if not low <= share <= high:  # NaN is unfamiliar too
+        words = _share_words(100 * share, 100 * low, 100 * high, Modality.CT in histograms)
+        return (Reason("HISTOGRAM_UNFAMILIAR", words),)
+    return tuple(
+        Reason("HISTOGRAM_UNFAMILIAR", _histogram_words(name, 100 * distance, 100 * usual.limits[name]))
+        for name, distance in usual.distances(histograms).items()
+        if not distance <= usual.limits[name]
+    )
+
+
+def _share_words(share: float, low: float, high: float, ct: bool) -> str:
+    if ct:
+        return (
+            f"{share:.0f} % of the image has the density of lung; in the images that this model knows it is "
+            f"{low:.0f} to {high:.0f} %."
         )
-    elif histogram is not None and not histogram <= calibration.histogram_limit:
-        reasons.append(
-            Reason(
-                "HISTOGRAM_UNFAMILIAR",
-                f"{100 * histogram:.0f} % of the image has other densities than the images that this model "
-                f"knows; the limit is {100 * calibration.histogram_limit:.0f} %.",
-            )
+    return (
+        f"{share:.0f} % of the image lies in the head; in the images that this model knows it is "
+        f"{low:.0f} to {high:.0f} %."
+    )
+
+
+def _histogram_words(channel: str, distance: float, limit: float) -> str:
+    if channel == Modality.CT:
+        return (
+            f"{distance:.0f} % of the image has other densities than the images that this model knows; the "
+            f"limit is {limit:.0f} %."
         )
-    if distance is not None and not distance <= calibration.feature_limit:  # NaN is unfamiliar too
-        reasons.append(
-            Reason(
-                "FEATURES_UNFAMILIAR",
-                f"The image lies {distance:.1f} from what this model was trained on; the limit is "
-                f"{calibration.feature_limit:.1f} (Mahalanobis distance of its features).",
-            )
-        )
-    return tuple(reasons)
+    return (
+        f"{distance:.0f} % of the head is brighter or darker on {channel} than the images that this model "
+        f"knows; the limit is {limit:.0f} %."
+    )
+
+
+def feature_reasons(calibration: Calibration, distance: float) -> tuple[Reason, ...]:
+    """Refusal of an image whose features are unlike any of the training."""
+    if distance <= calibration.feature_limit:  # NaN is not
+        return ()
+    words = (
+        f"The image lies {distance:.1f} from what this model was trained on; the limit is "
+        f"{calibration.feature_limit:.1f} (Mahalanobis distance of its features)."
+    )
+    return (Reason("FEATURES_UNFAMILIAR", words),)

@@ -8,6 +8,7 @@ Knows voxel grids and their affine. Knows nothing of text, findings or how voxel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,9 +26,12 @@ from mla_med.errors import CheckpointError, ConfigError
 from mla_med.model.attention import ChannelGate
 from mla_med.model.config import BACKBONES, LEVELS, ModalConfig
 from mla_med.model.convolution import channels_last, convolve, is_plain_inference
+from mla_med.model.hessian import MAPS, blobs_and_lines
 
 STRIDES = (4, 8, 16)
 """Of the levels of a MONAI network."""
+TOLD = 2
+"""Stages that are told of blobs and lines."""
 SLOPE = 0.1
 """Of the leaky units below zero."""
 
@@ -103,26 +107,51 @@ def cell_axis(cells: int, voxels: int, stride: int, device: torch.device) -> tup
 class ImageEncoder(nn.Module):
     """Residual stages, each at half the grid of the one before (strides 2, 4, 8, 16 of four), a channel gate
     after each. Statistics are those of the training set (HU are absolute: a patient's own statistics would
-    wash them out), so at inference a patient never changes another's features."""
+    wash them out), so at inference a patient never changes another's features.
 
-    def __init__(self, channels: int, widths: tuple[int, ...], units: tuple[int, ...]):
+    `hessian`: channels whose blobs and lines, at twice the voxels of the image, are told to the second stage,
+    and the strongest of each of its cells to the third; at first nobody listens."""
+
+    def __init__(
+        self, channels: int, widths: tuple[int, ...], units: tuple[int, ...], hessian: tuple[int, ...] = ()
+    ):
         super().__init__()
-        self.channels = channels
+        self.channels, self.hessian = channels, hessian
         self.presence = nn.Linear(channels, widths[-LEVELS - 1])
         self.stages = nn.ModuleList(
             EncoderStage(before, after, unit)
             for before, after, unit in zip((channels, *widths), widths, units, strict=False)
+        )
+        maps = MAPS * len(hessian)
+        self.told = nn.ModuleList(
+            SilentConv3d(maps, width, 2, 2, bias=False) for width in (widths[1 : 1 + TOLD] if maps else ())
         )
 
     def forward(self, image_BCIJK: Tensor, present_BC: Tensor) -> list[Level]:
         x = blank_absent(image_BCIJK, present_BC)
         # Zero is also a grey value: without this no level could tell absent from dark.
         bias_BD = self.presence(present_BC.to(x.dtype))
+        told = self._told(x)
         levels = []
         for n, stage in enumerate(self.stages, 1):
-            x = stage(x, bias_BD if n == len(self.stages) - LEVELS else None)
+            added = [told[n]] if n in told else []
+            if n == len(self.stages) - LEVELS:
+                added.append(bias_BD[:, :, None, None, None])
+            x = stage(x, added)
             levels.append(Level(x, 2**n))
         return levels[-LEVELS:]
+
+    def _told(self, image_BCIJK: Tensor) -> dict[int, Tensor]:
+        """By the number of the stage, what is added to it."""
+        if not self.hessian:
+            return {}
+        image_BCIJK = pad_to_multiple(image_BCIJK[:, list(self.hessian)], 2)
+        maps, added = blobs_and_lines(F.avg_pool3d(image_BCIJK, 2)), {}
+        for n, conv in enumerate(self.told, 2):
+            maps = pad_to_multiple(maps, 2)
+            added[n] = conv(maps.to(image_BCIJK.dtype))
+            maps = F.max_pool3d(maps, 2)
+        return added
 
 
 class MonaiResNet(nn.Module):
@@ -151,6 +180,13 @@ class MonaiResNet(nn.Module):
             x = stage(x)
             levels.append(Level(gate(between_corners(x)), stride))
         return levels
+
+
+class SilentConv3d(nn.Conv3d):
+    """Adds nothing at first."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
 
 
 class SilentLinear(nn.Linear):
@@ -207,7 +243,7 @@ def encoder_of(config: ModalConfig) -> nn.Module:
     """The image encoder that the config names."""
     if config.backbone:
         return MonaiResNet(config.channels, config.backbone)
-    return ImageEncoder(config.channels, tuple(config.widths), tuple(config.units))
+    return ImageEncoder(config.channels, tuple(config.widths), tuple(config.units), tuple(config.hessian))
 
 
 def to_volume(image: Tensor, channels: int) -> Tensor:
@@ -248,11 +284,12 @@ class EncoderStage(nn.Module):
         self.norm = nn.BatchNorm3d(after)
         self.gate = ChannelGate(after)
 
-    def forward(self, x_BCIJK: Tensor, bias_BD: Tensor | None) -> Tensor:
+    def forward(self, x_BCIJK: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
+        """`added`: to the halves, before they are refined."""
         # the image comes as it is: its halves are less to lay out anew
         x_BDIJK = channels_last(convolve(self.halve.conv, self.norm, pad_to_multiple(x_BCIJK, 2)))
-        if bias_BD is not None:
-            x_BDIJK = x_BDIJK + bias_BD[:, :, None, None, None]
+        for each in added:
+            x_BDIJK = x_BDIJK + each
         return self.gate(self._refined(x_BDIJK))
 
     def _refined(self, x_BDIJK: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from dapt.sizes import Refitted
 from mla_med.corpus import read_about, read_settings
 from mla_med.model.calibrate import Calibration
 from mla_med.model.mla import MLAModel
+from mla_med.model.usual import Usual
 
 NAMES = {"chest_ct": "mla_med chest CT (phantom)", "brain_mr": "mla_med brain MR (phantom)"}
 VERSION = "0.6.0"
@@ -64,6 +65,17 @@ differ by less in 19 of 20.
 
 | finding | with | without | present conforms from | likelier from | absent conforms to | repeat mm |
 |---|---|---|---|---|---|---|
+{rows}
+"""
+
+_VALUES = """
+## Values
+A study passes the gate if {low:.0f} to {high:.0f} % of the image is lung (CT) or head (MR), and if no more
+voxels than these have other values than in the mean of the {phantoms} held-out phantoms; of an MR, of those
+in the head.
+
+| channel | % of the voxels |
+|---|---|
 {rows}
 """
 
@@ -146,6 +158,13 @@ def calibration_card(calibration: Calibration, phantoms: int) -> str:
     return _CALIBRATION.format(
         phantoms=phantoms, coverage=100 * (calibration.coverage or 0), rows="\n".join(rows)
     )
+
+
+def values_card(usual: Usual, phantoms: int) -> str:
+    """Which values of voxels are familiar, as a section of the README."""
+    rows = [f"| {name} | {100 * limit:.0f} |" for name, limit in usual.limits.items()]
+    low, high = (100 * share for share in usual.share)
+    return _VALUES.format(low=low, high=high, phantoms=phantoms, rows="\n".join(rows))
 
 
 def section_of(card: str, name: str) -> str:

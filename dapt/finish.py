@@ -6,7 +6,8 @@ calibrates a checkpoint that is there anew: thresholds, conformal sets, repeatab
 from the validation and test splits of a corpus that its training did not see. Both, because the promise of
 conformal sets gets sharper with every example; scores are measured on another cohort. --unseen names more
 corpora of whom training saw nobody: the rarer a finding, the more its threshold is worth. The weights are
-untouched, but for the size heads with --sizes, which are fitted to the training split (dapt/sizes.py).
+untouched, but for the size heads with --sizes, which are fitted to the training split (dapt/sizes.py). With
+--values only the limits of the values of voxels are set anew, which takes no network and no truth.
 """
 
 from __future__ import annotations
@@ -16,12 +17,22 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dapt.card import NAMES, VERSION, calibration_card, held_out_card, section_of, sizes_card, training_card
+from dapt.card import (
+    NAMES,
+    VERSION,
+    calibration_card,
+    held_out_card,
+    section_of,
+    sizes_card,
+    training_card,
+    values_card,
+)
 from dapt.collate import collate
 from dapt.receipts import predict, score_findings, score_predictions
 from dapt.sizes import Refitted, refit_sizes
@@ -35,11 +46,11 @@ from mla_med.imaging.values import values_of
 from mla_med.looking import peaks
 from mla_med.memory import keep_freed
 from mla_med.model.calibrate import MIN_RETESTED, Calibration, calibrate
-from mla_med.model.checkpoint import as_stored, load_checkpoint, save_checkpoint
+from mla_med.model.checkpoint import Checkpoint, as_stored, load_checkpoint, save_checkpoint
 from mla_med.model.conformal import COVERAGE
 from mla_med.model.gate import SCOPES
 from mla_med.model.mla import MLAModel
-from mla_med.model.usual import usual_of
+from mla_med.model.usual import Usual, usual_of
 from mla_med.report.context import context_text
 from mla_med.report.schema import schema_of
 
@@ -103,6 +114,7 @@ def finish(
     calibration, scores, examples = calibrate_on(model, corpus, retest, unseen=unseen)
     card = training_card(model, corpus, training, command, rich)
     card += held_out_card(scores, examples) + sizes_card(sizes) + calibration_card(calibration, examples)
+    card += values_card(calibration.usual, examples)
     scope = SCOPES[examination]
     return save_checkpoint(out, model, calibration, scope, NAMES[examination], VERSION, card)
 
@@ -134,18 +146,45 @@ def recalibrate(
         fitted = sizes_card(refitted)
     calibration, scores, examples = calibrate_on(model, corpus, retest, coverage, unseen)
     said = held_out_card(scores, examples) + fitted + calibration_card(calibration, examples)
-    for name in ("Held-out phantoms", "Sizes", "Calibration"):
+    said += values_card(calibration.usual, examples)
+    for name in ("Held-out phantoms", "Sizes", "Calibration", "Values"):
         card = card.replace(section_of(card, name), "")
     card = card.rstrip("\n") + "\n" + said
+    _write_over(folder, replace(there, model=model, calibration=calibration), card, sizes)
+    return said
+
+
+def reset_values(folder: Path, corpus: Path, unseen: Sequence[Path] = ()) -> str:
+    """Sets the limits of the values of voxels of a checkpoint anew, and nothing else; -> what its README
+    says of it."""
+    there, settings = load_checkpoint(folder), read_settings(corpus)
+    for each in (corpus, *unseen):
+        check_fits(there.model, folder, read_settings(each), read_about(each)["examination"])
+    examples = (*_held_out(corpus), *_strangers((corpus,), unseen))
+    usual = usual_values(examples, settings)
+    said = values_card(usual, len(examples))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    card = card.replace(section_of(card, "Values"), "").rstrip("\n") + "\n" + said
+    _write_over(folder, replace(there, calibration=replace(there.calibration, usual=usual)), card)
+    return said
+
+
+def _write_over(folder: Path, checkpoint: Checkpoint, card: str, weights: bool = False) -> None:
+    """Calibration and README, with `weights` those too; what else lies in the folder stays."""
     part = save_checkpoint(
         folder.with_name(f".{folder.name}.anew"),
-        *(model, calibration, there.scope, there.name, there.version, card),
+        *(
+            checkpoint.model,
+            checkpoint.calibration,
+            checkpoint.scope,
+            checkpoint.name,
+            checkpoint.version,
+            card,
+        ),
     )
-    changed = {"calibration.json", "README.md", *(("model.safetensors",) if sizes else ())}
-    for name in sorted(changed):  # what else lies in the folder stays
+    for name in ("calibration.json", "README.md", *(("model.safetensors",) if weights else ())):
         (part / name).replace(folder / name)
     shutil.rmtree(part)
-    return said
 
 
 def with_sizes(
@@ -201,8 +240,6 @@ def calibrate_on(
     said, keys = predict(model, held_out), model.config.finding_keys
     varied = predict(model, held_out, vary=np.random.default_rng(RETEST_COHORT))
     known = predict(model, read_examples(corpus, "train")[:FAMILIAR])
-    # one image at a time: all of them fill the memory
-    values = [values_of(load_image(e, settings), e.present, settings) for e in held_out]
     calibration = calibrate(
         keys,
         said.probability_NF,
@@ -211,10 +248,16 @@ def calibrate_on(
         known.feature_ND,
         size_differences_mm(model, examination, retest),
         further_limits(model, held_out, examination),
-        usual_of(settings.modality, [v.share for v in values], [v.histograms for v in values]),
+        usual_values(held_out, settings),
         coverage,
     )
     return calibration, score_predictions(said, held_out, keys, model.config.sites), len(held_out)
+
+
+def usual_values(examples: Sequence[Example], settings: Preprocessing) -> Usual:
+    # one image at a time: all of them fill the memory
+    values = [values_of(load_image(e, settings), e.present, settings) for e in examples]
+    return usual_of(settings.modality, [v.share for v in values], [v.histograms for v in values])
 
 
 @torch.no_grad()
@@ -334,13 +377,21 @@ def main() -> int:
     parser.add_argument(
         "--rich", type=Path, nargs="+", default=(), help="with --sizes: corpora that it learnt from as well"
     )
+    parser.add_argument(
+        "--values", action="store_true", help="set the limits of the values of voxels anew, and nothing else"
+    )
     given = parser.parse_args()
     keep_freed()
     try:
-        said = recalibrate(
-            *(given.checkpoint, given.corpus, given.retest, given.coverage, given.sizes),
-            *(given.unseen, given.rich),
-        )
+        if given.values and (given.sizes or given.rich):
+            raise ConfigError("--values sets limits of values and nothing else: not with --sizes or --rich.")
+        if given.values:
+            said = reset_values(given.checkpoint, given.corpus, given.unseen)
+        else:
+            said = recalibrate(
+                *(given.checkpoint, given.corpus, given.retest, given.coverage, given.sizes),
+                *(given.unseen, given.rich),
+            )
     except MlaMedError as error:
         print(f"{error.code}: {error}", file=sys.stderr)
         return 1

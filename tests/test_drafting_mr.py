@@ -23,6 +23,7 @@ from mla_med.documents.write import write_draft
 from mla_med.drafting import Options, draft_study
 from mla_med.imaging import transforms
 from mla_med.looking import prepare
+from mla_med.model import CHECKPOINTS
 from mla_med.model.calibrate import Calibration
 from mla_med.model.checkpoint import load_checkpoint, save_checkpoint
 from mla_med.model.config import findings_of, tiny
@@ -258,6 +259,57 @@ def test_a_head_that_looks_like_no_other_is_refused(study, brain_model):
     strict = replace(brain_model.calibration, feature_precision=precision, feature_limit=0.0)
     draft, _ = draft_study(study, replace(brain_model, calibration=strict))
     assert [reason.code for reason in draft.gate.reasons] == ["FEATURES_UNFAMILIAR"]
+
+
+def noise(voxels: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(0).normal(500, 20, voxels.shape).astype(voxels.dtype)
+
+
+def dark_noise(voxels: np.ndarray) -> np.ndarray:
+    return np.abs(np.random.default_rng(0).normal(0, 200, voxels.shape)).astype(voxels.dtype)
+
+
+def shuffled(voxels: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(0).permutation(voxels.ravel()).reshape(voxels.shape)
+
+
+def inverted(voxels: np.ndarray) -> np.ndarray:
+    return voxels.max() - voxels
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    return load_checkpoint(CHECKPOINTS["brain_mr"])
+
+
+def instead(change):
+    """Reads every sequence so changed; its headers stay."""
+
+    def read(reader, *args):
+        answer = reader(*args)
+        return replace(answer, voxels=change(answer.voxels)) if reader is read_volume else answer
+
+    return read
+
+
+@pytest.mark.parametrize("change", [noise, dark_noise, shuffled, inverted])
+def test_the_packaged_model_refuses_values_that_no_head_has(study, packaged, change):
+    draft, _ = draft_study(study, packaged, call=instead(change))
+    assert draft.report is None
+    assert {reason.code for reason in draft.gate.reasons} == {"HISTOGRAM_UNFAMILIAR"}
+    low, high = packaged.calibration.usual.share
+    limits = packaged.calibration.usual.limits
+    scores = draft.gate.scores
+    assert set(scores) == {"head_share", *(f"histogram_distance {name}" for name in limits)}
+    strange = [name for name in limits if scores[f"histogram_distance {name}"] > limits[name]]
+    assert strange or not low <= scores["head_share"] <= high
+
+
+def test_the_packaged_model_passes_the_head_as_it_is(study, packaged):
+    draft, _ = draft_study(study, packaged)
+    assert draft.gate.accepted
+    limits = packaged.calibration.usual.limits
+    assert all(draft.gate.scores[f"histogram_distance {name}"] < limit for name, limit in limits.items())
 
 
 def test_neither_model_drafts_what_the_other_reads(study, brain_model, checkpoint, phantom_series):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,11 +14,12 @@ import torch
 from small_world import examples_in, small_model, write_corpus
 
 from dapt import sizes
-from dapt.finish import calibrate_on, recalibrate, size_differences_mm
+from dapt.finish import calibrate_on, main, recalibrate, size_differences_mm
 from dapt.sizes import fit_ridge, refit_sizes
-from mla_med.corpus import SPLITS, read_examples
+from mla_med.corpus import SPLITS, load_image, read_examples, read_settings
 from mla_med.errors import CheckpointError, ConfigError
 from mla_med.imaging.grid import Preprocessing
+from mla_med.imaging.values import values_of
 from mla_med.model.calibrate import MIN_RETESTED, Calibration
 from mla_med.model.checkpoint import as_stored, load_checkpoint, save_checkpoint
 from mla_med.model.gate import SCOPES
@@ -111,8 +114,8 @@ def test_a_checkpoint_gets_sizes_and_calibration_and_keeps_what_else_lies_there(
     again = recalibrate(folder, corpus)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert card.startswith("# boxes\n")
-    titles = ("## Held-out phantoms", "## Sizes", "## Calibration")
-    assert [card.count(title) for title in titles] == [1, 1, 1]
+    titles = ("## Held-out phantoms", "## Sizes", "## Calibration", "## Values")
+    assert [card.count(title) for title in titles] == [1, 1, 1, 1]
     assert said in card
     assert again.split("## Sizes")[1] in card
     assert "| lung_nodule | 24 | 12 |" in said
@@ -123,6 +126,31 @@ def test_a_checkpoint_gets_sizes_and_calibration_and_keeps_what_else_lies_there(
     assert (there.name, there.version) == ("boxes", "0")
     assert _off(there.model, examples_in(corpus)) < _off(model, examples_in(corpus))
     json.loads((folder / "calibration.json").read_text())
+
+
+def test_the_limits_of_values_are_set_alone(world, tmp_path, monkeypatch):
+    corpus, untaught = world
+    monkeypatch.setattr("dapt.finish.predict", None)  # no network is asked
+    before = Calibration({"lung_nodule": 0.25}, (0.5,), ((2.0,),), 3.0)
+    folder = save_checkpoint(tmp_path / "one", untaught, before, SCOPES["chest_ct"], "boxes", "0", "# b\n")
+    weights = (folder / "model.safetensors").read_bytes()
+    monkeypatch.setattr("sys.argv", ["finish", str(folder), "--corpus", str(corpus), "--values"])
+    assert main() == main() == 0
+    calibration = load_checkpoint(folder).calibration
+    assert replace(calibration, usual=before.usual) == before
+    assert 0 < calibration.usual.limits["CT"] < 1
+    low, high = calibration.usual.share
+    settings = read_settings(corpus)
+    held_out = [e for split in ("validation", "test") for e in read_examples(corpus, split)]
+    shares = [values_of(load_image(e, settings), e.present, settings).share for e in held_out]
+    assert (low, high) == pytest.approx((0.6 * min(shares), min(1, 1.4 * max(shares))))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("# b\n")
+    assert card.count("## Values") == 1
+    assert "## Calibration" not in card
+    assert (folder / "model.safetensors").read_bytes() == weights
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--sizes"])
+    assert main() == 1
 
 
 def test_strangers_sharpen_a_calibration(world, tmp_path, monkeypatch):
@@ -155,7 +183,7 @@ def test_a_corpus_that_a_model_cannot_read_calibrates_nothing(world, tmp_path, c
     folder = save_checkpoint(
         tmp_path / "one",
         model,
-        Calibration({}, (), (), 1.0, (0.0, 1.0)),
+        Calibration({}, (), (), 1.0),
         SCOPES["chest_ct"],
         "boxes",
         "0",

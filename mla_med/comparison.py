@@ -77,7 +77,7 @@ def compare_findings(
         partner = prior.findings[pairs[n]] if n in pairs else None
         compared = _compare(finding, partner, before, repeat_mm, every_lesion, schema)
         findings.append(finding if compared is None else replace(finding, change=compared.change))
-        comparisons += [] if compared is None else [compared]
+        comparisons += [] if compared is None else [replace(compared, side=finding.side, site=finding.site)]
     comparisons += _left_behind(current, prior, pairs)
     return tuple(findings), tuple(comparisons)
 

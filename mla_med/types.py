@@ -312,6 +312,12 @@ class Comparison:
     change: Change | None
     """None: no change can be told."""
     words: str
+    side: Side | None = None
+    site: str | None = None
+    """Where the finding that it is of is stated to be now: of several of one code, each is compared."""
+
+    def is_of(self, finding: Finding) -> bool:
+        return (self.code, self.side, self.site) == (finding.code, finding.side, finding.site)
 
 
 @dataclass(frozen=True, slots=True)

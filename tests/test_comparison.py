@@ -25,6 +25,7 @@ from mla_med.documents.html import draft_to_html
 from mla_med.documents.json import draft_from_json, draft_to_json
 from mla_med.documents.sr import draft_to_sr
 from mla_med.documents.text import draft_to_text
+from mla_med.documents.words import compared_term
 from mla_med.documents.write import write_draft
 from mla_med.drafting import Options, draft_study
 from mla_med.errors import StudyError
@@ -109,6 +110,22 @@ def test_a_lesion_that_was_there_is_never_passed_over():
     assert "left, lower lobe, 30 mm" in compared[1].words
     _, compared = compare_findings(Examined((), CHEST), Examined(tuple(then), MOVED))
     assert len(compared) == 2
+
+
+def test_of_several_lesions_each_is_compared_where_it_is():
+    now = [nodule(8.0, at(60, 20, 80)), nodule(15.0, at(-60, 20, 50), Side.LEFT, "lower_lobe")]
+    then = [nodule(8.0, at(60, 20, 80, MOVED)), nodule(9.0, at(-60, 20, 50, MOVED), Side.LEFT, "lower_lobe")]
+    found, compared = compare_findings(Examined(tuple(now), CHEST), Examined(tuple(then), MOVED))
+    assert [(c.side, c.site, c.change) for c in compared] == [
+        (Side.RIGHT, "upper_lobe", Change.STABLE),
+        (Side.LEFT, "lower_lobe", Change.INCREASED),
+    ]
+    assert [[c.is_of(finding) for c in compared] for finding in found] == [[True, False], [False, True]]
+    assert [compared_term("chest_ct", c, "en") for c in compared] == [
+        "Nodule (right, upper lobe)",
+        "Nodule (left, lower lobe)",
+    ]
+    assert "（" in compared_term("chest_ct", compared[0], "zh")
 
 
 def test_a_nodule_that_became_a_mass_is_the_same_lesion():
@@ -273,7 +290,7 @@ def test_every_document_shows_the_change_and_what_it_was_measured_on(compared, n
     text, page = draft_to_text(draft), draft_to_html(draft, volume)
     assert "iatal hernia, new since the prior examination" in text
     assert f"Compared by measurement with the examination of 20250301, study {then.study_uid}." in text
-    assert "pleural effusion: resolved; present then, absent now." in text
+    assert "Pleural effusion: resolved; present then, absent now." in text
     assert "Compared with the prior examination" in page
     assert "present now, absent then" in page
     sr = draft_to_sr(draft, now.series[0].instances[0].path)

@@ -148,7 +148,7 @@ def make_provenance() -> Provenance:
 def make_draft() -> Draft:
     return Draft(
         report=make_report(),
-        gate=Gate(True, scores={"histogram distance": 0.0731, "feature distance": 12.4}),
+        gate=Gate(True, scores={"histogram_distance": 0.0731, "feature_distance": 12.4}),
         verdicts=(
             SeriesVerdict(make_series(), make_certificate(), None, chosen=True),
             SeriesVerdict(

@@ -136,16 +136,17 @@ def english_pages() -> dict[str, str]:
 
 
 def compared(draft):
+    nodule, *others = draft.report.findings
+    (effusion,) = (f for f in others if f.code == "pleural_effusion")
     prior = Prior(
         "2.25.5",
         "20251105",
         (),
         (
-            Comparison("lung_nodule", Change.INCREASED, "present now, absent then"),
-            Comparison("pleural_effusion", None, "present then; now it cannot be said"),
+            Comparison("lung_nodule", Change.INCREASED, "present now, absent then", nodule.side, nodule.site),
+            Comparison("pleural_effusion", None, "present then; now it cannot be said", effusion.side),
         ),
     )
-    nodule, *others = draft.report.findings
     evidence = replace(nodule.evidence, faithfulness_rank=0.93)
     nodule = replace(nodule, change=Change.INCREASED, evidence=evidence)
     return replace(draft, prior=prior, report=replace(draft.report, findings=(nodule, *others)))

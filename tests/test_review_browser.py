@@ -130,7 +130,14 @@ def drafted(volume: Volume, slices: dict[str, int]) -> Draft:
             "mla", "0.1", "ab" * 32, uid, (volume.series.series_uid,), "2026-11-05T09:30:12+00:00"
         ),
         prior=Prior(
-            "2.25.2", "20250708", (earlier,), (Comparison("lung_mass", None, "41 mm now, 30 mm then"),)
+            "2.25.2",
+            "20250708",
+            (earlier,),
+            tuple(
+                Comparison(f.code, None, "41 mm now, 30 mm then", f.side, f.site)
+                for f in report.findings
+                if f.code == "lung_mass"
+            ),
         ),
     )
 

@@ -255,7 +255,11 @@ def test_another_study_with_the_same_file_names_is_not_shown_for_it(draft, tmp_p
 def test_the_prior_is_read_from_the_same_folder(draft, images, volume):
     (series,) = (v.series for v in draft.verdicts)
     shuffled = replace(series, instances=series.instances[::-1])
-    words = (Comparison("lung_mass", None, "41 mm now"),)
+    mass, shown = draft.report.findings[1], draft.report.findings[1].code
+    words = (
+        Comparison(shown, None, "41 mm now", mass.side, mass.site),
+        Comparison(shown, None, "another, elsewhere"),
+    )
     with_prior = replace(draft, prior=Prior("2.25.2", "20250708", (shuffled,), words))
     evidence = evidence_of(with_prior)
     assert [one["kind"] for one in evidence["series"]] == ["current", "prior"]

@@ -27,7 +27,6 @@ from mla_med.report.reasons import value_in_language
 from mla_med.report.schema import Schema, schema_of
 from mla_med.types import (
     Box,
-    Comparison,
     Draft,
     Evidence,
     Finding,
@@ -163,14 +162,14 @@ def _cards(draft: Draft, volumes: Sequence[Volume], edge_px: int, language: str)
     report = draft.report
     assert report is not None
     turned: dict[int, Canonical] = {}
-    compared = {c.code: c for c in draft.prior.comparisons} if draft.prior else {}
+    comparisons = draft.prior.comparisons if draft.prior else ()
     schema = schema_of(report.examination)
     return tuple(
         Card(
             number=n,
             title=term(report.examination, finding.code, language),
             finding=finding,
-            facts=_facts(finding, compared.get(finding.code), language),
+            facts=_facts(finding, any(c.is_of(finding) for c in comparisons), language),
             critical=_is_critical(finding, schema),
             pictures=_pictures_of(finding, volumes, turned, edge_px, language),
         )
@@ -183,8 +182,8 @@ def _is_critical(finding: Finding, schema: Schema) -> bool:
     return kind is not None and kind.critical and finding.presence is Presence.PRESENT
 
 
-def _facts(finding: Finding, compared: Comparison | None, language: str) -> tuple[tuple[str, str], ...]:
-    change = compared and say(finding.change or "cannot be told", language)
+def _facts(finding: Finding, is_compared: bool, language: str) -> tuple[tuple[str, str], ...]:
+    change = is_compared and say(finding.change or "cannot be told", language)
     facts = {
         say("Side", language): side_of(finding, language),
         say("Site", language): site_of(finding, language),

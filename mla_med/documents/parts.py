@@ -63,6 +63,8 @@ def speaking(language: str) -> dict[str, Callable[..., str]]:
         "t": lambda english: words.say(english, language),
         "said": lambda code, english: words.said(code, english, language),
         "term": lambda examination, code: words.term(examination, code, language),
+        "score_name": lambda name: words.score_name(name, language),
+        "compared_term": lambda examination, one: words.compared_term(examination, one, language),
     }
 
 

@@ -5,7 +5,7 @@ Knows no DICOM, no layout and no patient.
 
 from __future__ import annotations
 
-from mla_med.documents.words import day, page_language, said, say, term
+from mla_med.documents.words import compared_term, day, page_language, said, say
 from mla_med.types import Comparison, Draft, Finding, Provenance, Report, Sentence
 
 NOTICE = "AI DRAFT - NOT FOR DIAGNOSIS"
@@ -64,7 +64,7 @@ def comparison_lines(draft: Draft) -> list[str]:
 
 def _compared(one: Comparison, examination: str, language: str) -> str:
     return say("{finding}: {change}; {measured}.", language).format(
-        finding=one.code.replace("_", " ") if language == "en" else term(examination, one.code, language),
+        finding=compared_term(examination, one, language),
         change=say(one.change or "no change can be told", language),
         measured=as_said("COMPARED", one.words, language),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from mla_med.report import reasons
 from mla_med.report.schema import SCHEMAS
 from mla_med.report.style import load_style
-from mla_med.types import Draft, Finding, Side
+from mla_med.types import Comparison, Draft, Finding, Side
 
 LANGUAGES = ("en", "zh")
 TAGS = {"en": "en", "zh": "zh-Hans"}
@@ -63,13 +63,27 @@ def day(date: str) -> str:
     return f"{date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == 8 and date.isdecimal() else date
 
 
-def side_of(finding: Finding, language: str) -> str:
+def compared_term(examination: str, one: Comparison, language: str) -> str:
+    """The name of the finding that was compared and, in brackets, where it is stated to be."""
+    place = ", ".join(filter(None, (side_of(one, language), site_of(one, language))))
+    name = term(examination, one.code, language)
+    return say("{finding} ({place})", language).format(finding=name, place=place) if place else name
+
+
+def score_name(name: str, language: str) -> str:
+    """Of what the gate measured; behind a space, the sequence of which."""
+    what, _, sequence = name.partition(" ")
+    words = say(what.replace("_", " ").capitalize(), language)
+    return f"{words} ({sequence})" if sequence else words
+
+
+def side_of(finding: Finding | Comparison, language: str) -> str:
     """Empty where none is stated."""
     words = "both sides" if finding.side is Side.BILATERAL else finding.side or ""
     return say(words, language)
 
 
-def site_of(finding: Finding, language: str) -> str:
+def site_of(finding: Finding | Comparison, language: str) -> str:
     """Empty where none is stated."""
     site = finding.site or ""
     own = {} if language == "en" else load_style("prose", language).sites

@@ -118,6 +118,8 @@ class Front:
             "t": lambda english: words.say(english, language),
             "said": lambda code, english: words.said(code, english, language),
             "term": lambda examination, code: words.term(examination, code, language),
+            "compared_term": lambda examination, one: words.compared_term(examination, one, language),
+            "score_name": lambda name: words.score_name(name, language),
             "language": language,
             "settings": self.settings,
             "words": words,

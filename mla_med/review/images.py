@@ -28,7 +28,7 @@ from mla_med.documents.json import told_name
 from mla_med.documents.text import sentence_findings
 from mla_med.errors import MlaMedError, SeriesError, StudyError
 from mla_med.report.schema import schema_of
-from mla_med.review.words import said, say, term
+from mla_med.review.words import compared_term, said, say, term
 from mla_med.types import Certificate, Draft, Evidence, Finding, Instance, Modality, Presence, Series, Volume
 
 BONE_HU = (500.0, 2000.0)
@@ -127,8 +127,7 @@ def windows_of(modality: str, lang: str = "en") -> list[dict[str, Any]]:
 def _finding(n: int, finding: Finding, draft: Draft, shown: Sequence[Shown], lang: str) -> dict[str, Any]:
     assert draft.report is not None
     kind = schema_of(draft.report.examination).get(finding.code)
-    # of several lesions of one code each is spoken of at each
-    measured = [c for c in (draft.prior.comparisons if draft.prior else ()) if c.code == finding.code]
+    measured = [c for c in (draft.prior.comparisons if draft.prior else ()) if c.is_of(finding)]
     compared = "; ".join(said("COMPARED", c.words, lang) for c in measured)
     return {
         "n": n,
@@ -206,7 +205,7 @@ def _prior(draft: Draft, lang: str) -> dict[str, Any] | None:
         "comparisons": [
             {
                 "code": c.code,
-                "term": term(draft.report.examination, c.code, lang),
+                "term": compared_term(draft.report.examination, c, lang),
                 "change": c.change and say(c.change, lang),
                 "words": said("COMPARED", c.words, lang),
             }

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from mla_med.documents import words as shared
 from mla_med.documents.words import LANGUAGES, term
+from mla_med.documents.words import compared_term as compared_term
+from mla_med.documents.words import score_name as score_name
 from mla_med.report import reasons
 from mla_med.report.schema import SCHEMAS
 from mla_med.report.style import load_style

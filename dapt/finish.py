@@ -78,6 +78,7 @@ def train_checkpoint(
     unseen: Sequence[Path] = (),
     rich: Sequence[Path] = (),
     backbone_weights: Path | None = None,
+    retest: int = RETEST,
 ) -> Path:
     """Corpus -> trained, calibrated checkpoint directory. Resumable through `work`. `unseen`: other corpora
     to calibrate on as well. `rich`: others to learn from as well. `backbone_weights`: see pretrain."""
@@ -94,7 +95,7 @@ def train_checkpoint(
         rich=rich,
         backbone_weights=backbone_weights,
     )
-    return finish(model, corpus, work, out, command, unseen=unseen, rich=rich)
+    return finish(model, corpus, work, out, command, retest, unseen, rich)
 
 
 def finish(

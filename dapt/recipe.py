@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dapt.corpus import PREPROCESSING, prepare_corpus
-from dapt.finish import train_checkpoint
+from dapt.finish import RETEST, train_checkpoint
 from dapt.train import pretrain
 from dapt.train_config import TrainConfig
 from dapt.trainer import Log
@@ -56,6 +56,8 @@ class Recipe:
     examination: str
     corpora: Mapping[str, CohortConfig]
     steps: tuple[Step, ...]
+    retest: int = RETEST
+    """Phantoms that are scanned twice, to see how well sizes are repeated."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -120,7 +122,7 @@ def made_small(recipe: Recipe) -> Recipe:
         )
         for step in recipe.steps
     ]
-    return replace(recipe, corpora=corpora, steps=tuple(steps))
+    return replace(recipe, corpora=corpora, steps=tuple(steps), retest=2)
 
 
 def follow(recipe: Recipe, work: Path, say: Say = print, workers: int = 1, device: str = "cpu") -> Path:
@@ -166,6 +168,7 @@ def _take(
             start=start,
             unseen=[corpora[name] for name in step.unseen],
             rich=rich,
+            retest=recipe.retest,
         )
     if not (out / "checkpoint.json").is_file():
         model = pretrain(corpus, home / "training", training, log=log, start=start, rich=rich)

@@ -13,18 +13,18 @@ from pathlib import Path
 
 from dapt.corpus import PREPROCESSING, prepare_corpus, settings_of
 from dapt.deepen import check_units
-from dapt.finer import is_half, width_of
+from dapt.finer import check_untold, is_half, width_of
 from dapt.finish import train_checkpoint
 from dapt.tell import check_told
 from dapt.train import check_fits, stages_of
 from dapt.train_config import TrainConfig
-from dapt.widen import check_widths
+from dapt.widen import check_own, check_widths
 from mla_med.corpus import read_settings
 from mla_med.errors import ConfigError, MlaMedError, OutputError
 from mla_med.imaging.grid import Preprocessing
 from mla_med.memory import keep_freed
 from mla_med.model.checkpoint import load_checkpoint
-from mla_med.model.config import BACKBONES, FUSION_TYPES
+from mla_med.model.config import BACKBONES, FUSION_TYPES, check_hessian
 from mla_med.model.image_encoder import MonaiResNet, read_backbone
 from mla_med.phantom.cohort import CohortConfig, make_cohort
 
@@ -104,7 +104,7 @@ def _fusion_of(options: argparse.Namespace) -> str:
     if options.start is None:
         settings = settings_of(options.examination, options.spacing)
         stages_of(settings, tuple(options.widths), tuple(options.units), options.backbone)
-        check_told(options.hessian, settings.channels)
+        check_hessian(tuple(options.hessian), settings.channels, options.backbone)
         return options.fusion or TrainConfig().fusion_type
     model = load_checkpoint(options.start).model
     there = model.config.fusion_type
@@ -112,7 +112,11 @@ def _fusion_of(options: argparse.Namespace) -> str:
         raise ConfigError(f"The model of {options.start} has the fusion {there}, not {options.fusion}.")
     settings = settings_of(options.examination, options.spacing)
     widths, units = tuple(model.config.widths), tuple(model.config.units)
-    if is_half(settings, Preprocessing.from_dict(model.config.preprocessing)):
+    halves = is_half(settings, Preprocessing.from_dict(model.config.preprocessing))
+    if halves or options.widths or options.units or options.hessian:
+        check_own(model.config)
+    if halves:
+        check_untold(model.config)
         widths, units = (width_of(settings.channels), *widths), (0, *units)
     else:
         check_fits(model, options.start, settings, options.examination)

@@ -70,9 +70,9 @@ differ by less in 19 of 20.
 
 _VALUES = """
 ## Values
-A study passes the gate if {low:.0f} to {high:.0f} % of the image is lung (CT) or head (MR), and if no more
-voxels than these have other values than in the mean of the {phantoms} held-out phantoms; of an MR, of those
-in the head.
+A study passes the gate if {low:.0f} to {high:.0f} % of the image is lung (CT), or of what was measured is
+head (MR), and if no more voxels than these have other values than in the mean of the {phantoms} held-out
+phantoms; of an MR, of those in the head.
 
 | channel | % of the voxels |
 |---|---|

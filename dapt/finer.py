@@ -21,6 +21,7 @@ from torch import Tensor
 from dapt.widen import check_own
 from mla_med.errors import ConfigError
 from mla_med.imaging.grid import Preprocessing
+from mla_med.model.config import ModalConfig
 from mla_med.model.image_encoder import SLOPE
 from mla_med.model.mla import MLAModel
 
@@ -47,10 +48,7 @@ def halve_voxels(model: MLAModel, image_BCIJK: Tensor, seed: int = 0) -> MLAMode
     is MONAI's or was pruned, or is told of blobs and lines."""
     config = model.config
     check_own(config)
-    if config.hessian:
-        raise ConfigError(
-            "What the image encoder is told of blobs and lines, it would be told of others. Halve first."
-        )
+    check_untold(config)
     channels = config.channels
     width = width_of(channels)
     weight_DCIJK = _first_weights(channels, seed)
@@ -82,6 +80,15 @@ def halve_voxels(model: MLAModel, image_BCIJK: Tensor, seed: int = 0) -> MLAMode
     state[f"{second}halve.conv.bias"] += own_OCIJK.sum((2, 3, 4)) @ mean_D[: 2 * channels : 2]
     finer.load_state_dict(state)
     return finer
+
+
+def check_untold(config: ModalConfig) -> None:
+    """ConfigError where the image encoder is told of blobs and lines, which would be others."""
+    if config.hessian:
+        raise ConfigError(
+            "What the image encoder is told of blobs and lines, it would be told of others in voxels of half "
+            "the size. Halve first."
+        )
 
 
 def _first_weights(channels: int, seed: int) -> Tensor:

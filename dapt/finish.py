@@ -79,11 +79,13 @@ def train_checkpoint(
     rich: Sequence[Path] = (),
     backbone_weights: Path | None = None,
     retest: int = RETEST,
+    before: Sequence[Path] = (),
 ) -> Path:
     """Corpus -> trained, calibrated checkpoint directory. Resumable through `work`. `unseen`: other corpora
-    to calibrate on as well. `rich`: others to learn from as well. `backbone_weights`: see pretrain."""
+    to calibrate on as well. `rich`: others to learn from as well. `backbone_weights`: see pretrain.
+    `before`: those that `start` was made from, of whom nobody may be unseen either."""
     # what is wrong with them shall not be found after hours
-    _strangers((corpus, *rich), unseen)
+    _strangers((corpus, *rich, *before), unseen)
     _check_usual(corpus, unseen)
     model = pretrain(
         corpus,
@@ -95,7 +97,7 @@ def train_checkpoint(
         rich=rich,
         backbone_weights=backbone_weights,
     )
-    return finish(model, corpus, work, out, command, retest, unseen, rich)
+    return finish(model, corpus, work, out, command, retest, unseen, rich, before)
 
 
 def finish(
@@ -107,13 +109,14 @@ def finish(
     retest: int = RETEST,
     unseen: Sequence[Path] = (),
     rich: Sequence[Path] = (),
+    before: Sequence[Path] = (),
 ) -> Path:
     """Fits the size heads to what was learnt, of `rich` as well, calibrates on what was held out and on
     `unseen`, and writes the checkpoint."""
     examination = read_about(corpus)["examination"]
     model, sizes = with_sizes(model, corpus, rich)
     calibration, scores, examples = calibrate_on(model, corpus, retest, unseen=unseen)
-    card = training_card(model, corpus, training, command, rich)
+    card = training_card(model, corpus, training, command, (*rich, *before))
     card += held_out_card(scores, examples) + sizes_card(sizes) + calibration_card(calibration, examples)
     card += values_card(calibration.usual, examples)
     scope = SCOPES[examination]
@@ -205,9 +208,8 @@ def _held_out(corpus: Path) -> tuple[Example, ...]:
 def _strangers(corpora: Sequence[Path], unseen: Sequence[Path]) -> tuple[Example, ...]:
     """Everybody in `unseen`; nobody of them may be in a corpus of training, and nobody stand there twice."""
     strangers = tuple(example for each in unseen for example in read_examples(each, "all"))
-    seen = [example.id for each in corpora for example in read_examples(each, "all")]
-    seen += [example.id for example in strangers]
-    if twice := len(seen) - len(set(seen)):
+    seen = {example.id for each in corpora for example in read_examples(each, "all")}
+    if twice := len(strangers) - len({example.id for example in strangers} - seen):
         raise ConfigError(
             f"{twice} patients of what shall be unseen are in the corpus, or there twice. Training may have "
             "seen them, and a calibration on those promises too much. Draw others: another --seed."

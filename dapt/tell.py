@@ -12,6 +12,7 @@ import torch
 
 from dapt.widen import check_own
 from mla_med.errors import ConfigError
+from mla_med.model.config import check_hessian
 from mla_med.model.mla import MLAModel
 
 
@@ -38,8 +39,4 @@ def check_told(hessian: Sequence[int], channels: int, before: Sequence[int] = ()
         raise ConfigError(
             f"It is told of the channels {', '.join(map(str, before))} already. Name those, or none."
         )
-    if len(set(hessian)) < len(hessian) or not set(hessian) <= set(range(channels)):
-        raise ConfigError(
-            f"Its image has the channels 0 to {channels - 1}; it can be told of each of them once, not of "
-            f"{', '.join(map(str, hessian))}."
-        )
+    check_hessian(tuple(hessian), channels)

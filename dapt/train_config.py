@@ -83,10 +83,8 @@ class TrainConfig:
             raise ConfigError(f"No fusion '{self.fusion_type}'; there are: {', '.join(FUSION_TYPES)}.")
         if self.backbone:
             backbone_widths(self.backbone)
-            if self.widths or self.units or self.hessian:
-                raise ConfigError(
-                    f"{self.backbone} has stages of its own: widths, units and hessian are not for it."
-                )
+            if self.widths or self.units:
+                raise ConfigError(f"{self.backbone} has stages of its own: widths and units are not for it.")
         _check_device(self.device)
 
     def to_dict(self) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def _pixels(prepared: Prepared, checkpoint: Checkpoint, usual: Usual) -> float:
     values, (low, high) = values_of(image, np.asarray(prepared.present_C).tolist(), settings), usual.share
     little = low / values.share if values.share else math.inf if low else 0.0
     distances = usual.distances(values.histograms)
-    return max([values.share / high, little, *(d / usual.limits[name] for name, d in distances.items())])
+    return max([values.share / (high or 1e-9), little, *(d / usual.limits[n] for n, d in distances.items())])
 
 
 def prepared_volume(volume: Volume, checkpoint: Checkpoint) -> Prepared | None:

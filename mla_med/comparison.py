@@ -77,7 +77,7 @@ def compare_findings(
         partner = prior.findings[pairs[n]] if n in pairs else None
         compared = _compare(finding, partner, before, repeat_mm, every_lesion, schema)
         findings.append(finding if compared is None else replace(finding, change=compared.change))
-        comparisons += [] if compared is None else [replace(compared, side=finding.side, site=finding.site)]
+        comparisons += [] if compared is None else [_told_of(compared, finding)]
     comparisons += _left_behind(current, prior, pairs)
     return tuple(findings), tuple(comparisons)
 
@@ -142,6 +142,10 @@ def _compare(
     return Comparison(code, Change.NEW, words)
 
 
+def _told_of(compared: Comparison, finding: Finding) -> Comparison:
+    return replace(compared, side=finding.side, site=finding.site, size_mm=finding.size_mm)
+
+
 def _repeat_of(finding: Finding, partner: Finding, repeat_mm: Mapping[str, float] | None) -> float | None:
     """The larger of both, where a lesion goes by another name now."""
     if repeat_mm is None:
@@ -166,7 +170,8 @@ def _left_behind(current: Examined, prior: Examined, pairs: Mapping[int, int]) -
         for finding in lost if len(lost) > unpaired else ():
             size = f"{finding.size_mm:.4g} mm" if finding.size_mm else ""
             place = ", ".join(filter(None, (finding.side, (finding.site or "").replace("_", " "), size)))
-            yield Comparison(code, None, f"present then{place and f' ({place})'}; not stated there now")
+            words = f"present then{place and f' ({place})'}; not stated there now"
+            yield _told_of(Comparison(code, None, words), finding)
 
 
 def _pairs(current: Examined, prior: Examined, schema: Schema) -> Iterator[tuple[int, int]]:

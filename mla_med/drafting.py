@@ -507,7 +507,7 @@ def _look_first(
     values = values_of(image, np.asarray(prepared.present_C).tolist(), settings)
     scores = {"lung_share" if ct else "head_share": round(values.share, 4)}
     for channel, distance in usual.distances(values.histograms).items():
-        scores["histogram_distance" if ct else f"histogram_distance {channel}"] = round(distance, 4)
+        scores["histogram_distance" if ct else f"brightness_distance {channel}"] = round(distance, 4)
     reasons = value_reasons(usual, values.share, values.histograms)
     if not ct:
         return scores, reasons

@@ -314,10 +314,14 @@ class Comparison:
     words: str
     side: Side | None = None
     site: str | None = None
-    """Where the finding that it is of is stated to be now: of several of one code, each is compared."""
+    """As the next, of the finding that it is of: of several of one code each is compared by itself."""
+    size_mm: float | None = None
 
     def is_of(self, finding: Finding) -> bool:
-        return (self.code, self.side, self.site) == (finding.code, finding.side, finding.site)
+        told = (self.side, self.site, self.size_mm)
+        stated = (finding.side, finding.site, finding.size_mm)
+        # older drafts do not tell
+        return self.code == finding.code and (told == stated or not any(told))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from mla_med.phantom.examine import stated
 from mla_med.report.parse import parse_report
 from mla_med.report.render import body_text
 from mla_med.review.editing import change_language, edited_of
-from mla_med.types import Change, Draft, Evidence, Finding, Presence, Side
+from mla_med.types import Change, Comparison, Draft, Evidence, Finding, Presence, Side
 
 CHEST = ((-130.0, -90.0, -120.0), (130.0, 90.0, 120.0))
 MOVED = ((-120.0, 210.0, 880.0), (140.0, 390.0, 1120.0))
@@ -122,10 +122,24 @@ def test_of_several_lesions_each_is_compared_where_it_is():
     ]
     assert [[c.is_of(finding) for c in compared] for finding in found] == [[True, False], [False, True]]
     assert [compared_term("chest_ct", c, "en") for c in compared] == [
-        "Nodule (right, upper lobe)",
-        "Nodule (left, lower lobe)",
+        "Nodule (right upper lobe)",
+        "Nodule (left lower lobe)",
     ]
-    assert "（" in compared_term("chest_ct", compared[0], "zh")
+    assert compared_term("chest_ct", compared[0], "zh").endswith("）")
+
+
+def test_two_lesions_of_one_lobe_and_one_that_is_gone_are_told_apart():
+    now = [nodule(8.0, at(60, 20, 80)), nodule(15.0, at(60, -60, -20))]
+    then = [nodule(8.0, at(60, 20, 80, MOVED)), nodule(9.0, at(60, -60, -20, MOVED))]
+    gone = nodule(11.0, at(-60, 20, 50, MOVED), Side.LEFT)
+    found, compared = compare_findings(Examined(tuple(now), CHEST), Examined((*then, gone), MOVED))
+    assert [c.change for c in compared] == [Change.STABLE, Change.INCREASED, None]
+    assert [[c.is_of(finding) for c in compared] for finding in found] == [
+        [True, False, False],
+        [False, True, False],
+    ]
+    # of a draft that does not tell which
+    assert all(Comparison("lung_nodule", None, "6 mm then").is_of(finding) for finding in found)
 
 
 def test_a_nodule_that_became_a_mass_is_the_same_lesion():

@@ -143,8 +143,14 @@ def compared(draft):
         "20251105",
         (),
         (
-            Comparison("lung_nodule", Change.INCREASED, "present now, absent then", nodule.side, nodule.site),
-            Comparison("pleural_effusion", None, "present then; now it cannot be said", effusion.side),
+            Comparison(
+                *("lung_nodule", Change.INCREASED, "present now, absent then"),
+                *(nodule.side, nodule.site, nodule.size_mm),
+            ),
+            Comparison(
+                *("pleural_effusion", None, "present then; now it cannot be said"),
+                *(effusion.side, effusion.site, effusion.size_mm),
+            ),
         ),
     )
     evidence = replace(nodule.evidence, faithfulness_rank=0.93)

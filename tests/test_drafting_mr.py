@@ -300,8 +300,8 @@ def test_the_packaged_model_refuses_values_that_no_head_has(study, packaged, cha
     low, high = packaged.calibration.usual.share
     limits = packaged.calibration.usual.limits
     scores = draft.gate.scores
-    assert set(scores) == {"head_share", *(f"histogram_distance {name}" for name in limits)}
-    strange = [name for name in limits if scores[f"histogram_distance {name}"] > limits[name]]
+    assert set(scores) == {"head_share", *(f"brightness_distance {name}" for name in limits)}
+    strange = [name for name in limits if scores[f"brightness_distance {name}"] > limits[name]]
     assert strange or not low <= scores["head_share"] <= high
 
 
@@ -309,7 +309,7 @@ def test_the_packaged_model_passes_the_head_as_it_is(study, packaged):
     draft, _ = draft_study(study, packaged)
     assert draft.gate.accepted
     limits = packaged.calibration.usual.limits
-    assert all(draft.gate.scores[f"histogram_distance {name}"] < limit for name, limit in limits.items())
+    assert all(draft.gate.scores[f"brightness_distance {name}"] < limit for name, limit in limits.items())
 
 
 def test_neither_model_drafts_what_the_other_reads(study, brain_model, checkpoint, phantom_series):

@@ -134,7 +134,7 @@ def drafted(volume: Volume, slices: dict[str, int]) -> Draft:
             "20250708",
             (earlier,),
             tuple(
-                Comparison(f.code, None, "41 mm now, 30 mm then", f.side, f.site)
+                Comparison(f.code, None, "41 mm now, 30 mm then", f.side, f.site, f.size_mm)
                 for f in report.findings
                 if f.code == "lung_mass"
             ),

@@ -257,8 +257,8 @@ def test_the_prior_is_read_from_the_same_folder(draft, images, volume):
     shuffled = replace(series, instances=series.instances[::-1])
     mass, shown = draft.report.findings[1], draft.report.findings[1].code
     words = (
-        Comparison(shown, None, "41 mm now", mass.side, mass.site),
-        Comparison(shown, None, "another, elsewhere"),
+        Comparison(shown, None, "41 mm now", mass.side, mass.site, mass.size_mm),
+        Comparison(shown, None, "another one", mass.side, mass.site, 99.0),
     )
     with_prior = replace(draft, prior=Prior("2.25.2", "20250708", (shuffled,), words))
     evidence = evidence_of(with_prior)

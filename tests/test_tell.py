@@ -103,16 +103,37 @@ def listening(model: MLAModel) -> MLAModel:
 
 
 @torch.no_grad()
-def test_listening_to_one_channel_it_hears_that_one_alone():
+def test_it_is_told_of_its_channels_and_of_no_other():
+    encoder, image = listening(tell(a_trained_model(), (1,))).image_encoder, torch.rand(2, 3, 32, 32, 32)
+    before = encoder._told(image)
+    assert sorted(before) == [2, 3]  # numbers of stages
+    for channel in range(3):
+        other = image.clone()
+        other[:, channel] = torch.rand(2, 32, 32, 32)
+        for stage, told in encoder._told(other).items():
+            assert torch.equal(told, before[stage]) is (channel != 1)
+
+
+@torch.no_grad()
+def test_what_it_is_told_lies_where_the_blob_is():
+    encoder = listening(tell(a_trained_model(), (0,))).image_encoder
+    image = torch.zeros(1, 3, 64, 64, 64)
+    # 6 voxels wide, in one eighth of the image
+    grid_3IJK = torch.stack(torch.meshgrid(*[torch.arange(64.0)] * 3, indexing="ij"))
+    place = torch.tensor([50.0, 13.0, 34.0])
+    image[0, 0] = torch.exp(-((grid_3IJK - place[:, None, None, None]) ** 2).sum(0) / 18)
+    for stage, told in encoder._told(image).items():
+        strength_IJK = told[0].abs().sum(0)
+        strongest = torch.stack(torch.unravel_index(strength_IJK.argmax(), strength_IJK.shape))
+        cell = 2**stage
+        assert ((strongest * cell + cell / 2 - place).abs() <= cell).all()
+
+
+@torch.no_grad()
+def test_what_an_absent_channel_holds_tells_nothing():
     model, image = listening(tell(a_trained_model(), (1,))), torch.rand(2, 3, 32, 32, 32)
-    silent = a_trained_model()
-    silent.load_state_dict({k: v for k, v in model.state_dict().items() if ".told." not in k})
-    assert not torch.allclose(
-        outputs_of(model, image).presence_logits_BF, outputs_of(silent, image).presence_logits_BF
-    )
-    # patient 1 lacks channel 1: absent, it has no shapes
     strange = image.clone()
-    strange[1, 1] = float("nan")
+    strange[1, 1] = float("nan")  # of patient 1 it is absent
     before, after = outputs_of(model, image), outputs_of(model, strange)
     torch.testing.assert_close(before.presence_logits_BF, after.presence_logits_BF)
 
@@ -143,6 +164,10 @@ def test_what_cannot_be_told_is_refused():
         tell(model, (1, 1))
     with pytest.raises(ConfigError, match="told of the channels 0 already"):
         tell(tell(model, (0,)), (0, 1))
+    with pytest.raises(ConfigError, match="resnet10 is not told"):
+        tiny(backbone="resnet10", hessian=(0,))
+    with pytest.raises(ConfigError, match="channels 0 to 2"):
+        tiny(hessian=(5,))
     with pytest.raises(ConfigError, match="Halve first"):
         halve_voxels(tell(model, (0,)), torch.rand(1, 3, 32, 32, 32))
 

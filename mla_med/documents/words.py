@@ -65,25 +65,27 @@ def day(date: str) -> str:
 
 def compared_term(examination: str, one: Comparison, language: str) -> str:
     """The name of the finding that was compared and, in brackets, where it is stated to be."""
-    place = ", ".join(filter(None, (side_of(one, language), site_of(one, language))))
-    name = term(examination, one.code, language)
-    return say("{finding} ({place})", language).format(finding=name, place=place) if place else name
+    place = load_style("prose", language).place_words((one.side, one.site))
+    return _with(term(examination, one.code, language), place, language)
 
 
 def score_name(name: str, language: str) -> str:
     """Of what the gate measured; behind a space, the sequence of which."""
     what, _, sequence = name.partition(" ")
-    words = say(what.replace("_", " ").capitalize(), language)
-    return f"{words} ({sequence})" if sequence else words
+    return _with(say(what.replace("_", " ").capitalize(), language), sequence, language)
 
 
-def side_of(finding: Finding | Comparison, language: str) -> str:
+def _with(words: str, more: str, language: str) -> str:
+    return say("{words} ({more})", language).format(words=words, more=more) if more else words
+
+
+def side_of(finding: Finding, language: str) -> str:
     """Empty where none is stated."""
     words = "both sides" if finding.side is Side.BILATERAL else finding.side or ""
     return say(words, language)
 
 
-def site_of(finding: Finding | Comparison, language: str) -> str:
+def site_of(finding: Finding, language: str) -> str:
     """Empty where none is stated."""
     site = finding.site or ""
     own = {} if language == "en" else load_style("prose", language).sites

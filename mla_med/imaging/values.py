@@ -32,7 +32,7 @@ class Values:
     """CT: of the image, what has the density of lung. MR: of what was measured, what lies in the head."""
     histograms: dict[str, np.ndarray]
     """Share of the voxels in each bin (H,). CT: of the whole image. MR: of the head, by sequence, of those
-    that were taken."""
+    that were taken and show some of it."""
 
 
 def values_of(image: Any, present_C: Sequence[bool], settings: Preprocessing) -> Values:
@@ -42,11 +42,13 @@ def values_of(image: Any, present_C: Sequence[bool], settings: Preprocessing) ->
     if settings.modality == Modality.CT:
         return Values(lung_share(image), {Modality.CT: histogram_of(image, HISTOGRAM_HU)})
     head_IJK, measured_CIJK = inside_head(image), image != 0
-    taken = [c for c, present in enumerate(present_C) if present]
-    histograms = {
-        settings.sequences[c]: histogram_of(image[c][head_IJK & measured_CIJK[c]], HISTOGRAM_MR)
-        for c in taken
-    }
+    histograms = {}
+    for name, values_IJK, measured_IJK, present in zip(
+        settings.sequences or (Modality.MR,), image, measured_CIJK, present_C, strict=True
+    ):
+        values = values_IJK[head_IJK & measured_IJK]
+        if present and len(values):
+            histograms[str(name)] = histogram_of(values, HISTOGRAM_MR)
     measured = int(measured_CIJK.any(0).sum())
     return Values(float(head_IJK.sum() / max(measured, 1)), histograms)
 

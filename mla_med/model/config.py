@@ -114,6 +114,7 @@ class ModalConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         check_fusion_type(self.fusion_type)
+        check_hessian(tuple(self.hessian), self.channels, self.backbone)
         if self.backbone:
             self.widths = (64, *backbone_widths(self.backbone))
         check_stages(self.keep_ratio, tuple(self.keep_stages), self.depth)
@@ -181,6 +182,17 @@ def findings_of(schema: Schema) -> list[dict[str, Any]]:
         }
         for finding in schema.values()
     ]
+
+
+def check_hessian(hessian: tuple[int, ...], channels: int, backbone: str = "") -> None:
+    """ConfigError where an image encoder cannot be told of these channels."""
+    if hessian and backbone:
+        raise ConfigError(f"{backbone} is not told of blobs and lines: hessian is not for it.")
+    if len(set(hessian)) < len(hessian) or not set(hessian) <= set(range(channels)):
+        raise ConfigError(
+            f"The image has the channels 0 to {channels - 1}; the encoder can be told of each of them once, "
+            f"not of {', '.join(map(str, hessian))}."
+        )
 
 
 def check_fusion_type(fusion_type: str) -> None:

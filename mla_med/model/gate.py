@@ -220,7 +220,7 @@ def _share_words(share: float, low: float, high: float, ct: bool) -> str:
             f"{low:.0f} to {high:.0f} %."
         )
     return (
-        f"{share:.0f} % of the image lies in the head; in the images that this model knows it is "
+        f"{share:.0f} % of what was measured lies in the head; in the images that this model knows it is "
         f"{low:.0f} to {high:.0f} %."
     )
 

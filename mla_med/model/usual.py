@@ -20,8 +20,11 @@ SLACK = 1.15
 HISTOGRAM_SLACK = {Modality.CT: SLACK, Modality.MR: 2.0}
 """HU are the same everywhere. MR has no units, and the contrast of another scanner's sequences moves as many
 voxels again as patients differ by."""
-SHARE_SLACK = {Modality.CT: (0.6, 1.4), Modality.MR: (1 / SLACK, SLACK)}
-"""Times the smallest and the largest share. Lungs are larger and smaller by breath; a head is not."""
+SHARE_SLACK = {Modality.CT: (0.6, 1.4), Modality.MR: (0.75, SLACK)}
+"""Times the smallest and the largest share. Lungs are larger and smaller by breath. A head is not; of fewer
+sequences less of it stands out."""
+LEAST = 20
+"""Images that have to show a channel before it is limited: of one, the mean is that one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,13 @@ class Usual:
 def usual_of(
     modality: str, share_N: Sequence[float], histograms_N: Sequence[Mapping[str, np.ndarray]]
 ) -> Usual:
-    """Shares and histograms by channel of familiar images -> what is usual. A sequence that none of them has
+    """Shares and histograms by channel of familiar images -> what is usual. A sequence that few of them have
     is not limited."""
     by_channel: dict[str, list[np.ndarray]] = {}
     for histograms in histograms_N:
         for name, histogram_H in histograms.items():
             by_channel.setdefault(name, []).append(histogram_H)
+    by_channel = {name: some for name, some in by_channel.items() if len(some) >= LEAST}
     means = {name: np.mean(some, 0) for name, some in by_channel.items()}
     limits = {
         name: np.quantile([total_variation(row, means[name]) for row in some], 0.995)

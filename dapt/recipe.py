@@ -221,19 +221,28 @@ def follow(
     """-> the checkpoint of the last step. What is there of an earlier run of the same recipe is not made
     again; of another one, ConfigError."""
     _check_same(recipe, work)
+    homes = [_home(work, n, step) for n, step in enumerate(recipe.steps, 1)]
+    if _is_whole(homes[-1]):
+        return homes[-1] / "checkpoint"
     corpora = {
         name: _corpus(work / "corpora" / name, replace(config, workers=workers), name, say)
         for name, config in recipe.corpora.items()
     }
-    out: Path | None = None
-    for n, step in enumerate(recipe.steps, 1):
+    start: Path | None = None
+    for n, (step, home) in enumerate(zip(recipe.steps, homes, strict=True), 1):
         say(f"step {n} of {len(recipe.steps)}: {step.name}")
-        home = work / "steps" / f"{n}-{step.name.replace(' ', '-')}"
-        if not (home / "checkpoint" / "checkpoint.json").is_file():
-            _take(recipe, n, home, corpora, out, device, lambda row: say(json.dumps(row)), command)
-        out = home / "checkpoint"
-    assert out is not None
-    return out
+        if not _is_whole(home):
+            _take(recipe, n, home, corpora, start, device, lambda row: say(json.dumps(row)), command)
+        start = home / "checkpoint"
+    return homes[-1] / "checkpoint"
+
+
+def _home(work: Path, number: int, step: Step) -> Path:
+    return work / "steps" / f"{number}-{step.name.replace(' ', '-')}"
+
+
+def _is_whole(home: Path) -> bool:
+    return (home / "checkpoint" / "checkpoint.json").is_file()
 
 
 def _check_same(recipe: Recipe, work: Path) -> None:
@@ -290,6 +299,9 @@ def _take(
 
 
 def _corpus(home: Path, config: CohortConfig, name: str, say: Say) -> Path:
+    if (home / "corpus" / "corpus.json").is_file():  # what is written last
+        return home / "corpus"
+
     def told(what: str) -> Callable[[int, int], None]:
         def tell(done: int, of: int) -> None:
             if done % 100 == 0 or done == of:

@@ -45,7 +45,7 @@ from mla_med.types import ClinicalContext, Modality, Presence
 PACKAGED = Path(mla_med.__file__).parent / "checkpoints" / "chest_ct"
 HEADS = PACKAGED.with_name("brain_mr")
 SMALL = Preprocessing(shape=(32, 24, 32), spacing_mm=12.0)
-COHORT = CohortConfig(n=10, seed=3990, workers=2)
+COHORT = CohortConfig(n=10, seed=3990, workers=1)
 TRAIN = TrainConfig(
     text_epochs=1,
     rounds=2,
@@ -327,6 +327,8 @@ def test_one_command_makes_a_checkpoint_that_drafts(examination, tmp_path, monke
         "8",
         "--seed",
         "3990",
+        "--workers",
+        "1",
     ]
     command = ["dapt", "--examination", examination, *small, "--work", str(tmp_path / "work")]
     monkeypatch.setattr("sys.argv", command)

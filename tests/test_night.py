@@ -287,6 +287,39 @@ def test_what_a_machine_had_under_work_when_it_was_lost_another_drafts_when_the_
     assert committed_once(shared)
 
 
+def test_a_draft_does_not_wait_for_what_another_machine_sends(server, settings_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("mla_med.night.loop.FIRST_WAIT_S", 1000.0)
+    stop, sent = threading.Event(), threading.Event()
+    with open_site(settings_file) as here, open_site(settings_file) as there:
+        worker = Worker(here.pacs, here.night, here.book, here.claims, Stub())
+        worker.draft(ready_job(here, 1, tmp_path), False)
+        theirs = there.book.lease("main", "elsewhere 1 1", 1, 900.0)
+        ours = ready_job(here, 2, tmp_path)
+
+        def work(job_id: str) -> Drafted:
+            time.sleep(1.5)  # it is committed when the night waits for theirs already
+            return worker.draft(job_id, False)
+
+        def elsewhere() -> None:
+            give_up = time.monotonic() + 60
+            while time.monotonic() < give_up and not sent.is_set():
+                time.sleep(0.1)
+                sent.set() if there.book.job(ours).state == JobState.DELIVERED else None
+            there.book.record([(theirs[0], Outcome(Kind.DELIVERED))])
+            stopping.start()
+
+        stopping = threading.Timer(60, stop.set)
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        with by_threads(work, 1) as submit:
+            night = run_night(here, submit, 1, stop=stop)
+        thread.join()
+        stopping.cancel()
+    assert sent.is_set()
+    assert not night.stopped  # nor did it wait for them when they had been sent
+    assert states(settings_file) == {JobState.DELIVERED: 2}
+
+
 def committed_once(settings_file) -> bool:
     with open_site(settings_file) as here:
         events = [

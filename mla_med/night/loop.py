@@ -383,7 +383,14 @@ class _Shift:
             if due is None or (self._over() and not last):
                 self.committed.wait(_TICK_S)
             elif due > self.clock():
-                self._pause(min(FIRST_WAIT_S, due - self.clock()))
+                self._pause(min(FIRST_WAIT_S, due - self.clock()), lambda: self._changed(due))
+
+    def _changed(self, due_s: float) -> bool:
+        """Something was committed here, or what waited until then was sent by another machine."""
+        try:
+            return self.committed.is_set() or self.site.book.next_due_s(self.site.pacs.name) != due_s
+        except LedgerError:
+            return True  # `_deliver` meets it too, and says so
 
     def _undelivered(self) -> int:
         depths = self.site.book.depths()
@@ -419,12 +426,13 @@ class _Shift:
             log("night_hindered", level="warning", code=code)
             self.codes[code] = None
 
-    def _pause(self, seconds: float) -> None:
+    def _pause(self, seconds: float, ended: Callable[[], bool] = lambda: False) -> None:
+        """Until the night is over or `ended`, at the longest."""
         if self.pause is not None:
             self.pause(seconds)
             return
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0 and not self._over():
+        while (left := until - time.monotonic()) > 0 and not self._over() and not ended():
             self.stop.wait(min(left, _TICK_S))
 
 

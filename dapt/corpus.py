@@ -63,8 +63,9 @@ def prepare_corpus(
     _check_same(out, settings)
     jobs = [(cohort, out, line, settings, described) for line in lines]
     rows: dict[str, list[str]] = {split: [] for split in SPLITS}
-    # a fresh interpreter for each worker: torch's threads do not survive a fork
-    context = multiprocessing.get_context("spawn")
+    # torch's threads do not survive a fork: workers are forked from a process that imports and computes nothing
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dapt.corpus"])  # it takes seconds: once for all workers
     with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
         for n, (split, row) in enumerate(pool.map(_make_example, jobs, chunksize=8), 1):
             rows[split].append(row)

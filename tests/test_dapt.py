@@ -45,7 +45,7 @@ from mla_med.types import ClinicalContext, Modality, Presence
 PACKAGED = Path(mla_med.__file__).parent / "checkpoints" / "chest_ct"
 HEADS = PACKAGED.with_name("brain_mr")
 SMALL = Preprocessing(shape=(32, 24, 32), spacing_mm=12.0)
-COHORT = CohortConfig(n=10, seed=3990, workers=1)
+COHORT = CohortConfig(n=10, seed=3990, spacing_mm=6.0, workers=1)
 TRAIN = TrainConfig(
     text_epochs=1,
     rounds=2,

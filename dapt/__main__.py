@@ -12,19 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dapt.corpus import PREPROCESSING, prepare_corpus, settings_of
-from dapt.deepen import check_units
-from dapt.finer import check_untold, is_half, width_of
+from dapt.finer import is_half
 from dapt.finish import train_checkpoint
-from dapt.tell import check_told
-from dapt.train import check_fits, stages_of
+from dapt.growth import begun, grown
+from dapt.train import check_fits
 from dapt.train_config import TrainConfig
-from dapt.widen import check_own, check_widths
 from mla_med.corpus import read_settings
 from mla_med.errors import ConfigError, MlaMedError, OutputError
 from mla_med.imaging.grid import Preprocessing
 from mla_med.memory import keep_freed
 from mla_med.model.checkpoint import load_checkpoint
-from mla_med.model.config import BACKBONES, FUSION_TYPES, check_hessian
+from mla_med.model.config import BACKBONES, FUSION_TYPES
 from mla_med.model.image_encoder import MonaiResNet, read_backbone
 from mla_med.phantom.cohort import CohortConfig, make_cohort
 
@@ -62,6 +60,7 @@ def main() -> int:
             seed=options.training_seed,
             device=options.device,
         )
+        _check_growth(options, training)
         _check_backbone(options)
         for each in (*options.unseen, *options.rich):  # what is wrong with one shall not be found after hours
             _check_read(each, options)
@@ -100,33 +99,26 @@ def _spacing_of(options: argparse.Namespace) -> float:
 
 
 def _fusion_of(options: argparse.Namespace) -> str:
-    """Of the model that will be trained. What is wrong with a checkpoint shall not be found after hours."""
+    """Of the model that will be trained."""
     if options.start is None:
-        settings = settings_of(options.examination, options.spacing)
-        stages_of(settings, tuple(options.widths), tuple(options.units), options.backbone)
-        check_hessian(tuple(options.hessian), settings.channels, options.backbone)
         return options.fusion or TrainConfig().fusion_type
-    model = load_checkpoint(options.start).model
-    there = model.config.fusion_type
+    there = load_checkpoint(options.start).model.config.fusion_type
     if options.fusion not in (None, there):
         raise ConfigError(f"The model of {options.start} has the fusion {there}, not {options.fusion}.")
-    settings = settings_of(options.examination, options.spacing)
-    widths, units = tuple(model.config.widths), tuple(model.config.units)
-    halves = is_half(settings, Preprocessing.from_dict(model.config.preprocessing))
-    if halves or options.widths or options.units or options.hessian:
-        check_own(model.config)
-    if halves:
-        check_untold(model.config)
-        widths, units = (width_of(settings.channels), *widths), (0, *units)
-    else:
-        check_fits(model, options.start, settings, options.examination)
-    if options.widths:
-        check_widths(options.widths, widths)
-    if options.units:
-        check_units(options.units, units)
-    if options.hessian:
-        check_told(options.hessian, settings.channels, model.config.hessian)
     return there
+
+
+def _check_growth(options: argparse.Namespace, training: TrainConfig) -> None:
+    """What is wrong with a checkpoint shall not be found after hours."""
+    settings = settings_of(options.examination, options.spacing)
+    if options.start is None:
+        begun(settings, training)
+        return
+    model = load_checkpoint(options.start).model
+    before = Preprocessing.from_dict(model.config.preprocessing)
+    if not is_half(settings, before):
+        check_fits(model, options.start, settings, options.examination)
+    grown(model.config, before, settings, training)
 
 
 def _check_backbone(options: argparse.Namespace) -> None:

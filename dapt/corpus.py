@@ -63,7 +63,7 @@ def prepare_corpus(
     _check_same(out, settings)
     jobs = [(cohort, out, line, settings, described) for line in lines]
     rows: dict[str, list[str]] = {split: [] for split in SPLITS}
-    # torch's threads do not survive a fork: workers are forked from a process that imports and computes nothing
+    # torch's threads do not survive a fork: workers are forked from a process that has imported and has none
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dapt.corpus"])  # it takes seconds: once for all workers
     with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dapt.deepen import deepen
-from dapt.finer import halve_voxels, is_half, width_of
+from dapt.finer import halve_voxels, is_half
+from dapt.growth import stages_of
 from dapt.state import digest_of
 from dapt.tell import tell
 from dapt.tokenizer import train_tokenizer
@@ -21,18 +21,16 @@ from dapt.train_config import TrainConfig
 from dapt.trainer import Log, Trainer
 from dapt.widen import widen
 from mla_med.corpus import Example, load_channels, read_about, read_examples, read_settings
-from mla_med.errors import CheckpointError, ConfigError
+from mla_med.errors import CheckpointError
 from mla_med.imaging.transforms import Preprocessing
 from mla_med.model.checkpoint import load_checkpoint
-from mla_med.model.config import LEVELS, ModalConfig, default, findings_of
+from mla_med.model.config import ModalConfig, default, findings_of
 from mla_med.model.image_encoder import read_backbone
 from mla_med.model.mla import MLAModel
 from mla_med.report.schema import schema_of
 
 SHOWN = 4
 """Images that tell a new stage what its voxels look like."""
-LEAST_CELL_MM = 8.0
-"""A new model has as many stages as make its finest cells this large."""
 VOCABULARY = 2048
 """Words of reports and requests in both languages."""
 POSITIONS = 1024
@@ -102,25 +100,6 @@ def pretrain(
     trainer.learn(train, held_out, settings, validate)
     model.load_state_dict(trainer.average)
     return model.cpu().eval()
-
-
-def stages_of(
-    settings: Preprocessing,
-    wanted_widths: tuple[int, ...] = (),
-    wanted_units: tuple[int, ...] = (),
-    backbone: str = "",
-) -> dict[str, Any]:
-    """Of the image encoder: one without convolutions in front for each halving of the usual voxels, and in
-    each as many channels and convolutions as are wanted; or those of a MONAI network."""
-    if backbone:
-        return {"backbone": backbone}
-    widths, units = tuple(default().widths), tuple(default().units)
-    while 2 ** (len(widths) - LEVELS + 1) * settings.spacing_mm < LEAST_CELL_MM:
-        widths, units = (width_of(settings.channels), *widths), (0, *units)
-    for name, wanted in (("widths", wanted_widths), ("units", wanted_units)):
-        if wanted and len(wanted) != len(widths):
-            raise ConfigError(f"Images in these voxels want {len(widths)} stages, not {len(wanted)} {name}.")
-    return {"widths": wanted_widths or widths, "units": wanted_units or units}
 
 
 def _fitting(

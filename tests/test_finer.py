@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from dapt.finer import halve_voxels, is_half
+from dapt.growth import stages_of
 from dapt.objectives.volume import MaskedVolume
-from dapt.train import stages_of
 from mla_med.imaging.grid import BRAIN_MR, CHEST_CT, Preprocessing
 from mla_med.model.config import tiny
 from mla_med.model.findings import FindingTargets

@@ -162,12 +162,14 @@ class Prefect:
         return done.stdout
 
     def stop(self) -> None:
+        """Nothing that they would still write is looked at."""
         for process in reversed(self.processes):
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
+        end = time.monotonic() + 3
         for process in self.processes:
             try:
-                process.wait(8)
+                process.wait(max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(5)
@@ -230,7 +232,7 @@ from flows.nightly import nightly_flow
 with get_client(sync_client=True) as client:
     client.create_work_pool(WorkPoolCreate(name="night", type="process"))
 deployed = nightly_flow.from_source({str(ROOT)!r}, "flows/nightly.py:nightly_flow").deploy(
-    "nightly", work_pool_name="night", interval=15, parameters={{"settings_file": {str(settings_file)!r}}},
+    "nightly", work_pool_name="night", interval=10, parameters={{"settings_file": {str(settings_file)!r}}},
     concurrency_limit=1, print_next_steps=False)
 print("ID", deployed)
 """)

@@ -7,8 +7,9 @@ import json
 import pytest
 
 import dapt.recipe
+from dapt.chain import RECIPES, made_small, read_recipe
 from dapt.corpus import settings_of
-from dapt.recipe import RECIPES, follow, made_small, main, read_recipe
+from dapt.recipe import follow, main
 from mla_med.errors import ConfigError
 from mla_med.imaging.grid import Preprocessing
 from mla_med.model.checkpoint import load_checkpoint, read_model
@@ -137,7 +138,7 @@ def test_the_packaged_recipes_end_in_models_like_the_packaged(name):
         ("hessian = [0]", 'rich = ["coarse"]', "corpus coarse has other voxels than fine"),
         ("hessian = [0]", 'unseen = ["fine"]', "patients of a corpus that is learnt from"),
         ("seed = 3993", "seed = 3993\nodds = 6.0", "findings at the usual odds"),
-        ("spacing_mm = 6.0", "spacing_mm = 5.0", "neither those of the step before nor half as large"),
+        ("spacing_mm = 6.0", "spacing_mm = 5.0", "neither those that the model reads nor half as large"),
         ("rounds = 0", 'rounds = 0\nunseen = ["fine"]', "only the last step is calibrated"),
         ("rounds = 0", "rounds = 0\nhessian = [0]", "Halve first"),
     ],

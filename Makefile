@@ -30,7 +30,7 @@ demo-train: $(VENV)/.has-all ## make a corpus, train, draft and score, as Prefec
 	$(VENV)/bin/mla-med demo --train $(ARGS)
 
 test: $(VENV)/.has-dev $(VENV)/.has-smollm2 system-packages lint ## lint, then every test; one that hangs is named after 10 minutes
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile --timeout 600 --timeout-method thread --max-worker-restart 0 $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --timeout 600 --timeout-method thread --max-worker-restart 0 $(ARGS)
 
 lint: $(VENV)/.has-dev ## ruff, the import floors, mypy
 	$(VENV)/bin/ruff check .

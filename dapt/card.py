@@ -18,7 +18,7 @@ from mla_med.model.mla import MLAModel
 from mla_med.model.usual import Usual
 
 NAMES = {"chest_ct": "mla_med chest CT (phantom)", "brain_mr": "mla_med brain MR (phantom)"}
-VERSION = "0.6.0"
+VERSION = "0.7.0"
 TERMS = {"chest_ct": "chest CT", "brain_mr": "brain MR"}
 
 

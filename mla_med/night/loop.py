@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import ceil
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -383,7 +384,7 @@ class _Shift:
             if due is None or (self._over() and not last):
                 self.committed.wait(_TICK_S)
             elif due > self.clock():
-                self._pause(min(FIRST_WAIT_S, due - self.clock()), lambda: self._changed(due))
+                self._pause(min(FIRST_WAIT_S, due - self.clock()), partial(self._changed, due))
 
     def _changed(self, due_s: float) -> bool:
         """Something was committed here, or what waited until then was sent by another machine."""

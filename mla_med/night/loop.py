@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from math import ceil
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any, Protocol, cast
 

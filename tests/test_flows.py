@@ -232,7 +232,7 @@ from flows.nightly import nightly_flow
 with get_client(sync_client=True) as client:
     client.create_work_pool(WorkPoolCreate(name="night", type="process"))
 deployed = nightly_flow.from_source({str(ROOT)!r}, "flows/nightly.py:nightly_flow").deploy(
-    "nightly", work_pool_name="night", interval=10, parameters={{"settings_file": {str(settings_file)!r}}},
+    "nightly", work_pool_name="night", interval=15, parameters={{"settings_file": {str(settings_file)!r}}},
     concurrency_limit=1, print_next_steps=False)
 print("ID", deployed)
 """)

@@ -42,6 +42,7 @@ from mla_med.night.pool import Pool, threads_of
 from mla_med.night.run import UNDER_WAY, night_with, release_all, was_cut_off
 from mla_med.night.settings import read_night
 from mla_med.night.work import Drafted, Worker, release
+from mla_med.pacs.deliver import deliver_due
 from mla_med.pacs.inbox import clear_images, review_folder
 from mla_med.pacs.peer import SeriesCount
 from mla_med.pacs.settings import PacsSettings
@@ -289,11 +290,13 @@ def test_what_a_machine_had_under_work_when_it_was_lost_another_drafts_when_the_
 
 def test_a_draft_does_not_wait_for_what_another_machine_sends(server, settings_file, tmp_path, monkeypatch):
     monkeypatch.setattr("mla_med.night.loop.FIRST_WAIT_S", 1000.0)
+    deliver = Mock(side_effect=deliver_due)
+    monkeypatch.setattr("mla_med.night.loop.deliver_due", deliver)
     stop, sent = threading.Event(), threading.Event()
     with open_site(settings_file) as here, open_site(settings_file) as there:
         worker = Worker(here.pacs, here.night, here.book, here.claims, Stub())
         worker.draft(ready_job(here, 1, tmp_path), False)
-        theirs = there.book.lease("main", "elsewhere 1 1", 1, 900.0)
+        theirs = there.book.lease("main", "elsewhere 1 1", 1, 9000.0)
         ours = ready_job(here, 2, tmp_path)
 
         def work(job_id: str) -> Drafted:
@@ -316,6 +319,7 @@ def test_a_draft_does_not_wait_for_what_another_machine_sends(server, settings_f
         thread.join()
         stopping.cancel()
     assert sent.is_set()
+    assert deliver.call_count < 10  # and it waits, instead of asking all the time
     assert not night.stopped  # nor did it wait for them when they had been sent
     assert states(settings_file) == {JobState.DELIVERED: 2}
 

@@ -376,22 +376,24 @@ class _Shift:
                         self.tell("delivered", "", str(tally["delivered"]))
                         self._clear_inbox()
                 due = book.next_due_s(pacs.name)
+                ended = partial(self._is_due, due)
             except (LedgerError, PacsError) as error:
                 self._say(error.code)
-                due = self.clock() + FIRST_WAIT_S
+                due, ended = self.clock() + FIRST_WAIT_S, partial(bool)
             if last and (due is None or self._over()):
                 return
             if due is None or (self._over() and not last):
                 self.committed.wait(_TICK_S)
             elif due > self.clock():
-                self._pause(min(FIRST_WAIT_S, due - self.clock()), partial(self._changed, due))
+                self._pause(min(FIRST_WAIT_S, due - self.clock()), ended)
 
-    def _changed(self, due_s: float) -> bool:
-        """Something was committed here, or what waited until then was sent by another machine."""
+    def _is_due(self, due_s: float | None) -> bool:
+        """Before then: something was committed here, or all that waited was sent by another machine."""
         try:
-            return self.committed.is_set() or self.site.book.next_due_s(self.site.pacs.name) != due_s
+            now_due = self.site.book.next_due_s(self.site.pacs.name)
         except LedgerError:
-            return True  # `_deliver` meets it too, and says so
+            return False
+        return self.committed.is_set() or now_due is None or (due_s is not None and now_due < due_s)
 
     def _undelivered(self) -> int:
         depths = self.site.book.depths()
